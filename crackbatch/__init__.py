@@ -1,0 +1,29 @@
+"""crackbatch finds cracked concrete in archives of inspection images and leaves one Parquet row for each image.
+
+>>> import crackbatch
+>>> summary = crackbatch.score("photos/", "results")
+>>> crackbatch.read_predictions("results", min_probability=0.9)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crackbatch.model import Model, load_model
+    from crackbatch.predictions import read_predictions
+    from crackbatch.scoring import RunSummary, score
+
+__all__ = ["Model", "RunSummary", "load_model", "read_predictions", "score"]
+
+_HOMES = {"Model": "model", "RunSummary": "scoring", "load_model": "model", "read_predictions": "predictions", "score": "scoring"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import crackbatch` must not wait for torch or ray."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crackbatch' has no attribute {name!r}")
+    return getattr(import_module(f"crackbatch.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

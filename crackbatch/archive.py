@@ -1,0 +1,319 @@
+"""What lies in an archive and where: the directories of zip, tar and image Parquet, read without their images.
+
+A member is a byte range of its archive, plus how to undo what was done to it. Damaged archives give what can still be
+found, and say what is missing through `Listing.problems`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Suffix → kind. Longer suffixes come first: ".tar.gz" before ".gz" could ever be asked for.
+KINDS = {
+    ".tar.gz": "tar.gz",
+    ".tar.bz2": "tar.bz2",
+    ".tar.xz": "tar.xz",
+    ".tgz": "tar.gz",
+    ".tbz2": "tar.bz2",
+    ".tbz": "tar.bz2",
+    ".txz": "tar.xz",
+    ".tar": "tar",
+    ".zip": "zip",
+    ".parquet": "parquet",
+}
+_DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open}
+_STREAM_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+
+# No photograph is encoded larger than this; a directory that says so is damaged or hostile.
+MAX_IMAGE_BYTES = 1 << 30
+LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
+LOCAL_MAGIC = b"PK\x03\x04"
+_MAX_LOCAL_HEADER_BYTES = LOCAL_HEADER.size + 2 * 65_535
+_ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
+_CHUNK = 1 << 20
+
+
+class Member(NamedTuple):
+    """One image in an archive; `start` and `length` are bytes (for `method` "row": a row number, and null)."""
+
+    name: str
+    start: int
+    length: int | None
+    method: str
+    size_bytes: int | None
+    crc32: int | None = None
+    status: str | None = None  # known before reading: encrypted, too_large, …
+    error: str | None = None
+    row_group: int | None = None
+
+
+@dataclass
+class Listing:
+    """What was met while listing besides images."""
+
+    passed_over: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def pass_over(self, reason: str, count: int = 1) -> None:
+        """Count what is no image. Names come from outside, so their number is bounded."""
+        if reason not in self.passed_over and len(self.passed_over) >= 100:
+            reason = "others"
+        self.passed_over[reason] += count
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of archive that a file name promises, if any."""
+    lower = name.lower()
+    return next((kind for suffix, kind in KINDS.items() if lower.endswith(suffix)), None)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a relative name has a part that starts with a dot or is macOS's `__MACOSX`."""
+    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in name.split("/"))
+
+
+def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """Images of a zip in the order of their bytes; without its directory, those that a scan of the file finds."""
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, UnicodeDecodeError) as error:
+        found = 0
+        for info in _scan_zip(file):
+            if member := _zip_member(info, info.header_offset + info.compress_size, listing, wanted):
+                found += 1
+                yield member
+        listing.problems.append(
+            f"its directory cannot be read ({error}): {found:,} images were found without it, others may be missing"
+        )
+        return
+    infos = sorted(archive.filelist, key=lambda info: info.header_offset)
+    end = archive.start_dir
+    archive.filelist = []
+    archive.NameToInfo = {}
+    infos.reverse()  # so that each entry is freed once it is listed: a million of them weigh a gigabyte
+    while infos:
+        info = infos.pop()
+        following = infos[-1].header_offset if infos else end
+        if member := _zip_member(info, following, listing, wanted):
+            yield member
+
+
+def _zip_member(
+    info: zipfile.ZipInfo, following: int, listing: Listing, wanted: Callable[[str], bool]
+) -> Member | None:
+    """The member with the range from its local header to the next one, which holds header, name, extras and data."""
+    if info.is_dir() or not wanted(info.filename):
+        return None
+    start, needed = info.header_offset, LOCAL_HEADER.size + info.compress_size
+    # Entries may overlap or lie apart in odd files; what a member needs is never cut, and the rest is bounded.
+    length = min(max(following - start, needed + len(info.orig_filename) * 4 + 64), needed + 2 * 65_535)
+    status = error = None
+    method = _ZIP_METHODS.get(info.compress_type)
+    if info.flag_bits & 0x1:
+        status, error = "encrypted", "this zip member needs a password"
+    elif method is None:
+        name = zipfile.compressor_names.get(info.compress_type, "unknown")
+        status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) cannot be read here"
+    elif max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
+        status, error = _too_large(info.file_size)
+    return Member(info.filename, start, length, method or "none", info.file_size, info.CRC, status, error)
+
+
+def _too_large(size: int) -> tuple[str, str]:
+    return "too_large", f"{size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
+
+
+def _scan_zip(file: IO[bytes]) -> Iterator[zipfile.ZipInfo]:
+    """Members by their local headers, for a zip whose directory is lost; `compress_size` counts the header too."""
+    offset = 0
+    while (offset := _find(file, LOCAL_MAGIC, offset)) >= 0:
+        file.seek(offset)
+        head = file.read(LOCAL_HEADER.size)
+        if len(head) < LOCAL_HEADER.size:
+            return
+        _, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(head)
+        name = file.read(name_length)
+        extra = file.read(extra_length)
+        header_length = LOCAL_HEADER.size + name_length + extra_length
+        packed, size = _zip64_sizes(extra, packed, size)
+        if flags & 0x8 and not packed:
+            measured = _measure_member(file, offset + header_length, method)
+            if measured is None:
+                offset += 4
+                continue
+            packed, size, crc = measured
+        info = zipfile.ZipInfo(name.decode("utf-8" if flags & 0x800 else "cp437", "replace"))
+        info.flag_bits, info.compress_type, info.CRC = flags, method, crc
+        info.header_offset, info.compress_size, info.file_size = offset, packed, size
+        yield info
+        offset += header_length + packed
+
+
+def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
+    """Sizes from a zip64 extra field (APPNOTE.TXT 4.5.3) where the header's own are full."""
+    at = 0
+    while at + 4 <= len(extra):
+        tag, length = struct.unpack_from("<HH", extra, at)
+        if tag == 1 and length >= 16 and packed == size == 0xFFFFFFFF:
+            size, packed = struct.unpack_from("<QQ", extra, at + 4)
+        at += 4 + length
+    return packed, size
+
+
+def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int, int] | None:
+    """(packed size, size, crc) of a member whose sizes stand behind it, found by unpacking; None if it is cut off."""
+    if method == zipfile.ZIP_STORED:
+        end = start
+        while (end := _find(file, b"PK\x07\x08", end)) >= 0:
+            file.seek(end + 4)
+            crc, packed, size = struct.unpack("<LLL", file.read(12).ljust(12, b"\0"))
+            if packed == size == end - start:
+                return packed, size, crc
+            end += 4
+        return None
+    file.seek(start)
+    inflater, packed, size, crc = zlib.decompressobj(-15), 0, 0, 0
+    while not inflater.eof and (chunk := file.read(1 << 16)):
+        packed += len(chunk)
+        while chunk and not inflater.eof:
+            try:
+                data = inflater.decompress(chunk, _CHUNK)
+            except zlib.error:
+                return None
+            size, crc, chunk = size + len(data), zlib.crc32(data, crc), inflater.unconsumed_tail
+        if size > MAX_IMAGE_BYTES:
+            return None
+    return (packed - len(inflater.unused_data), size, crc) if inflater.eof else None
+
+
+def _find(file: IO[bytes], pattern: bytes, offset: int) -> int:
+    """Where `pattern` next stands in a file, or -1; reads a megabyte at a time."""
+    file.seek(offset)
+    held = b""
+    while chunk := file.read(_CHUNK):
+        held += chunk
+        if (found := held.find(pattern)) >= 0:
+            return offset + found
+        offset += len(held) - len(pattern) + 1
+        held = held[-len(pattern) + 1 :]
+    return -1
+
+
+def list_tar(
+    file: IO[bytes], kind: str, listing: Listing, wanted: Callable[[str], bool], spool: IO[bytes] | None = None
+) -> Iterator[Member]:
+    """Images of a tar; a compressed one is read through once, its images copied to `spool`, where the ranges point.
+
+    Without a spool (a dry run) the ranges of a compressed tar mean nothing.
+    """
+    compressed = kind != "tar"
+    seen: dict[str, Member] = {}  # what hard links may point to
+    try:
+        stream = _DECOMPRESSORS[kind](file) if compressed else file
+        tar = tarfile.open(fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo)
+        while (info := tar.next()) is not None:
+            tar.members.clear()
+            if info.isdir() or not wanted(info.name):
+                continue
+            if info.islnk() and (target := seen.get(info.linkname)):
+                yield target._replace(name=info.name)
+                continue
+            if not info.isreg():
+                listing.pass_over("links and special files in archives")
+                continue
+            member = _tar_member(info)
+            if compressed and spool is not None and member.status is None:
+                member = _copy(tar, info, member, spool)
+            seen[info.name] = member
+            yield member
+            if member.status == "truncated":
+                raise tarfile.ReadError("unexpected end of data")
+    except _STREAM_ERRORS as error:
+        listing.problems.append(
+            f"it breaks off ({str(error) or type(error).__name__}): {len(seen):,} images were found before that,"
+            " any that follow are missing"
+        )
+
+
+def _tar_member(info: tarfile.TarInfo) -> Member:
+    status = error = None
+    if info.issparse():
+        status, error = "unsupported", "sparse tar members cannot be read here"
+    elif info.size > MAX_IMAGE_BYTES:
+        status, error = _too_large(info.size)
+    return Member(info.name, info.offset_data, info.size, "range", info.size, None, status, error)
+
+
+def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, spool: IO[bytes]) -> Member:
+    """Copy a member of a stream to the spool; one that is cut off keeps its place, as truncated."""
+    start = spool.tell()
+    source = tar.extractfile(info)
+    assert source is not None
+    copied = 0
+    try:
+        while chunk := source.read(_CHUNK):
+            spool.write(chunk)
+            copied += len(chunk)
+    except _STREAM_ERRORS as error:
+        return member._replace(
+            start=start, length=0, status="truncated",
+            error=f"its archive breaks off inside it, after {copied:,} of {info.size:,} bytes ({error})",
+        )  # fmt: skip
+    return member._replace(start=start)
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header that tells the end marker from a damaged or missing header, which tarfile takes for the end as well."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
+        """The next header; raises ReadError where the archive just stops."""
+        try:
+            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it has no end marker, as if it had been cut off") from None
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"damaged member header: {error}") from None
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """The column of a Parquet file that holds encoded images: `bytes`, `image`, or any struct<bytes, path>; or None."""
+    for name in ("image", "bytes", *schema.names):
+        if name not in schema.names:
+            continue
+        kind = schema.field(name).type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            return str(name)
+        if name in ("image", "bytes") and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            return str(name)
+    return None
+
+
+def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:
+    """A member for each row of a Parquet file with an image column, named `column/row`; None if it has no such column."""
+    parquet = pq.ParquetFile(file)
+    column = image_column(parquet.schema_arrow)
+    if column is None:
+        return None
+    return _parquet_members(parquet.metadata, column)
+
+
+def _parquet_members(metadata: pq.FileMetaData, column: str) -> Iterator[Member]:
+    row = 0
+    for group in range(metadata.num_row_groups):
+        for _ in range(metadata.row_group(group).num_rows):
+            yield Member(f"{column}/{row}", row, None, "row", None, row_group=group)
+            row += 1

@@ -1,0 +1,178 @@
+"""A model on disk: a folder, here or on any fsspec URL, that holds `model.safetensors` and `model.json`.
+
+Reading one needs no torch, so that a bad model is refused at the door, before anything slow starts; what turns it
+into a network is `model.py`. Nothing in a bundle is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from crackbatch.errors import BundleError
+
+FORMAT_VERSION = 1
+DEFAULT_MODEL = "concrete-resnet18"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+_SHIPPED = Path(__file__).parent / "models"
+_MAX_DESCRIPTION_BYTES = 4 << 20
+_MAX_WEIGHTS_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A named threshold on the probability, and what it reached on the validation split."""
+
+    threshold: float
+    precision: float | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `model.json` says, and where it was read.
+
+    The probability of a crack is `sigmoid(logit / temperature)`; pixels are RGB scaled to [0, 1], then
+    `(pixel - mean) / std` for each channel.
+    """
+
+    location: str
+    name: str
+    network: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    temperature: float
+    operating_points: dict[str, OperatingPoint]
+    weights_sha256: str
+    classes: tuple[str, str] = ("no_crack", "crack")
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_id(self) -> str:
+        """`name@` and the first 12 hexadecimal digits of the weights' sha256."""
+        return f"{self.name}@{self.weights_sha256[:12]}"
+
+    def threshold(self, operating_point: str) -> float:
+        """The threshold of a named operating point; BundleError names the ones there are."""
+        if operating_point not in self.operating_points:
+            known = ", ".join(sorted(self.operating_points)) or "none"
+            raise BundleError(f"model {self.name} has no operating point {operating_point!r}; it has: {known}")
+        return self.operating_points[operating_point].threshold
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that came with the package."""
+    return sorted(path.parent.name for path in _SHIPPED.glob(f"*/{DESCRIPTION}"))
+
+
+def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
+    """Read and check a bundle's description and its weights' digest; raises BundleError."""
+    root = _resolve(location)
+    description = _parse_description(_read(root, DESCRIPTION, _MAX_DESCRIPTION_BYTES), location)
+    weights = read_weights(root)
+    _check_safetensors(weights, location)
+    digest = hashlib.sha256(weights).hexdigest()
+    stated = description.get("weights_sha256")
+    if stated != digest:
+        raise BundleError(
+            f"model {location}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
+            f" (sha256 {digest[:12]}…, expected {str(stated)[:12]}…); copy the bundle again"
+        )
+    return _from_description(description, root, location)
+
+
+def read_weights(root: str) -> bytes:
+    """The bytes of a bundle's safetensors file."""
+    return _read(root, WEIGHTS, _MAX_WEIGHTS_BYTES)
+
+
+def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
+    """Write weights (safetensors bytes) and description to `bundle.location`, the description last."""
+    bundle = Bundle(**{**_fields(bundle), "weights_sha256": hashlib.sha256(weights).hexdigest()})
+    filesystem, path = fsspec.core.url_to_fs(bundle.location)
+    filesystem.makedirs(path, exist_ok=True)
+    filesystem.pipe_file(f"{path}/{WEIGHTS}", weights)
+    description = {"format_version": FORMAT_VERSION, **asdict(bundle)}
+    del description["location"]
+    filesystem.pipe_file(f"{path}/{DESCRIPTION}", json.dumps(description, indent=2).encode() + b"\n")
+    return bundle
+
+
+def _fields(bundle: Bundle) -> dict[str, Any]:
+    return {name: getattr(bundle, name) for name in bundle.__dataclass_fields__}
+
+
+def _resolve(location: str) -> str:
+    if "/" not in location and (_SHIPPED / location / DESCRIPTION).is_file():
+        return str(_SHIPPED / location)
+    return location.rstrip("/")
+
+
+def _read(root: str, name: str, limit: int) -> bytes:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(root)
+        with filesystem.open(f"{path}/{name}", "rb") as file:
+            data: bytes = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        shipped = ", ".join(shipped_models()) or "none"
+        raise BundleError(f"no model at {root}: it has no {name} (shipped models: {shipped})") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise BundleError(f"model {root} cannot be read: {error}") from None
+    if len(data) > limit:
+        raise BundleError(f"model {root}: {name} is larger than {limit:,} bytes, which no model of ours is")
+    return data
+
+
+def _parse_description(data: bytes, location: str) -> dict[str, Any]:
+    try:
+        description = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"model {location}: {DESCRIPTION} is not JSON ({error})") from None
+    if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
+        found = description.get("format_version") if isinstance(description, dict) else None
+        raise BundleError(
+            f"model {location}: {DESCRIPTION} has format_version {found!r}, this crackbatch reads {FORMAT_VERSION}"
+        )
+    return description
+
+
+def _check_safetensors(weights: bytes, location: str) -> None:
+    """The header of a safetensors file: its length in 8 bytes, then JSON; anything else (a pickle, say) is refused."""
+    length = struct.unpack("<Q", weights[:8])[0] if len(weights) >= 8 else 0
+    if not 2 <= length <= len(weights) - 8 or weights[8:9] != b"{":
+        raise BundleError(f"model {location}: {WEIGHTS} is not a safetensors file; export it again with crackbatch")
+
+
+def _from_description(description: dict[str, Any], root: str, location: str) -> Bundle:
+    try:
+        low, high = description["classes"]
+        return Bundle(
+            location=root,
+            name=str(description["name"]),
+            network=str(description["network"]),
+            input_size=int(description["input_size"]),
+            mean=_triple(description["mean"]),
+            std=_triple(description["std"]),
+            temperature=float(description["temperature"]),
+            operating_points={
+                name: OperatingPoint(**point) for name, point in description["operating_points"].items()
+            },
+            weights_sha256=str(description["weights_sha256"]),
+            classes=(low, high),
+            training=description.get("training", {}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"model {location}: {DESCRIPTION} is incomplete or wrong ({error!r})") from None
+
+
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,292 @@
+"""From rows of a plan to rows with their encoded bytes: ranged, merged reads, each checked against the plan.
+
+`fetch` never raises for an image: what cannot be read gets its status and the storage's message.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
+from crackbatch.plan import SCHEMA as PLAN_SCHEMA
+
+# A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
+_MAX_GAP = 64 << 10
+_MAX_MERGED = 8 << 20
+_MAX_BLOCK_BYTES = 32 << 20
+_PARQUET_ROWS = 32
+
+# What scoring needs of the plan; where the bytes lay is no longer of interest once they are here.
+_KEPT = ("image_uri", "archive", "version", "size_bytes", "status", "error")
+
+
+@dataclass(slots=True)
+class _Content:
+    """The encoded bytes of one image, or its status and the cause."""
+
+    data: bytes | None = None
+    status: str | None = None
+    error: str | None = None
+
+
+def fetch(shard: pa.Table) -> Iterator[pa.Table]:
+    """Tables of about 32 MB with the shard's rows in their order and a column `bytes`, null where there are none."""
+    rows, contents, held = [], [], 0
+    for row, content in _contents(shard):
+        rows.append(row)
+        contents.append(content)
+        held += len(content.data or b"")
+        if held >= _MAX_BLOCK_BYTES:
+            yield _block(shard, rows, contents)
+            rows, contents, held = [], [], 0
+    if rows:
+        yield _block(shard, rows, contents)
+
+
+def _block(shard: pa.Table, rows: list[int], contents: list[_Content]) -> pa.Table:
+    carried = [name for name in shard.column_names if name not in PLAN_SCHEMA.names]
+    block = shard.select([*_KEPT, *carried]).take(pa.array(rows))
+    sizes = [
+        len(content.data) if content.data is not None else size
+        for content, size in zip(contents, block.column("size_bytes").to_pylist(), strict=True)
+    ]
+    columns = {
+        "size_bytes": pa.array(sizes, pa.int64()),
+        "status": pa.array([content.status for content in contents], pa.string()),
+        "error": pa.array([content.error for content in contents], pa.string()),
+    }
+    for name, values in columns.items():
+        block = block.set_column(block.column_names.index(name), name, values)
+    return block.append_column("bytes", pa.array([content.data for content in contents], pa.large_binary()))
+
+
+def _contents(shard: pa.Table) -> Iterator[tuple[int, _Content]]:
+    """(row, content) in order, reading neighbours that lie in the same container together."""
+    plan = shard.select([name for name in PLAN_SCHEMA.names if name in shard.column_names]).to_pylist()
+    start = 0
+    while start < len(plan):
+        stop = start + 1
+        while stop < len(plan) and _together(plan[start], plan[stop]):
+            stop += 1
+        rows = plan[start:stop]
+        yield from zip(range(start, stop), _read_rows(rows), strict=True)
+        start = stop
+
+
+def _together(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    if first["status"] is not None or other["status"] is not None:
+        return first["status"] is not None and other["status"] is not None
+    if first["method"] != other["method"] and "whole" in (first["method"], other["method"]):
+        return False
+    if first["method"] == "whole":
+        return storage.scheme(os.fsdecode(first["container"])) == storage.scheme(os.fsdecode(other["container"]))
+    return bool(first["container"] == other["container"])
+
+
+def _read_rows(rows: list[dict[str, Any]]) -> Iterable[_Content]:
+    if rows[0]["status"] is not None:
+        return [_Content(None, row["status"], row["error"]) for row in rows]
+    try:
+        if rows[0]["method"] == "whole":
+            return _read_whole(rows)
+        if rows[0]["method"] == "row":
+            return _read_parquet(rows)
+        return _read_ranges(rows)
+    except Exception as error:  # each storage raises its own; the rows say which
+        failure = _failure(error, os.fsdecode(rows[0]["container"]))
+        return [failure for _ in rows]
+
+
+def _failure(error: BaseException, location: str) -> _Content:
+    shown = storage.redact(location)
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return _Content(None, "missing", f"gone since it was listed: {shown}")
+    return _Content(None, "unreadable", storage.redact(f"{shown}: {str(error) or repr(error)}"))
+
+
+def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
+    locations = [os.fsdecode(row["container"]) for row in rows]
+    if storage.is_local(locations[0]):
+        return (_read_local(row, location) for row, location in zip(rows, locations, strict=True))
+    filesystem, _ = storage.filesystem(locations[0])
+    paths = [storage.filesystem(location)[1] for location in locations]
+    found = filesystem.cat(paths, on_error="return") if len(set(paths)) > 1 else None
+    return (
+        _check_whole(row, location, found[path] if found is not None else _cat(filesystem, path))
+        for row, location, path in zip(rows, locations, paths, strict=True)
+    )
+
+
+def _cat(filesystem: Any, path: str) -> Any:
+    try:
+        return filesystem.cat_file(path)
+    except Exception as error:  # told apart by _check_whole, as `cat(on_error="return")` would
+        return error
+
+
+def _read_local(row: dict[str, Any], location: str) -> _Content:
+    try:
+        with open(location, "rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+            now = storage.local_version(os.fstat(file.fileno()))
+    except OSError as error:
+        return _failure(error, location)
+    if row["container_version"] and now != row["container_version"]:
+        return _changed(row, len(data))
+    return _check_whole(row, location, data)
+
+
+def _check_whole(row: dict[str, Any], location: str, found: bytes | BaseException) -> _Content:
+    if isinstance(found, BaseException):
+        return _failure(found, location)
+    if row["size_bytes"] is not None and len(found) != row["size_bytes"]:
+        return _changed(row, len(found))
+    return _Content(found)
+
+
+def _changed(row: dict[str, Any], size: int) -> _Content:
+    return _Content(
+        None, "changed", f"changed since it was listed: {row['size_bytes']} bytes then, {size} now; run again"
+    )
+
+
+def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
+    """Members of one archive by their ranges, neighbours in one request."""
+    location = os.fsdecode(rows[0]["container"])
+    runs = _merge([(row["start"], row["start"] + row["length"]) for row in rows])
+    filesystem, path = storage.filesystem(location)
+    if storage.is_local(location):
+        with open(location, "rb") as file:
+            chunks = [os.pread(file.fileno(), stop - start, start) for start, stop, _ in runs]
+            now = storage.local_version(os.fstat(file.fileno()))
+    else:
+        info = filesystem.info(path)
+        now, size = storage.version(info), info.get("size")
+        stops = [min(stop, size) if size else stop for _, stop, _ in runs]
+        chunks = filesystem.cat_ranges([path] * len(runs), [start for start, _, _ in runs], stops)
+    if rows[0]["container_version"] not in ("", now):
+        return [_Content(None, "changed", f"{storage.redact(location)} changed since it was listed; run again")] * len(
+            rows
+        )
+    contents = []
+    for (start, _, members), chunk in zip(runs, chunks, strict=True):
+        for index in members:
+            row = rows[index]
+            begin = row["start"] - start
+            contents.append(_unpack(row, memoryview(chunk)[begin : begin + row["length"]]))
+    return contents
+
+
+def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """(start, stop, indices) of requests that cover the ranges; neighbours share one."""
+    runs: list[tuple[int, int, list[int]]] = []
+    for index, (start, stop) in enumerate(ranges):
+        if runs and runs[-1][0] <= start <= runs[-1][1] + _MAX_GAP and stop - runs[-1][0] <= _MAX_MERGED:
+            first, last, members = runs[-1]
+            runs[-1] = (first, max(last, stop), [*members, index])
+        else:
+            runs.append((start, stop, [index]))
+    return runs
+
+
+def _unpack(row: dict[str, Any], chunk: memoryview) -> _Content:
+    if row["method"] == "range":
+        if len(chunk) < row["length"]:
+            return _Content(
+                None, "truncated", f"its archive ends inside it: {len(chunk):,} of {row['length']:,} bytes are there"
+            )
+        return _Content(bytes(chunk))
+    return _unzip(row, chunk)
+
+
+def _unzip(row: dict[str, Any], chunk: memoryview) -> _Content:
+    """A zip member from the bytes of its local header on; its size is bounded by what the directory says."""
+    size = row["size_bytes"]
+    if len(chunk) < LOCAL_HEADER.size or chunk[:4] != LOCAL_MAGIC:
+        return _Content(None, "corrupt", "there is no member where the zip's directory says")
+    name_length, extra_length = struct.unpack_from("<HH", chunk, 26)
+    packed = chunk[LOCAL_HEADER.size + name_length + extra_length :]
+    if row["method"] == "zip-stored":
+        data = bytes(packed[:size])
+    else:
+        inflater = zlib.decompressobj(-15)
+        try:
+            data = inflater.decompress(packed, size + 1)
+        except zlib.error as error:
+            return _Content(None, "corrupt", f"zip member cannot be unpacked: {error}")
+        if len(data) > size:
+            return _Content(None, "corrupt", f"zip member is larger than the {size:,} bytes its directory says")
+    if len(data) < size:
+        return _Content(None, "truncated", f"zip member is cut off: {len(data):,} of {size:,} bytes are there")
+    if zlib.crc32(data) != row["crc32"]:
+        return _Content(None, "corrupt", "zip member does not match its checksum (CRC-32)")
+    return _Content(data)
+
+
+def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[_Content]:
+    """Cells of an image column, streamed through their row groups; the first error is that of all that follow."""
+    location = os.fsdecode(rows[0]["container"])
+    served = 0
+    try:
+        filesystem, path = storage.filesystem(location)
+        if rows[0]["container_version"]:
+            now = _stat_version(filesystem, path, location)
+            if now != rows[0]["container_version"]:
+                for _ in rows:
+                    yield _Content(
+                        None, "changed", f"{storage.redact(location)} changed since it was listed; run again"
+                    )
+                return
+        with filesystem.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            for content in _parquet_cells(parquet, rows):
+                yield content
+                served += 1
+    except Exception as error:  # as in _read_rows, but some rows may be out already
+        for _ in rows[served:]:
+            yield _failure(error, location)
+
+
+def _stat_version(filesystem: Any, path: str, location: str) -> str:
+    if storage.is_local(location):
+        return storage.local_version(os.stat(location))
+    return storage.version(filesystem.info(path))
+
+
+def _parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[_Content]:
+    column = image_column(parquet.schema_arrow)
+    assert column is not None
+    wanted = iter(rows)
+    row: dict[str, Any] | None = next(wanted)
+    first = 0
+    for group in range(parquet.metadata.num_row_groups):
+        num = parquet.metadata.row_group(group).num_rows
+        if row is not None and row["start"] < first + num:
+            at = first
+            for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column]):
+                cells = batch.column(0)
+                while row is not None and row["start"] < at + len(cells):
+                    yield _cell(cells[row["start"] - at].as_py())
+                    row = next(wanted, None)
+                at += len(cells)
+                if row is None:
+                    return
+        first += num
+
+
+def _cell(value: Any) -> _Content:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if data is None:
+        path = value.get("path") if isinstance(value, dict) else None
+        where = f"; it names {path!r}, which lies outside" if path else ""
+        return _Content(None, "missing", f"the row holds no bytes{where}")
+    return _Content(bytes(data))

@@ -1,0 +1,296 @@
+"""From encoded bytes to pixels: the only decoder, used by scoring, training and evaluation alike.
+
+`read_image` never raises for a bad image. It returns a `Picture` whose `status` says what the bytes are, because a
+picture that cannot be scored is a row of the table like any other.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import warnings
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pi_heif
+
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .png .tif .tiff .bmp .webp .heic .heif .avif .gif".split()
+)
+DEFAULT_MAX_MEGAPIXELS = 200.0
+
+pi_heif.register_heif_opener(thumbnails=False)
+
+# Pillow's own limit would refuse what `max_megapixels` allows, and this one is read from the header just the same.
+PIL.Image.MAX_IMAGE_PIXELS = None
+
+# Pillow's plug-ins that may see untrusted bytes. Left out are the ones that start other programs (EPS) or follow
+# paths written in the file.
+_PILLOW_FORMATS = (
+    "JPEG MPO PNG TIFF BMP DIB WEBP GIF HEIF AVIF JPEG2000 PPM ICO TGA PCX SGI".split()
+)
+
+_SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, where they stand, format)
+    (b"\xff\xd8\xff", 0, "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", 0, "png"),
+    (b"II*\x00", 0, "tiff"),
+    (b"MM\x00*", 0, "tiff"),
+    (b"II+\x00", 0, "tiff"),
+    (b"MM\x00+", 0, "tiff"),
+    (b"BM", 0, "bmp"),
+    (b"GIF87a", 0, "gif"),
+    (b"GIF89a", 0, "gif"),
+    (b"WEBP", 8, "webp"),
+    (b"ftypavif", 4, "avif"),
+    (b"ftypavis", 4, "avif"),
+    (b"ftyphei", 4, "heif"),
+    (b"ftyphev", 4, "heif"),
+    (b"ftypmif1", 4, "heif"),
+    (b"ftypmsf1", 4, "heif"),
+    (b"\x00\x00\x00\x0cjP  ", 0, "jpeg2000"),
+    (b"\xff\x4f\xff\x51", 0, "jpeg2000"),
+)
+_KNOWN_BUT_UNSUPPORTED: tuple[tuple[bytes, int, str], ...] = (
+    (b"\xff\x0a", 0, "jpeg-xl"),
+    (b"\x00\x00\x00\x0cJXL ", 0, "jpeg-xl"),
+    (b"8BPS", 0, "psd"),
+    (b"\x76\x2f\x31\x01", 0, "openexr"),
+    (b"II\xbc\x01", 0, "jpeg-xr"),
+    (b"ftypcrx ", 4, "cr3"),
+    (b"FUJIFILMCCD-RAW", 0, "raf"),
+    (b"IIRO", 0, "orf"),
+    (b"IIU\x00", 0, "rw2"),
+)
+
+
+@dataclass(slots=True)
+class Picture:
+    """One image, or why there is none.
+
+    `pixels` is an RGB Pillow image after EXIF orientation, None unless `status` is `ok`; width and height are in
+    pixels after orientation; latitude and longitude are degrees of the camera's position (WGS 84, as EXIF has it).
+    """
+
+    status: str = "ok"
+    error: str | None = None
+    pixels: PIL.Image.Image | None = None
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    captured_at: datetime | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    camera: str | None = None
+
+
+def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+    """Decode one encoded image to upright RGB; a bad one comes back with its status and the cause, never raised."""
+    if not data:
+        return Picture("empty", "no bytes")
+    known = _match(data, _SIGNATURES)
+    if known is None and (other := _match(data, _KNOWN_BUT_UNSUPPORTED)):
+        return Picture("unsupported", f"{other} cannot be decoded here", format=other)
+    picture = Picture(format=known)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, which is read leniently below
+            _decode(data, max_megapixels, picture)
+    except _Refused as refusal:
+        picture.status, picture.error = refusal.args
+    except MemoryError:
+        picture.status, picture.error = "failed", "not enough memory to decode it"
+    except Exception as error:  # decoders raise whatever they like: struct.error, SyntaxError, KeyError, …
+        picture.status, picture.error = _diagnose(data, known, error)
+    if picture.status != "ok":
+        picture.pixels = None
+    return picture
+
+
+def to_input(picture: Picture, size: int) -> np.ndarray:
+    """Scale an `ok` picture to the network's input: (size, size, 3) uint8, the whole picture, aspect not kept."""
+    assert picture.pixels is not None
+    scaled = picture.pixels
+    if scaled.size != (size, size):
+        scaled = scaled.resize((size, size), PIL.Image.Resampling.BILINEAR)
+    return np.asarray(scaled)
+
+
+class _Refused(Exception):
+    """(status, error) of a picture that is not decoded."""
+
+
+def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
+    with PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        picture.format = _format_name(image.format)
+        picture.width, picture.height = image.size
+        if (megapixels := image.width * image.height / 1e6) > max_megapixels:
+            raise _Refused(
+                "too_large",
+                f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g} allowed"
+                " (--max-megapixels)",
+            )
+        if picture.format == "jpeg" and _jpeg_is_cut(data):
+            raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
+        _read_exif(image, picture)
+        image.load()
+        upright = PIL.ImageOps.exif_transpose(image)
+        picture.width, picture.height = upright.size
+        picture.pixels = _to_rgb(upright)
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Any Pillow mode to RGB: 16-bit grey is scaled to 8, transparency goes onto white."""
+    if image.mode.startswith("I;16"):
+        samples = np.asarray(image).astype(np.uint32)
+        return PIL.Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise _Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _format_name(pillow_format: str | None) -> str:
+    # An MPO is a JPEG with further views behind it (drones, phones); its first view is the photo.
+    names = {"MPO": "jpeg", "DIB": "bmp"}
+    return names.get(pillow_format or "", (pillow_format or "").lower())
+
+
+def _match(data: bytes, signatures: tuple[tuple[bytes, int, str], ...]) -> str | None:
+    for magic, offset, name in signatures:
+        if data.startswith(magic, offset):
+            return name
+    return None
+
+
+def _diagnose(data: bytes, known: str | None, error: Exception) -> tuple[str, str]:
+    """Status and message of bytes that the decoder refused."""
+    message = str(error) or type(error).__name__
+    if isinstance(error, PIL.UnidentifiedImageError):
+        message = f"its header says {known}, but it cannot be read as one" if known else _describe(data)
+    if known is None:
+        return "not_an_image", message
+    if known in ("heif", "avif") and "codec" in message.lower():
+        return "unsupported", message
+    cut = _is_cut(data, known) or "truncated" in message.lower() or isinstance(error, EOFError)
+    return ("truncated" if cut else "corrupt"), message
+
+
+def _describe(data: bytes) -> str:
+    start = data[:16]
+    text = start.decode("ascii", "replace") if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start) else None
+    return f"no image format starts with {text!r}" if text else f"no image format starts with bytes {start[:8].hex(' ')}"
+
+
+def _is_cut(data: bytes, known: str) -> bool:
+    """Whether the container's own lengths say that bytes are missing at the end."""
+    if known == "jpeg":
+        return _jpeg_is_cut(data)
+    if known == "png":
+        return b"IEND" not in data[-64:] and b"IEND" not in data
+    if known == "webp":
+        return len(data) < 12 or struct.unpack_from("<I", data, 4)[0] + 8 > len(data)
+    if known in ("heif", "avif"):
+        return _boxes_are_cut(data)
+    if known == "bmp":
+        return len(data) < 54 or struct.unpack_from("<I", data, 2)[0] > len(data)
+    if known == "tiff":
+        return _tiff_is_cut(data)
+    return len(data) < 32
+
+
+def _jpeg_is_cut(data: bytes) -> bool:
+    """Whether a JPEG's first scan never meets an end marker (ITU-T T.81, B.1.1).
+
+    Marker segments before the scan are stepped over by their lengths, so that the end marker of an EXIF thumbnail is
+    not taken for the picture's. Inside a scan, 0xFF is always followed by 0x00 or a marker, so any FFD9 is an end.
+    libjpeg only warns here, and fills what is missing with grey.
+    """
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return False  # garbage between segments: for the decoder to judge
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+        elif marker == 0xDA:
+            return data.find(b"\xff\xd9", position) < 0
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:  # stand alone, no length
+            position += 2
+        else:
+            position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
+    return True
+
+
+def _boxes_are_cut(data: bytes) -> bool:
+    """Whether an ISO base media file (ISO/IEC 14496-12, 4.2) is shorter than its boxes say."""
+    position = 0
+    while position + 8 <= len(data):
+        size = int(struct.unpack_from(">I", data, position)[0])
+        if size == 1 and position + 16 <= len(data):
+            size = int(struct.unpack_from(">Q", data, position + 8)[0])
+        if size == 0:
+            return False
+        if size < 8:
+            return False
+        position += size
+    return position > len(data)
+
+
+def _tiff_is_cut(data: bytes) -> bool:
+    """Whether the first directory of a TIFF lies behind its end (TIFF 6.0, section 2)."""
+    if len(data) < 8:
+        return True
+    order = "<" if data[:2] == b"II" else ">"
+    return int(struct.unpack_from(order + "I", data, 4)[0]) + 2 > len(data)
+
+
+def _read_exif(image: PIL.Image.Image, picture: Picture) -> None:
+    """Fill in time, place and camera; EXIF is written by anything, so what makes no sense is left null."""
+    try:
+        exif = image.getexif()
+        if not exif:
+            return
+        details = exif.get_ifd(0x8769)
+        picture.captured_at = _exif_time(details.get(0x9003) or details.get(0x9004), details.get(0x9291))
+        picture.camera = _exif_camera(exif.get(0x010F), exif.get(0x0110))
+        place = exif.get_ifd(0x8825)
+        latitude = _exif_degrees(place.get(2), place.get(1), "S", 90)
+        longitude = _exif_degrees(place.get(4), place.get(3), "W", 180)
+        if latitude is not None and longitude is not None:
+            picture.latitude, picture.longitude = latitude, longitude
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return
+
+
+def _exif_time(text: object, fraction: object) -> datetime | None:
+    try:
+        moment = datetime.strptime(str(text).strip("\x00 "), "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return None
+    digits = str(fraction or "").strip("\x00 ")
+    return moment.replace(microsecond=int(digits[:6].ljust(6, "0"))) if digits.isdecimal() else moment
+
+
+def _exif_camera(make: object, model: object) -> str | None:
+    maker, name = (str(part or "").strip("\x00 ") for part in (make, model))
+    if maker and name.lower().startswith(maker.lower()):  # "Canon" + "Canon EOS 5D"
+        maker = ""
+    return f"{maker} {name}".strip() or None
+
+
+def _exif_degrees(value: object, reference: object, negative: str, limit: int) -> float | None:
+    """Degrees, minutes and seconds (EXIF 2.32, 4.6.6) as signed degrees."""
+    if not isinstance(value, (tuple, list)) or not value:
+        return None
+    parts = [float(part) for part in value[:3]]
+    degrees = sum(part / 60**power for power, part in enumerate(parts))
+    if not math.isfinite(degrees) or not 0 <= degrees <= limit:
+        return None
+    return -degrees if str(reference).strip("\x00 ").upper() == negative else degrees

@@ -1,0 +1,133 @@
+"""The network: built from a bundle, folded for its device, and its one forward pass.
+
+Scoring, evaluation and notebooks all go through `Model.logits`. torch and torchvision are imported when a model is
+built, never before: they take longer to import than everything else together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+
+from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle, read_weights
+from crackbatch.errors import BundleError
+from crackbatch.image import Picture, read_image, to_input
+
+if TYPE_CHECKING:
+    import torch
+
+# Two threads of their own with small batches beat one batch spread over both cores, and 8 images of 224 px keep a
+# core's activations in its cache: benchmarks/LOG.md.
+CPU_BATCH_SIZE = 8
+CUDA_BATCH_SIZE = 256
+
+
+def load_model(location: str = DEFAULT_MODEL, device: str = "cpu") -> Model:
+    """Load a shipped model by name or a bundle from a path or URL; raises BundleError."""
+    return Model(read_bundle(location), device)
+
+
+def build_network(name: str) -> torch.nn.Module:
+    """One of torchvision's classifiers with two classes (no crack, crack) and no trained weights."""
+    from torchvision.models import get_model
+
+    try:
+        network: torch.nn.Module = get_model(name, weights=None, num_classes=2)
+    except ValueError:
+        raise BundleError(f"torchvision has no network {name!r}; resnet18 is one") from None
+    return network
+
+
+class Model:
+    """A network ready to score: `predict` for people, `logits` for pipelines.
+
+    On CPUs batch normalisation is folded into the convolutions and memory is channels-last; on CUDA it also runs in
+    bfloat16. Threads may call `logits` at the same time.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        import torch
+
+        self.bundle = bundle
+        self.device = torch.device(device)
+        self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
+        network = build_network(bundle.network)
+        _load_weights(network, bundle)
+        self._network = _fold(network.eval()).to(self.device, memory_format=torch.channels_last)
+        self._mean = torch.tensor(bundle.mean, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._std = torch.tensor(bundle.std, device=self.device).mul(255).view(1, 3, 1, 1)
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """Crack logits before calibration, (batch,) float32, of RGB pixels (batch, size, size, 3) uint8."""
+        import torch
+
+        with torch.inference_mode(), self._precision():
+            # NHWC in memory seen as NCHW is what torch calls channels-last: no copy is made.
+            images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            outputs = self._network((images.float() - self._mean) / self._std).float()
+            crack: np.ndarray = (outputs[:, 1] - outputs[:, 0]).cpu().numpy()
+        return crack
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
+        scaled = np.asarray(logits, dtype=np.float64) / self.bundle.temperature
+        return (1 / (1 + np.exp(-scaled))).astype(np.float32)
+
+    def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
+        """Probability of a crack for each path, (height, width[, 3]) uint8 array or Pillow image; None where unreadable."""
+        probabilities: list[float | None] = []
+        waiting: list[np.ndarray] = []
+        for image in images:
+            picture = _to_picture(image)
+            if picture.pixels is None:
+                probabilities.append(None)
+                continue
+            probabilities.append(float("nan"))  # takes its place until its batch is run
+            waiting.append(to_input(picture, self.bundle.input_size))
+        batches = (waiting[at : at + self.batch_size] for at in range(0, len(waiting), self.batch_size))
+        scores = iter([score for batch in batches for score in self.probability(self.logits(np.stack(batch)))])
+        return [None if value is None else float(next(scores)) for value in probabilities]
+
+    def _precision(self) -> Any:
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+def _load_weights(network: torch.nn.Module, bundle: Bundle) -> None:
+    from safetensors.torch import load
+
+    data = read_weights(bundle.location)
+    if hashlib.sha256(data).hexdigest() != bundle.weights_sha256:
+        raise BundleError(f"model {bundle.location}: its weights changed while it was being read")
+    try:
+        network.load_state_dict(load(data))
+    except Exception as error:  # safetensors and torch each raise their own
+        first_line = str(error).strip().splitlines()[0]
+        raise BundleError(
+            f"model {bundle.location}: its weights do not fit a {bundle.network} ({first_line})"
+        ) from None
+
+
+def _fold(network: torch.nn.Module) -> torch.nn.Module:
+    """Fold each batch norm into the convolution before it (Jacob et al. 2018, section 3.2)."""
+    from torch.fx.experimental.optimization import fuse
+
+    folded: torch.nn.Module = fuse(network)
+    return folded
+
+
+def _to_picture(image: str | Path | np.ndarray | PIL.Image.Image) -> Picture:
+    if isinstance(image, np.ndarray):
+        image = PIL.Image.fromarray(image)
+    if isinstance(image, PIL.Image.Image):
+        return Picture(pixels=image.convert("RGB"), width=image.width, height=image.height)
+    try:
+        return read_image(Path(image).read_bytes())
+    except OSError as error:
+        return Picture("unreadable", str(error))

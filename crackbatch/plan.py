@@ -1,0 +1,481 @@
+"""The plan of a run: a table with one row for each image that says where its bytes lie. No image byte is read for it.
+
+Sources → objects (`source.py`) → members of archives (`archive.py`) → this table → shards, the units of work. A shard is
+one record batch of an Arrow file below `runs/<run_id>/plan/`, so that a task reads its own few rows and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.archive import (
+    MAX_IMAGE_BYTES,
+    Listing,
+    Member,
+    is_hidden,
+    kind_of,
+    list_parquet,
+    list_tar,
+    list_zip,
+)
+from crackbatch.errors import SourceError
+from crackbatch.source import URI_COLUMN, Manifest, Object, list_source, pass_over_name
+
+SCHEMA = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("archive", pa.string()),
+        ("container", pa.binary()),  # the location to read: bytes, since file names need not be UTF-8
+        ("container_version", pa.string()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("row_group", pa.int32()),
+        ("method", pa.string()),  # whole | range | zip-stored | zip-deflated | row | none
+        ("size_bytes", pa.int64()),
+        ("version", pa.string()),
+        ("crc32", pa.uint32()),
+        ("status", pa.string()),  # null: to be read; else known from the listing alone
+        ("error", pa.string()),
+    ]
+)
+IDENTITY = ["image_uri", "version"]
+
+_BATCH_ROWS = 50_000
+_LISTING_THREADS = 8
+_SHARDS_PER_FILE = 512
+_MAX_SHARD_BYTES = 32 << 20
+_UNKNOWN_SIZE = 256 << 10
+_PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
+
+
+@dataclass
+class Plan:
+    """The images of a run, what was passed over, and what is wrong with the archives they came from."""
+
+    table: pa.Table
+    listing: Listing = field(default_factory=Listing)
+    num_archives: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Encoded bytes of all images whose size is known."""
+        return int(pc.sum(self.table.column("size_bytes")).as_py() or 0)
+
+
+def make_plan(
+    sources: Iterable[str],
+    extensions: frozenset[str],
+    skip: Iterable[str] = (),
+    scratch: str | None = None,
+    limit: int | None = None,
+    any_image: threading.Event | None = None,
+) -> Plan:
+    """List every image in the sources, each once, ordered by container and offset.
+
+    Images of compressed tars (and of `memory://`) are copied below `scratch`; without it (a dry run) they are only
+    listed. `any_image` is set as soon as there is one. Raises SourceError where a source is absent, or where there is no image in any of them.
+    """
+    planner = _Planner(extensions, scratch, any_image or threading.Event())
+    sources = list(sources)
+    for source in sources:
+        for found in list_source(source, extensions, planner.listing, skip):
+            planner.add(found)
+    plan = planner.finish()
+    if limit is not None:
+        plan.table = plan.table.slice(0, limit)
+    if not plan.table.num_rows:
+        raise SourceError(_nothing_found(sources, plan.listing, extensions))
+    return plan
+
+
+def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[str]) -> str:
+    where = ", ".join(storage.redact(source) for source in sources)
+    if listing.problems:
+        return f"no images in {where}: {listing.problems[0]}"
+    passed = sum(listing.passed_over.values())
+    return f"no images in {where}: {passed:,} files, none ends in {', '.join(sorted(extensions))} (see --extensions)"
+
+
+class _Planner:
+    """Collects rows of the plan from objects, archives and manifests; archives are listed by threads."""
+
+    def __init__(self, extensions: frozenset[str], scratch: str | None, any_image: threading.Event) -> None:
+        self.listing = Listing()
+        self._any_image = any_image
+        self._extensions = extensions
+        self._scratch = scratch
+        self._loose = _Rows()
+        self._done: list[pa.Table | Future[tuple[pa.Table, Listing] | None]] = []
+        self._num_archives = 0
+        self._threads = ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="listing")
+
+    def add(self, found: Object | Manifest) -> None:
+        if isinstance(found, Manifest):
+            self._done.append(_plan_manifest(found, self.listing, self._scratch))
+        elif found.kind is None:
+            _add_loose(self._loose, found, self._scratch)
+            self._any_image.set()
+        elif found.status is not None:
+            self.listing.problems.append(f"{storage.redact(found.location)}: {found.error}")
+        else:
+            self._done.append(self._threads.submit(_list_archive, found, self._wanted, self._scratch))
+
+    def finish(self) -> Plan:
+        tables = [self._loose.table()]
+        for done in self._done:
+            if isinstance(done, Future):
+                if (result := done.result()) is None:
+                    self.listing.pass_over(".parquet files without an image column")
+                    continue
+                done, listing = result
+                self.listing.problems.extend(listing.problems)
+                for reason, count in listing.passed_over.items():
+                    self.listing.pass_over(reason, count)
+                self._num_archives += 1
+            tables.append(done)
+        self._threads.shutdown()
+        table = pa.concat_tables(tables, promote_options="default")
+        return Plan(_drop_repeated(table, self.listing), self.listing, self._num_archives)
+
+    def _wanted(self, name: str, listing: Listing) -> bool:
+        if is_hidden(name):
+            listing.pass_over("hidden files")
+        elif kind_of(name):
+            listing.pass_over("archives inside archives")
+        elif os.path.splitext(name)[1].lower() in self._extensions:
+            self._any_image.set()
+            return True
+        else:
+            pass_over_name(name, listing)
+        return False
+
+
+class _Rows:
+    """Columns of the plan being filled, turned to Arrow every so often so that Python objects stay few."""
+
+    def __init__(self) -> None:
+        self._columns: list[list[Any]] = [[] for _ in SCHEMA.names]
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, *values: Any) -> None:
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        if len(self._columns[0]) >= _BATCH_ROWS:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.Table.from_batches(self._batches, SCHEMA)
+
+    def _flush(self) -> None:
+        arrays = [pa.array(values, kind) for values, kind in zip(self._columns, SCHEMA.types, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+        for column in self._columns:
+            column.clear()
+
+
+def _text(name: str) -> str:
+    """A file name as valid Unicode: bytes that are none are shown as \\xNN."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _uri(location: str) -> str:
+    return _text(location if storage.is_local(location) else storage.redact(location))
+
+
+def _add_loose(rows: _Rows, found: Object, scratch: str | None) -> None:
+    uri, location, method = _uri(found.location), found.location, "whole"
+    status, error = found.status, found.error
+    if found.size is not None and found.size > MAX_IMAGE_BYTES:
+        status, error = "too_large", f"{found.size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
+    version, container_version = found.version, found.version
+    if storage.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
+        location, container_version = _copy_to_scratch(found, scratch), ""
+    rows.add(
+        uri, None, os.fsencode(location), container_version, 0, found.size, None, method, found.size, version, None,
+        status, error,
+    )  # fmt: skip
+
+
+def _list_archive(
+    found: Object, wanted: Callable[[str, Listing], bool], scratch: str | None
+) -> tuple[pa.Table, Listing] | None:
+    """Rows of one archive's images; None for a Parquet file that has no images."""
+    listing = Listing()
+    assert found.kind is not None
+    location, container_version = found.location, found.version
+    if scratch is not None and storage.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
+        location, container_version = _copy_to_scratch(found, scratch), ""
+    rows = _ArchiveRows(found, location, container_version)
+    try:
+        if found.kind.startswith("tar.") and scratch is not None:
+            target = storage.join(scratch, f"{_digest(found.location + found.version)}.images")
+            rows.container, rows.container_version = os.fsencode(target), ""
+            with storage.new_file(target) as spool:
+                rows.fill(_members(found, location, listing, wanted, spool))
+        else:
+            rows.fill(_members(found, location, listing, wanted, None))
+    except _NoImageColumn:
+        return None
+    except SourceError:
+        raise
+    except Exception as error:  # a storage's own error, or a reader's at a file that is no archive at all
+        if scratch is not None and isinstance(error, OSError) and error.errno == 28:
+            raise
+        listing.problems.append(storage.redact(f"cannot be read: {str(error) or repr(error)}"))
+    shown = storage.redact(_text(found.location))
+    listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
+    return rows.table(), listing
+
+
+class _NoImageColumn(Exception):
+    pass
+
+
+def _members(
+    found: Object,
+    location: str,
+    listing: Listing,
+    wanted: Callable[[str, Listing], bool],
+    spool: IO[bytes] | None,
+) -> Iterator[Member]:
+    def want(name: str) -> bool:
+        return wanted(name, listing)
+
+    filesystem, path = storage.filesystem(location)
+    with filesystem.open(path, "rb") as file:
+        if found.kind == "zip":
+            yield from list_zip(file, listing, want)
+        elif found.kind == "parquet":
+            members = list_parquet(file)
+            if members is None:
+                raise _NoImageColumn
+            yield from members
+        else:
+            assert found.kind is not None
+            yield from list_tar(file, found.kind, listing, want, spool)
+
+
+class _ArchiveRows:
+    """Rows of one archive: its members with their URIs and versions."""
+
+    def __init__(self, found: Object, location: str, container_version: str) -> None:
+        assert found.kind is not None
+        self.container, self.container_version = os.fsencode(location), container_version
+        self._archive = _uri(found.location)
+        self._version = found.version
+        self._protocol = "tar" if found.kind.startswith("tar") else found.kind
+        self._rows = _Rows()
+        self.names: list[str] = []
+
+    def fill(self, members: Iterable[Member]) -> None:
+        """Add members; one whose name came before is an image of its own, told apart by its version (`…#2`)."""
+        seen: dict[str, int] = {}
+        for member in members:
+            number = seen[member.name] = seen.get(member.name, 0) + 1
+            version = self._version if number == 1 else f"{self._version}#{number}"
+            self._rows.add(
+                f"{self._protocol}://{_text(member.name)}::{self._archive}", self._archive, self.container,
+                self.container_version, member.start, member.length, member.row_group, member.method,
+                member.size_bytes, version, member.crc32, member.status, member.error,
+            )  # fmt: skip
+
+    def table(self) -> pa.Table:
+        return self._rows.table()
+
+
+def _copy_to_scratch(found: Object, scratch: str) -> str:
+    target = storage.join(scratch, f"{_digest(found.location + found.version)}.copy")
+    storage.write_whole(target, storage.read_bytes(found.location))
+    return target
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+
+
+def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
+    """Rows of the images that a manifest names, with its other columns; what is not there is a row `missing`."""
+    folder = manifest.location.rsplit("/", 1)[0]
+    others = manifest.table.drop_columns([URI_COLUMN])
+    loose: list[tuple[int, str]] = []
+    inside: dict[str, dict[str, int]] = {}  # archive → member name → manifest row
+    repeated = 0
+    for row, uri in enumerate(manifest.table.column(URI_COLUMN).to_pylist()):
+        protocol, _, rest = uri.partition("://")
+        if "::" in uri and protocol in ("zip", "tar", "parquet"):
+            name, _, container = rest.partition("::")
+            known = inside.setdefault(_absolute(container, folder), {})
+            repeated += name in known
+            known.setdefault(name, row)
+        else:
+            loose.append((row, _absolute(uri, folder)))
+    if repeated:
+        listing.pass_over("images listed twice", repeated)
+    rows, order = _Rows(), []
+    with ThreadPoolExecutor(_LISTING_THREADS) as threads:
+        for (row, _), found in zip(loose, threads.map(lambda item: _stat(item[1]), loose), strict=True):
+            _add_loose(rows, found, scratch)
+            order.append(row)
+    tables = [rows.table()]
+    for container, names in inside.items():
+        table = _pick_members(container, names, listing, scratch)
+        tables.append(table)
+        order.extend(_row_of(uri, names) for uri in table.column("image_uri").to_pylist())
+    planned = pa.concat_tables(tables)
+    carried = others.take(pa.array(order, pa.int64()))
+    for name in carried.column_names:
+        if name not in planned.column_names:
+            planned = planned.append_column(carried.schema.field(name), carried.column(name))
+    return planned
+
+
+def _absolute(uri: str, folder: str) -> str:
+    if storage.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
+        return storage.normalize(storage.join(folder, uri))
+    return storage.normalize(uri)
+
+
+def _stat(location: str) -> Object:
+    try:
+        if storage.is_local(location):
+            status = os.stat(location)
+            return Object(location, status.st_size, storage.local_version(status), None)
+        filesystem, path = storage.filesystem(location)
+        info = filesystem.info(path)
+        size = info.get("size")
+        return Object(location, None if size is None else int(size), storage.version(info), None)
+    except FileNotFoundError:
+        return Object(location, None, "", None, "missing", f"no such file: {storage.redact(location)}")
+    except SourceError:
+        raise
+    except Exception as error:  # each cloud library raises its own
+        return Object(location, None, "", None, "unreadable", storage.redact(str(error) or repr(error)))
+
+
+def _pick_members(container: str, names: dict[str, int], listing: Listing, scratch: str | None) -> pa.Table:
+    found = _stat(container)._replace(kind=kind_of(container))
+    if found.status is None and found.kind is None:
+        found = found._replace(status="unreadable", error=f"{storage.redact(container)} is no archive by its name")
+    rows = _Rows()
+    present: set[str] = set()
+    if found.status is None:
+
+        def wanted(name: str, _: Listing) -> bool:
+            return name in names
+
+        result = _list_archive(found, wanted, scratch)
+        if result is not None:
+            table, own = result
+            listing.problems.extend(own.problems)
+            keep = [_row_of(uri, names) is not None for uri in table.column("image_uri").to_pylist()]
+            table = table.filter(pa.array(keep))
+            present = {uri.partition("://")[2].rpartition("::")[0] for uri in table.column("image_uri").to_pylist()}
+    protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
+    for name in names:
+        if name not in present:
+            rows.add(
+                f"{protocol}://{_text(name)}::{_uri(container)}", _uri(container), os.fsencode(container), "", 0, 0,
+                None, "none", None, "", None, found.status or "missing",
+                found.error or f"{storage.redact(container)} has no member {name}",
+            )  # fmt: skip
+    return pa.concat_tables([table, rows.table()]) if present else rows.table()
+
+
+def _row_of(uri: str, names: dict[str, int]) -> int | None:
+    return names.get(uri.partition("://")[2].partition("::")[0])
+
+
+def _drop_repeated(table: pa.Table, listing: Listing) -> pa.Table:
+    """Keep the first row of each identity: sources may overlap."""
+    if table.num_rows == len(pc.unique(table.column("image_uri"))):
+        return table
+    numbered = table.select(IDENTITY).append_column("row", pa.array(np.arange(table.num_rows)))
+    first = numbered.group_by(IDENTITY, use_threads=False).aggregate([("row", "min")]).column("row_min")
+    listing.pass_over("images listed twice", table.num_rows - len(first))
+    return table.take(first.combine_chunks().sort()) if len(first) < table.num_rows else table
+
+
+def subtract(table: pa.Table, done: pa.Table) -> pa.Table:
+    """The rows of a plan whose (image_uri, version) is not in `done`, in their order."""
+    if not done.num_rows:
+        return table
+    numbered = table.select(IDENTITY).append_column("row", pa.array(np.arange(table.num_rows)))
+    left = numbered.join(done.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    return table.take(left.column("row").combine_chunks().sort())
+
+
+def shard_sizes(table: pa.Table) -> list[int]:
+    """How many rows each shard has: enough shards for every core, each short enough to do again after a failure.
+
+    A shard holds at most 32 MB of images, and rows of one Parquet row group stay together, since such a group is read
+    from its beginning.
+    """
+    num = table.num_rows
+    most = min(512, num // 512) if num > 65_536 else max(8, min(128, num // 64))
+    sizes = np.asarray(pc.fill_null(table.column("size_bytes"), _UNKNOWN_SIZE))
+    ends = np.cumsum(sizes)
+    grouped = table.column("row_group").null_count < num
+    group = np.asarray(pc.fill_null(table.column("row_group"), -1)) if grouped else None
+    counts, start = [], 0
+    while start < num:
+        before = ends[start - 1] if start else 0
+        stop = min(start + most, int(np.searchsorted(ends, before + _MAX_SHARD_BYTES, side="right")), num)
+        stop = max(stop, start + 1)
+        if group is not None and group[start] >= 0:
+            same = (group[start:] == group[start]).argmin()
+            stop = start + int(same) if same else num
+        counts.append(stop - start)
+        start = stop
+    return counts
+
+
+def write_shards(table: pa.Table, folder: str) -> int:
+    """Write a plan as numbered shards below a folder; returns how many there are."""
+    sizes = shard_sizes(table)
+    start = 0
+    for first in range(0, len(sizes), _SHARDS_PER_FILE):
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+            for size in sizes[first : first + _SHARDS_PER_FILE]:
+                shard = table.slice(start, size).combine_chunks()
+                writer.write_batch(shard.to_batches()[0])
+                start += size
+        storage.write_whole(_shard_file(folder, first // _SHARDS_PER_FILE), sink.getvalue().to_pybytes())
+    return len(sizes)
+
+
+def read_shard(folder: str, index: int) -> pa.Table:
+    """One shard of a plan."""
+    location = _shard_file(folder, index // _SHARDS_PER_FILE)
+    filesystem, path = storage.filesystem(location)
+    with filesystem.open(path, "rb") as file, pa.ipc.open_file(file) as reader:
+        return pa.Table.from_batches([reader.get_batch(index % _SHARDS_PER_FILE)])
+
+
+def _shard_file(folder: str, number: int) -> str:
+    return storage.join(folder, f"{number:05d}.arrow")
+
+
+def row_groups(parquet: pq.ParquetFile) -> list[tuple[int, int]]:
+    """(first row, number of rows) of each row group."""
+    groups, first = [], 0
+    for index in range(parquet.metadata.num_row_groups):
+        num = parquet.metadata.row_group(index).num_rows
+        groups.append((first, num))
+        first += num
+    return groups

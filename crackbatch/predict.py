@@ -1,0 +1,116 @@
+"""From encoded images to rows of the results table: decode and network together, on one device.
+
+This is the whole computation of a scoring run, free of Ray: an actor calls it, and so do tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from crackbatch.image import Picture, read_image, to_input
+from crackbatch.model import Model
+from crackbatch.table import COLUMNS
+
+_FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longitude", "camera")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a run writes beside each probability: who scored, in which run, and where the line was drawn."""
+
+    run_id: str
+    model_id: str
+    threshold: float
+
+
+class Predictor:
+    """Scores tables of encoded images (as `fetch` makes them); may be called by several threads at once.
+
+    On CPUs each calling thread decodes and runs its own small batches; on CUDA, `decode_threads` decode ahead.
+    """
+
+    def __init__(self, model: Model, labels: Labels, max_megapixels: float, decode_threads: int = 1) -> None:
+        self._model = model
+        self._labels = labels
+        self._max_megapixels = max_megapixels
+        self._map: Callable[..., Any] = map
+        if decode_threads > 1:
+            self._map = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode").map
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One row of the results for each row of the block, in its order."""
+        data = block.column("bytes").to_pylist()
+        statuses = block.column("status").to_pylist()
+        pictures: list[Picture] = []
+        logits: list[float | None] = []
+        for start in range(0, len(data), self._model.batch_size):
+            stop = start + self._model.batch_size
+            batch = list(self._map(self._decode, data[start:stop], statuses[start:stop]))
+            pictures.extend(picture for picture, _ in batch)
+            logits.extend(self._score([pixels for _, pixels in batch]))
+        return self._rows(block, data, pictures, logits)
+
+    def _decode(self, data: bytes | None, status: str | None) -> tuple[Picture, np.ndarray | None]:
+        if data is None:
+            return Picture(status or "failed"), None
+        picture = read_image(data, self._max_megapixels)
+        if picture.status != "ok":
+            return picture, None
+        pixels = to_input(picture, self._model.bundle.input_size)
+        picture.pixels = None
+        return picture, pixels
+
+    def _score(self, pixels: list[np.ndarray | None]) -> list[float | None]:
+        """A logit for each image that has pixels, at its own place."""
+        there = [image for image in pixels if image is not None]
+        found = iter(self._model.logits(np.stack(there)) if there else ())
+        return [None if image is None else float(next(found)) for image in pixels]
+
+    def _rows(
+        self, block: pa.Table, data: list[bytes | None], pictures: list[Picture], logits: list[float | None]
+    ) -> pa.Table:
+        num = block.num_rows
+        probabilities = [
+            None if logit is None else float(self._model.probability(np.array([logit]))[0]) for logit in logits
+        ]
+        threshold = np.float32(self._labels.threshold)
+        negative, positive = self._model.bundle.classes
+        errors = block.column("error").to_pylist()
+        values: dict[str, list[Any]] = {
+            name: [getattr(picture, name) for picture in pictures] for name in _FROM_PICTURE
+        }
+        values["status"] = [picture.status for picture in pictures]
+        values["error"] = [picture.error or error for picture, error in zip(pictures, errors, strict=True)]
+        values["crack_logit"] = logits
+        values["crack_probability"] = probabilities
+        values["label"] = [
+            None if value is None else positive if value >= threshold else negative for value in probabilities
+        ]
+        values["sha256"] = [None if item is None else hashlib.sha256(item).hexdigest() for item in data]
+        values["model_id"] = [self._labels.model_id] * num
+        values["run_id"] = [self._labels.run_id] * num
+        values["threshold"] = [float(threshold)] * num
+        values["scored_at"] = [datetime.now(UTC)] * num
+        columns = [self._column(field, block, values, num) for field in COLUMNS]
+        schema = list(COLUMNS)
+        for name in block.column_names:
+            if name not in COLUMNS.names and name != "bytes":
+                columns.append(block.column(name))
+                schema.append(block.schema.field(name))
+        return pa.Table.from_arrays(columns, schema=pa.schema(schema))
+
+    @staticmethod
+    def _column(field: pa.Field, block: pa.Table, values: dict[str, list[Any]], num: int) -> pa.Array:
+        if field.name in values:
+            return pa.array(values[field.name], field.type)
+        if field.name in block.column_names:
+            return block.column(field.name)
+        return pa.nulls(num, field.type)

@@ -1,0 +1,90 @@
+"""Reading the published table: what an analyst starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs
+
+from crackbatch import storage
+from crackbatch.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_predictions(
+    out: str,
+    run_id: str | None = None,
+    date: str | None = None,
+    min_probability: float | None = None,
+    columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Published rows as a DataFrame, most probable cracks first; by default the newest row of each image.
+
+    With `run_id`, all rows of that run; with `date`, the newest of each image on that day (YYYY-MM-DD).
+    `min_probability` keeps images whose row reaches it. Raises OutputError where nothing is published, OptionError
+    for a column, run or date that is not there.
+    """
+    root = storage.join(storage.normalize(out), "predictions")
+    files = storage.list_files(root, ".parquet")
+    if not files:
+        raise OutputError(f"no predictions in {storage.redact(out)}; `crackbatch score` publishes them there")
+    dataset = _open(root, files)
+    wanted = _check_columns(columns, dataset.schema)
+    condition = _condition(run_id, date)
+    needed = list(dict.fromkeys([*wanted, "image_uri", "scored_at", "crack_probability"]))
+    table = dataset.to_table(columns=needed, filter=condition)
+    if not table.num_rows and condition is not None:
+        known = sorted(dataset.to_table(columns=["run_id"]).column("run_id").unique().to_pylist())
+        raise OptionError(f"no rows of run {run_id or 'any'} on date {date or 'any'}; runs: {', '.join(known)}")
+    if run_id is None:
+        table = _newest(table)
+    if min_probability is not None:
+        table = table.filter(pc.field("crack_probability") >= min_probability)
+    keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
+    table = table.take(pc.sort_indices(table, sort_keys=keys))
+    return table.select(wanted).to_pandas()
+
+
+def _open(root: str, files: list[str]) -> ds.Dataset:
+    """All files as one dataset; runs with different manifests have different columns, so every file is asked."""
+    filesystem, base = storage.filesystem(root)
+    options = ds.FileSystemFactoryOptions(base, ds.partitioning(flavor="hive"))
+    paths = [storage.filesystem(file)[1] for file in files]
+    arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))
+    factory = ds.FileSystemDatasetFactory(arrow, paths, ds.ParquetFileFormat(), options)
+    return factory.finish(factory.inspect(promote_options="permissive"))
+
+
+def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> list[str]:
+    if columns is None:
+        return list(schema.names)
+    if unknown := [name for name in columns if name not in schema.names]:
+        raise OptionError(f"no column {unknown[0]!r} in the predictions; there are: {', '.join(schema.names)}")
+    return list(columns)
+
+
+def _condition(run_id: str | None, date: str | None) -> ds.Expression | None:
+    conditions = []
+    if run_id is not None:
+        conditions.append(pc.field("run_id") == run_id)
+    if date is not None:
+        conditions.append(pc.field("date").cast(pa.string()) == date)
+    if not conditions:
+        return None
+    return conditions[0] if len(conditions) == 1 else conditions[0] & conditions[1]
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """The row scored last of each image."""
+    if len(pc.unique(table.column("image_uri"))) == table.num_rows:
+        return table
+    order = pc.sort_indices(table, sort_keys=[("scored_at", "ascending")])
+    numbered = pa.table({"image_uri": table.column("image_uri").take(order), "row": order})
+    last = numbered.group_by("image_uri", use_threads=False).aggregate([("row", "last")])
+    return table.take(last.column("row_last"))

@@ -1,0 +1,272 @@
+"""What a run leaves in OUT: its parts while it works, one published table at the end, and the files that describe it.
+
+    OUT/predictions/date=D/<run_id>-NNNNN.parquet   published rows only
+    OUT/runs/<run_id>/run.json                      what was asked, written first
+    OUT/runs/<run_id>/plan/ parts/ scratch/         while it works; removed when it is published
+    OUT/runs/<run_id>/summary.json                  written last
+
+Everything is written whole or not at all, and every step can be done again: a run that was killed anywhere is
+continued by subtracting what its parts and its published files hold from what its sources hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.errors import OptionError, OutputError, PublishError
+
+IDENTITY = ["image_uri", "version"]
+ROW_GROUP_ROWS = 128 * 1024
+_MAX_FILE_ROWS = 4_000_000  # sorted in memory at once: about 2 GB
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """One scoring run in an output location."""
+
+    out: str
+    run_id: str
+    date: str
+
+    @property
+    def folder(self) -> str:
+        return storage.join(self.out, "runs", self.run_id)
+
+    @property
+    def plan_folder(self) -> str:
+        return storage.join(self.folder, "plan")
+
+    @property
+    def parts_folder(self) -> str:
+        return storage.join(self.folder, "parts")
+
+    @property
+    def scratch_folder(self) -> str:
+        return storage.join(self.folder, "scratch")
+
+
+def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None) -> Run:
+    """The run that a request means: the named one, an unfinished one of the same fingerprint, or a new one.
+
+    Raises OptionError where the name belongs to a run with other sources, model or options.
+    """
+    if date is not None:
+        try:
+            date = datetime.strptime(date, "%Y-%m-%d").date().isoformat()
+        except ValueError:
+            raise OptionError(f"--date {date!r} is no date; write it as 2026-11-20") from None
+    if run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
+        raise OptionError(f"--run-id {run_id!r}: use letters, digits, '.', '_' and '-' only")
+    if run_id is None and date is None and (unfinished := _unfinished(out, fingerprint)):
+        return unfinished
+    today = datetime.now(UTC).date().isoformat()
+    run_id = run_id or f"{date or today}-{fingerprint[:8]}"
+    known = read_json(storage.join(out, "runs", run_id, "run.json"))
+    if known is not None:
+        if known.get("fingerprint") != fingerprint:
+            raise OptionError(
+                f"run {run_id} in {storage.redact(out)} was made from other sources, another model or other options;"
+                " choose another --run-id"
+            )
+        if date is not None and known["date"] != date:
+            raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; choose another --run-id")
+        date = known["date"]
+    return Run(out, run_id, date or today)
+
+
+def fingerprint_of(request: dict[str, Any]) -> str:
+    """A digest of what makes two runs the same: sources, model and options."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def _unfinished(out: str, fingerprint: str) -> Run | None:
+    """The newest run of this fingerprint without a summary."""
+    runs = storage.join(out, "runs")
+    files = storage.list_files(runs)
+    finished = {file.rsplit("/", 2)[-2] for file in files if file.endswith("/summary.json")}
+    candidates = []
+    for file in files:
+        run_id, name = file.rsplit("/", 2)[-2:]
+        if name == "run.json" and run_id not in finished:
+            known = read_json(file)
+            if known is not None and known.get("fingerprint") == fingerprint:
+                candidates.append((str(known["created_at"]), Run(out, run_id, str(known["date"]))))
+    return max(candidates, key=lambda item: item[0])[1] if candidates else None
+
+
+def read_json(location: str) -> dict[str, Any] | None:
+    """A JSON object, None where there is none."""
+    try:
+        value = json.loads(storage.read_bytes(location))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise OutputError(f"{storage.redact(location)} is damaged ({error}); remove it and run again") from None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(location: str, value: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    storage.write_whole(location, json.dumps(value, indent=2, default=str).encode() + b"\n")
+
+
+def begin(run: Run, description: dict[str, Any]) -> None:
+    """Mark the run as working: run.json is there, a former summary is not."""
+    location = storage.join(run.folder, "run.json")
+    if read_json(location) is None:
+        write_json(location, {"run_id": run.run_id, "date": run.date, **description})
+    storage.remove(storage.join(run.folder, "summary.json"))
+
+
+def write_part(run: Run, rows: pa.Table) -> None:
+    """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
+    names = hashlib.sha256()
+    for column in IDENTITY:
+        for value in rows.column(column).to_pylist():
+            names.update(value.encode() + b"\0")
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    location = storage.join(run.parts_folder, f"{names.hexdigest()[:24]}.part")
+    storage.write_whole(location, sink.getvalue().to_pybytes())
+
+
+def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
+    """Identities (image_uri, version) that the run's published files and its parts hold; unreadable parts are removed."""
+    published = [_read_columns(file, IDENTITY) for file in published_files(run)]
+    parts = []
+    locations = _parts(run)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for location, table in zip(locations, threads.map(_read_part_identities, locations), strict=True):
+            if table is None:
+                storage.remove(location)
+            else:
+                parts.append(table)
+    return _concat(published), _concat(parts)
+
+
+def published_files(run: Run) -> list[str]:
+    """The run's files below `predictions/`, by number."""
+    folder = storage.join(run.out, "predictions", f"date={run.date}")
+    pattern = re.compile(re.escape(run.run_id) + r"-\d{5}\.parquet")
+    return [file for file in storage.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
+
+
+def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
+    """Make the parts' rows visible as table files; `expected` are the planned identities that are not yet published.
+
+    Raises PublishError, and publishes nothing, unless the parts hold a row for each planned image. Rows that an
+    interrupted attempt made of images that have changed since are left behind; an image done twice is taken once.
+    """
+    locations = _parts(run)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        identities = [table for table in threads.map(_read_part_identities, locations)]
+    if any(table is None for table in identities):
+        raise PublishError("a part cannot be read any more; run again")
+    counts = [table.num_rows for table in identities if table is not None]
+    kept = _match(_concat([table for table in identities if table is not None]), expected)
+    if len(kept) != expected.num_rows:
+        missing = expected.num_rows - len(kept)
+        raise PublishError(
+            f"{missing:,} of {expected.num_rows:,} planned images have no row: nothing was published; run again"
+            " (if this machine is one of several, --out must be a place that all of them write to)"
+        )
+    written = []
+    number = len(published_files(run))
+    for rows in _sorted_tables(locations, counts, kept):
+        name = f"{run.run_id}-{number + len(written):05d}.parquet"
+        hidden = storage.join(run.folder, "publish", f"{name}.whole")
+        visible = storage.join(run.out, "predictions", f"date={run.date}", name)
+        _write_table(rows.cast(schema), hidden)
+        written.append((hidden, visible))
+    for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
+        storage.move(hidden, visible)
+    return [visible for _, visible in written]
+
+
+def finish(run: Run, summary: dict[str, Any]) -> None:
+    """Write the summary, then remove what the run needed only while it worked."""
+    write_json(storage.join(run.folder, "summary.json"), summary)
+    for folder in (run.parts_folder, run.plan_folder, run.scratch_folder, storage.join(run.folder, "publish")):
+        storage.remove(folder)
+
+
+def count_statuses(run: Run) -> dict[str, int]:
+    """Rows by status in all of the run's published files, most frequent first."""
+    files = published_files(run)
+    if not files:
+        return {}
+    statuses = pa.chunked_array([_read_columns(file, ["status"]).column(0).combine_chunks() for file in files])
+    counts = {str(item["values"]): int(item["counts"]) for item in statuses.value_counts().to_pylist()}
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _parts(run: Run) -> list[str]:
+    return storage.list_files(run.parts_folder, ".part")
+
+
+def _read_part_identities(location: str) -> pa.Table | None:
+    try:
+        return _read_columns(location, IDENTITY)
+    except pa.ArrowInvalid:  # half a file, as a full disk or a broken copy leaves it
+        return None
+
+
+def _read_columns(location: str, columns: list[str] | None) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(storage.read_bytes(location))).read(columns)
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
+    return pa.concat_tables([empty, *tables])
+
+
+def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
+    """Numbers of the rows of `found` that are expected, one for each identity, ascending."""
+    numbered = found.append_column("row", pa.array(np.arange(found.num_rows)))
+    first = numbered.group_by(IDENTITY).aggregate([("row", "min")])
+    rows = first.join(expected.select(IDENTITY), keys=IDENTITY, join_type="inner").column("row_min")
+    return np.sort(rows.to_numpy())
+
+
+def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray) -> Iterator[pa.Table]:
+    """The kept rows of all parts, most probable cracks first, in tables of a bounded number of rows."""
+    ends = np.cumsum(counts)
+    held: list[pa.Table] = []
+    num = 0
+    for index, rows in enumerate(_read_all(locations)):
+        start = ends[index] - counts[index]
+        mine = kept[np.searchsorted(kept, start) : np.searchsorted(kept, ends[index])] - start
+        held.append(rows if len(mine) == rows.num_rows else rows.take(pa.array(mine)))
+        num += len(mine)
+        if num >= _MAX_FILE_ROWS or index == len(locations) - 1:
+            table = pa.concat_tables(held, promote_options="default")
+            keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
+            yield table.take(pc.sort_indices(table, sort_keys=keys))
+            held, num = [], 0
+
+
+def _read_all(locations: Iterable[str]) -> Iterator[pa.Table]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from threads.map(lambda location: _read_columns(location, None), locations)
+
+
+def _write_table(table: pa.Table, location: str) -> None:
+    with (
+        storage.new_file(location) as file,
+        pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
+    ):
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)

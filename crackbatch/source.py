@@ -1,0 +1,266 @@
+"""From what a user names (folders, globs, files, URLs, manifests) to the objects that hold images.
+
+Nothing is opened here but manifests: a folder of archives is listed, its archives are read by `plan.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.archive import Listing, is_hidden, kind_of
+from crackbatch.errors import SourceError
+
+URI_COLUMN = "image_uri"
+
+
+class Object(NamedTuple):
+    """A file or object: where it lies, and as what it was listed; `kind` is an archive's, None for a loose image."""
+
+    location: str
+    size: int | None
+    version: str
+    kind: str | None
+    status: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table whose `image_uri` names images; its other columns are carried into the results."""
+
+    location: str
+    table: pa.Table
+
+
+def list_source(
+    source: str, extensions: frozenset[str], listing: Listing, skip: Iterable[str] = ()
+) -> Iterator[Object | Manifest]:
+    """Everything in one source, in the order of its names; `skip` are locations not to look into (the output).
+
+    Raises SourceError where the source itself is not there or cannot be read.
+    """
+    location = storage.normalize(source)
+    if storage.is_local(location):
+        yield from _list_local(location, source, extensions, listing, frozenset(map(storage.normalize, skip)))
+    else:
+        yield from _list_remote(location, source, extensions, listing, tuple(skip))
+
+
+def file_name(location: str) -> str:
+    """The last part of a location, without the query of an HTTP URL."""
+    path = urlsplit(location).path if storage.scheme(location) in ("http", "https") else location
+    return PurePosixPath(path).name
+
+
+def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:
+    """(is it of interest, archive kind) by a file's name."""
+    if kind := kind_of(name):
+        return True, kind
+    return os.path.splitext(name)[1].lower() in extensions, None
+
+
+def pass_over_name(name: str, listing: Listing) -> None:
+    """Count a file that is no image by its extension."""
+    suffix = os.path.splitext(name)[1].lower()
+    listing.pass_over(f"{suffix} files" if suffix and len(suffix) <= 16 else "files without an extension")
+
+
+def _list_local(
+    location: str, source: str, extensions: frozenset[str], listing: Listing, skip: frozenset[str]
+) -> Iterator[Object | Manifest]:
+    if os.path.isdir(location):
+        yield from _walk_local(location, extensions, listing, skip)
+    elif os.path.lexists(location):
+        yield from _single(location, source, extensions, _local_object)
+    elif any(character in location for character in "*?["):
+        filesystem, path = storage.filesystem(location)
+        for found in sorted(filesystem.glob(path)):
+            if os.path.isfile(found):
+                yield from _from_glob(found, location, extensions, listing, _local_object)
+    else:
+        raise SourceError(f"no such file or folder: {source}")
+
+
+def _walk_local(
+    top: str, extensions: frozenset[str], listing: Listing, skip: frozenset[str]
+) -> Iterator[Object | Manifest]:
+    """Files below a folder; symbolic links are followed, and each real folder is entered once, so loops end."""
+    entered: set[tuple[int, int]] = set()
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                listing.pass_over("folders linked again")
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            if folder == top:
+                raise SourceError(f"cannot read {top}: {error.strerror}") from None
+            listing.problems.append(f"{folder}: cannot be listed ({error.strerror})")
+            continue
+        folders = []
+        for entry in entries:
+            if entry.is_dir():
+                if is_hidden(entry.name):
+                    listing.pass_over("hidden folders")
+                elif entry.path not in skip:
+                    folders.append(entry.path)
+            elif is_hidden(entry.name):
+                listing.pass_over("hidden files")
+            else:
+                interesting, kind = _classify(entry.name, extensions)
+                if not interesting:
+                    pass_over_name(entry.name, listing)
+                elif entry.is_file() or not os.path.exists(entry.path):
+                    yield _local_object(entry.path, kind, entry)
+                else:
+                    listing.pass_over("special files")
+        waiting.extend(reversed(folders))
+
+
+def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = None) -> Object:
+    try:
+        status = entry.stat() if entry else os.stat(path)
+    except OSError as error:  # a broken link, or gone while listing
+        return Object(path, None, "", kind, "missing", f"{error.strerror}: {path}")
+    return Object(path, status.st_size, storage.local_version(status), kind)
+
+
+def _single(location: str, source: str, extensions: frozenset[str], make: Any) -> Iterator[Object | Manifest]:
+    """One file that the user named: an image, an archive or a manifest."""
+    name = file_name(location)
+    interesting, kind = _classify(name, extensions)
+    if name.lower().endswith(".csv") or kind == "parquet":
+        manifest = _read_manifest(location)
+        if manifest is not None:
+            yield manifest
+            return
+    if not interesting:
+        known = ", ".join(sorted(extensions))
+        raise SourceError(
+            f"{storage.redact(source)} is neither an image ({known}), an archive (.zip, .tar, .tar.gz, …, .parquet)"
+            " nor a manifest (.csv); add its extension with --extensions"
+        )
+    yield make(location, kind)
+
+
+def _from_glob(
+    location: str, pattern: str, extensions: frozenset[str], listing: Listing, make: Any
+) -> Iterator[Object | Manifest]:
+    fixed = os.path.dirname(pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)])
+    interesting, kind = _classify(file_name(location), extensions)
+    if is_hidden(location[len(fixed) :]):
+        listing.pass_over("hidden files")
+    elif interesting:
+        yield make(location, kind)
+    else:
+        pass_over_name(file_name(location), listing)
+
+
+def _list_remote(
+    location: str, source: str, extensions: frozenset[str], listing: Listing, skip: tuple[str, ...]
+) -> Iterator[Object | Manifest]:
+    filesystem, path = storage.filesystem(location)
+    kind = storage.scheme(location)
+
+    def named(found: str) -> str:
+        return found if "://" in found else f"{kind}://{found.lstrip('/') if kind != 'memory' else found}"
+
+    def make(found: str, archive: str | None) -> Object:
+        return _remote_object(named(found), filesystem.info(found), archive)
+
+    try:
+        filesystem.invalidate_cache()
+        if any(character in path for character in "*?[") and kind not in ("http", "https"):
+            for found in sorted(filesystem.glob(path)):
+                yield from _from_glob(named(found), location, extensions, listing, lambda _, k, f=found: make(f, k))
+            return
+        if _classify(file_name(location), extensions)[0] or file_name(location).lower().endswith(".csv"):
+            if filesystem.isfile(path):
+                yield from _single(location, source, extensions, lambda _, archive: make(path, archive))
+                return
+        files = filesystem.find(path, detail=True)
+    except FileNotFoundError:
+        raise SourceError(f"no such object or prefix: {storage.redact(source)}") from None
+    except SourceError:
+        raise
+    except Exception as error:  # each cloud library raises its own
+        reason = storage.redact(str(error) or repr(error))
+        raise SourceError(f"cannot read {storage.redact(source)}: {reason}") from None
+    if not files:
+        raise SourceError(f"no such object or prefix: {storage.redact(source)}")
+    for found, info in sorted(files.items()):
+        full = named(found)
+        relative = full[len(location) :].lstrip("/")
+        if any(full.startswith(storage.join(other, "")) for other in skip):
+            continue
+        interesting, archive = _classify(file_name(full), extensions)
+        if is_hidden(relative):
+            listing.pass_over("hidden files")
+        elif interesting:
+            yield _remote_object(full, info, archive)
+        elif not full.endswith("/"):
+            pass_over_name(file_name(full), listing)
+
+
+def _remote_object(location: str, info: dict[str, Any], kind: str | None) -> Object:
+    size = info.get("size")
+    return Object(location, None if size is None else int(size), storage.version(info), kind)
+
+
+def _read_manifest(location: str) -> Manifest | None:
+    """The manifest at a location; None for a Parquet file that holds images instead."""
+    shown = storage.redact(location)
+    try:
+        if location.lower().endswith(".parquet"):
+            filesystem, path = storage.filesystem(location)
+            with filesystem.open(path, "rb") as file:
+                parquet = pq.ParquetFile(file)
+                if URI_COLUMN not in parquet.schema_arrow.names:
+                    return None
+                table = parquet.read()
+        else:
+            table = _read_csv(storage.read_bytes(location), shown)
+    except FileNotFoundError:
+        raise SourceError(f"no such file: {shown}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
+    if URI_COLUMN not in table.column_names:
+        columns = ", ".join(table.column_names) or "none"
+        raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one")
+    if len(set(table.column_names)) != len(table.column_names):
+        raise SourceError(f"manifest {shown} has two columns of the same name; rename one")
+    uris = table.column(URI_COLUMN).cast(pa.string())
+    if uris.null_count:
+        raise SourceError(f"manifest {shown}: {uris.null_count:,} rows have no {URI_COLUMN}; fill or drop them")
+    return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
+
+
+def _read_csv(data: bytes, shown: str) -> pa.Table:
+    """A CSV by its header: spreadsheets in half of Europe separate with semicolons."""
+    first_line = data[:65_536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+    if not first_line.strip():
+        raise SourceError(f"manifest {shown} is empty; its first line must name the columns, {URI_COLUMN} among them")
+    try:
+        delimiter = csv.Sniffer().sniff(first_line, ",;\t").delimiter
+    except csv.Error:
+        delimiter = ","
+    return pyarrow.csv.read_csv(
+        io.BytesIO(data), parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    )

@@ -1,0 +1,223 @@
+"""Every storage through fsspec: opening URLs, naming versions, writing whole or not at all, hiding credentials.
+
+A *location* is a local path or any fsspec URL. Local paths are kept as plain absolute paths, everything else keeps
+its scheme, so that `fsspec.open(location)` works on what stands in the table.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import fsspec
+
+from crackbatch.errors import OutputError, SourceError
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_SECRET_PARAMETERS = re.compile(
+    r"signature|credential|token|secret|password|passwd|api_?key|access_?key|^sig$|^key$|^auth", re.IGNORECASE
+)
+
+
+def scheme(location: str) -> str:
+    """The URL scheme, `file` for a local path."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location)
+    return match[1].lower() if match else "file"
+
+
+def is_local(location: str) -> bool:
+    """Whether the location is a path on this machine."""
+    return scheme(location) in ("file", "local")
+
+
+def normalize(location: str) -> str:
+    """The one spelling of a location: absolute if local, no trailing slash."""
+    if is_local(location):
+        return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", location)))
+    return location.rstrip("/") if "?" not in location else location
+
+
+def filesystem(location: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a location and the path within it; SourceError names the extra that is missing."""
+    kind = scheme(location)
+    try:
+        found, path = fsspec.core.url_to_fs(location if kind != "file" else f"file://{normalize(location)}")
+    except ImportError as error:
+        extra = _EXTRAS.get(kind)
+        mend = f"pip install 'crackbatch[{extra}]'" if extra else str(error)
+        raise SourceError(f"{redact(location)}: reading {kind}:// needs another package: {mend}") from None
+    except ValueError as error:
+        raise SourceError(f"{redact(location)}: {error}") from None
+    return found, path
+
+
+def join(location: str, *parts: str) -> str:
+    """A location below another."""
+    return "/".join([location.rstrip("/"), *parts])
+
+
+def version(info: dict[str, Any]) -> str:
+    """What changes when an object does: its ETag, else modification time and size."""
+    for key in ("ETag", "etag", "md5Hash", "content_md5"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    size = info.get("size")
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        moment = info.get(key)
+        if isinstance(moment, datetime):
+            return f"{moment.isoformat()}-{size}"
+        if moment is not None:
+            return f"{moment}-{size}"
+    return str(size)
+
+
+def local_version(status: os.stat_result) -> str:
+    """`version` of a local file, to the nanosecond."""
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def redact(text: str) -> str:
+    """The same text with credentials taken out of each URL in it: user names, passwords, signatures, tokens."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda match: _redact_url(match[0]), text)
+
+
+def _redact_url(url: str) -> str:
+    if "::" in url:
+        return "::".join(_redact_url(part) if "://" in part else part for part in url.split("::"))
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url
+    if "@" not in parts.netloc and not parts.query:
+        return url
+    host = parts.netloc
+    if "@" in host and parts.scheme not in ("abfs", "abfss"):  # there, container@account is no credential
+        host = host.rpartition("@")[2]
+    kept = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET_PARAMETERS.search(pair[0])]
+    if len(kept) == len(parse_qsl(parts.query, keep_blank_values=True)):
+        return urlunsplit(parts._replace(netloc=host))
+    return urlunsplit(parts._replace(netloc=host, query=urlencode(kept)))
+
+
+def read_bytes(location: str) -> bytes:
+    """The whole object; raises FileNotFoundError or OSError."""
+    if is_local(location):
+        return Path(normalize(location)).read_bytes()
+    found, path = filesystem(location)
+    data: bytes = found.cat_file(path)
+    return data
+
+
+def write_whole(location: str, data: bytes) -> None:
+    """Write an object so that no reader ever sees a part of it: a rename here, one PUT on an object store."""
+    if is_local(location):
+        with new_local_file(location) as file:
+            file.write(data)
+        return
+    found, path = filesystem(location)
+    found.pipe_file(path, data)
+
+
+@contextmanager
+def new_file(location: str) -> Iterator[IO[bytes]]:
+    """A file to fill that appears under its name only when the block ends without an exception."""
+    if is_local(location):
+        with new_local_file(location) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="crackbatch-") as spool:
+        yield spool  # type: ignore[misc]
+        spool.flush()
+        found, path = filesystem(location)
+        found.put_file(spool.name, path)
+
+
+@contextmanager
+def new_local_file(location: str) -> Iterator[IO[bytes]]:
+    """`new_file` on this machine: a temporary neighbour, flushed to the disk, then renamed."""
+    path = Path(normalize(location))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def list_files(location: str, suffix: str = "") -> list[str]:
+    """The locations of all files below a folder, sorted; none where there is no such folder."""
+    found, path = filesystem(location)
+    found.invalidate_cache()
+    try:
+        files = found.find(path)
+    except FileNotFoundError:
+        return []
+    kind = scheme(location)
+    named = (file if kind == "file" or "://" in file else f"{kind}://{file}" for file in files)
+    return sorted(file for file in named if file.endswith(suffix) and not is_temporary(file))
+
+
+def is_temporary(location: str) -> bool:
+    """Whether the name is that of a local file still being written."""
+    name = location.rsplit("/", 1)[-1]
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def remove(location: str) -> None:
+    """Remove a file or a folder with all it holds, if it is there."""
+    found, path = filesystem(location)
+    try:
+        found.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    found.invalidate_cache()
+
+
+def move(source: str, target: str) -> None:
+    """Rename a file; a copy on the server and a removal on an object store."""
+    if is_local(target):
+        Path(normalize(target)).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(normalize(source), normalize(target))
+        return
+    found, path = filesystem(source)
+    found.mv(path, filesystem(target)[1])
+
+
+def exists(location: str) -> bool:
+    """Whether there is an object or folder."""
+    found, path = filesystem(location)
+    found.invalidate_cache()
+    return bool(found.exists(path))
+
+
+def check_writable(location: str) -> None:
+    """Raise OutputError unless a file can be written below the location."""
+    if scheme(location) == "memory":
+        raise OutputError("memory:// lives in one process, and rows are written by many: give --out a path or a URL")
+    probe = join(location, "runs", ".writable")
+    try:
+        write_whole(probe, b"")
+        remove(probe)
+    except (OSError, SourceError, ValueError) as error:
+        raise OutputError(f"cannot write to {redact(location)}: {redact(str(error))}") from None
+    except Exception as error:  # each cloud library raises its own
+        raise OutputError(f"cannot write to {redact(location)}: {redact(repr(error))}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,62 @@
+"""The columns of the results table: the contract with everyone who only ever sees the Parquet files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from crackbatch.errors import SourceError
+
+SCHEMA_VERSION = 1
+STATUSES = (
+    "ok empty not_an_image unsupported truncated corrupt too_large missing changed unreadable encrypted crashed failed"
+).split()
+
+COLUMNS = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("archive", pa.string()),
+        ("version", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("crack_probability", pa.float32()),
+        ("crack_logit", pa.float32()),
+        ("label", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("tiles", pa.int32()),
+        ("crack_tiles", pa.int32()),
+        ("box_x", pa.int32()),
+        ("box_y", pa.int32()),
+        ("box_w", pa.int32()),
+        ("box_h", pa.int32()),
+        ("size_bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("captured_at", pa.timestamp("us")),
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+        ("camera", pa.string()),
+        ("model_id", pa.string()),
+        ("threshold", pa.float32()),
+        ("run_id", pa.string()),
+        ("scored_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+RESERVED = frozenset([*COLUMNS.names, "date"])
+
+
+def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:
+    """The table's schema with a manifest's own columns behind it and `about` as metadata; SourceError if names collide."""
+    carried = list(carried)
+    if taken := [field.name for field in carried if field.name in RESERVED]:
+        raise SourceError(
+            f"the manifest's column {taken[0]!r} would collide with the table's own; rename it in the manifest"
+        )
+    metadata = {"crackbatch.schema_version": str(SCHEMA_VERSION)}
+    for name, value in (about or {}).items():
+        metadata[f"crackbatch.{name}"] = value if isinstance(value, str) else json.dumps(value)
+    return pa.schema([*COLUMNS, *carried]).with_metadata(metadata)
