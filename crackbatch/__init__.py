@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "RunSummary", "load_model", "read_predictions", "score"]
 
-_HOMES = {"Model": "model", "RunSummary": "scoring", "load_model": "model", "read_predictions": "predictions", "score": "scoring"}
+_HOMES = {
+    "Model": "model",
+    "RunSummary": "scoring",
+    "load_model": "model",
+    "read_predictions": "predictions",
+    "score": "scoring",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -43,6 +43,7 @@ LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
 _MAX_LOCAL_HEADER_BYTES = LOCAL_HEADER.size + 2 * 65_535
 _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
+_METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _CHUNK = 1 << 20
 
 
@@ -82,7 +83,7 @@ def kind_of(name: str) -> str | None:
 
 def is_hidden(name: str) -> bool:
     """Whether a relative name has a part that starts with a dot or is macOS's `__MACOSX`."""
-    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in name.split("/"))
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
 def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -> Iterator[Member]:
@@ -125,7 +126,7 @@ def _zip_member(
     if info.flag_bits & 0x1:
         status, error = "encrypted", "this zip member needs a password"
     elif method is None:
-        name = zipfile.compressor_names.get(info.compress_type, "unknown")
+        name = _METHOD_NAMES.get(info.compress_type, "unknown")
         status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) cannot be read here"
     elif max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
         status, error = _too_large(info.file_size)
@@ -223,9 +224,11 @@ def list_tar(
     seen: dict[str, Member] = {}  # what hard links may point to
     try:
         stream = _DECOMPRESSORS[kind](file) if compressed else file
-        tar = tarfile.open(fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo)
+        tar = tarfile.open(  # noqa: SIM115 - the caller closes the file
+            fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo
+        )
         while (info := tar.next()) is not None:
-            tar.members.clear()
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             if info.isdir() or not wanted(info.name):
                 continue
             if info.islnk() and (target := seen.get(info.linkname)):
@@ -282,7 +285,7 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
         """The next header; raises ReadError where the archive just stops."""
         try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+            return super().fromtarfile(tarfile_)
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             raise tarfile.ReadError("it has no end marker, as if it had been cut off") from None
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
@@ -303,7 +306,7 @@ def image_column(schema: pa.Schema) -> str | None:
 
 
 def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:
-    """A member for each row of a Parquet file with an image column, named `column/row`; None if it has no such column."""
+    """A member for each row of a Parquet file with an image column, named `column/row`; None without one."""
     parquet = pq.ParquetFile(file)
     column = image_column(parquet.schema_arrow)
     if column is None:

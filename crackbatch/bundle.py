@@ -162,9 +162,7 @@ def _from_description(description: dict[str, Any], root: str, location: str) -> 
             mean=_triple(description["mean"]),
             std=_triple(description["std"]),
             temperature=float(description["temperature"]),
-            operating_points={
-                name: OperatingPoint(**point) for name, point in description["operating_points"].items()
-            },
+            operating_points={name: OperatingPoint(**point) for name, point in description["operating_points"].items()},
             weights_sha256=str(description["weights_sha256"]),
             classes=(low, high),
             training=description.get("training", {}),

@@ -40,11 +40,13 @@ def score(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders, globs, images, .zip, .tar, .tar.gz, …, .parquet, or manifests (.csv, .parquet); paths or URLs.",
+            help="Folders, globs, images, .zip, .tar(.gz, .bz2, .xz), .parquet or manifests (.csv); paths or URLs.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Where the results go: a folder or URL.")] = "",
-    model: Annotated[str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")] = "concrete-resnet18",
+    model: Annotated[
+        str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")
+    ] = "concrete-resnet18",
     date: Annotated[str | None, typer.Option(help="Date of the run, YYYY-MM-DD [default: today, UTC].")] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run [default: date and fingerprint].")] = None,
     threshold: Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")] = None,

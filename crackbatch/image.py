@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+import pi_heif
 import PIL.Image
 import PIL.ImageOps
-import pi_heif
 
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .png .tif .tiff .bmp .webp .heic .heif .avif .gif".split()
+    [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
 )
 DEFAULT_MAX_MEGAPIXELS = 200.0
 
@@ -30,9 +30,24 @@ PIL.Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's plug-ins that may see untrusted bytes. Left out are the ones that start other programs (EPS) or follow
 # paths written in the file.
-_PILLOW_FORMATS = (
-    "JPEG MPO PNG TIFF BMP DIB WEBP GIF HEIF AVIF JPEG2000 PPM ICO TGA PCX SGI".split()
-)
+_PILLOW_FORMATS = [
+    "JPEG",
+    "MPO",
+    "PNG",
+    "TIFF",
+    "BMP",
+    "DIB",
+    "WEBP",
+    "GIF",
+    "HEIF",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "ICO",
+    "TGA",
+    "PCX",
+    "SGI",
+]
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, where they stand, format)
     (b"\xff\xd8\xff", 0, "jpeg"),
@@ -130,8 +145,8 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
         if (megapixels := image.width * image.height / 1e6) > max_megapixels:
             raise _Refused(
                 "too_large",
-                f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g} allowed"
-                " (--max-megapixels)",
+                f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g}"
+                " allowed (--max-megapixels)",
             )
         if picture.format == "jpeg" and _jpeg_is_cut(data):
             raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
@@ -185,7 +200,9 @@ def _diagnose(data: bytes, known: str | None, error: Exception) -> tuple[str, st
 def _describe(data: bytes) -> str:
     start = data[:16]
     text = start.decode("ascii", "replace") if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start) else None
-    return f"no image format starts with {text!r}" if text else f"no image format starts with bytes {start[:8].hex(' ')}"
+    return (
+        f"no image format starts with {text!r}" if text else f"no image format starts with bytes {start[:8].hex(' ')}"
+    )
 
 
 def _is_cut(data: bytes, known: str) -> bool:
@@ -290,7 +307,7 @@ def _exif_degrees(value: object, reference: object, negative: str, limit: int) -
     if not isinstance(value, (tuple, list)) or not value:
         return None
     parts = [float(part) for part in value[:3]]
-    degrees = sum(part / 60**power for power, part in enumerate(parts))
+    degrees: float = sum(part / 60.0**power for power, part in enumerate(parts))
     if not math.isfinite(degrees) or not 0 <= degrees <= limit:
         return None
     return -degrees if str(reference).strip("\x00 ").upper() == negative else degrees

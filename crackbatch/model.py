@@ -58,7 +58,7 @@ class Model:
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
         network = build_network(bundle.network)
         _load_weights(network, bundle)
-        self._network = _fold(network.eval()).to(self.device, memory_format=torch.channels_last)
+        self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(bundle.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(bundle.std, device=self.device).mul(255).view(1, 3, 1, 1)
 
@@ -79,7 +79,7 @@ class Model:
         return (1 / (1 + np.exp(-scaled))).astype(np.float32)
 
     def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
-        """Probability of a crack for each path, (height, width[, 3]) uint8 array or Pillow image; None where unreadable."""
+        """Probability of a crack for each path, uint8 array (height, width[, 3]) or Pillow image; None if bad."""
         probabilities: list[float | None] = []
         waiting: list[np.ndarray] = []
         for image in images:

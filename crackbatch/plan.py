@@ -1,7 +1,7 @@
 """The plan of a run: a table with one row for each image that says where its bytes lie. No image byte is read for it.
 
-Sources → objects (`source.py`) → members of archives (`archive.py`) → this table → shards, the units of work. A shard is
-one record batch of an Arrow file below `runs/<run_id>/plan/`, so that a task reads its own few rows and nothing else.
+Sources → objects (`source.py`) → members of archives (`archive.py`) → this table → shards, the units of work. A shard
+is one record batch of an Arrow file below `runs/<run_id>/plan/`: a task reads its own few rows and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.archive import (
@@ -84,7 +83,8 @@ def make_plan(
     """List every image in the sources, each once, ordered by container and offset.
 
     Images of compressed tars (and of `memory://`) are copied below `scratch`; without it (a dry run) they are only
-    listed. `any_image` is set as soon as there is one. Raises SourceError where a source is absent, or where there is no image in any of them.
+    listed. `any_image` is set as soon as there is one. Raises SourceError where a source is absent, or where there
+    is no image in any of them.
     """
     planner = _Planner(extensions, scratch, any_image or threading.Event())
     sources = list(sources)
@@ -334,7 +334,7 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
     for container, names in inside.items():
         table = _pick_members(container, names, listing, scratch)
         tables.append(table)
-        order.extend(_row_of(uri, names) for uri in table.column("image_uri").to_pylist())
+        order.extend(names[_member_name(uri)] for uri in table.column("image_uri").to_pylist())
     planned = pa.concat_tables(tables)
     carried = others.take(pa.array(order, pa.int64()))
     for name in carried.column_names:
@@ -381,9 +381,9 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
         if result is not None:
             table, own = result
             listing.problems.extend(own.problems)
-            keep = [_row_of(uri, names) is not None for uri in table.column("image_uri").to_pylist()]
+            keep = [_member_name(uri) in names for uri in table.column("image_uri").to_pylist()]
             table = table.filter(pa.array(keep))
-            present = {uri.partition("://")[2].rpartition("::")[0] for uri in table.column("image_uri").to_pylist()}
+            present = {_member_name(uri) for uri in table.column("image_uri").to_pylist()}
     protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
     for name in names:
         if name not in present:
@@ -395,8 +395,8 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
     return pa.concat_tables([table, rows.table()]) if present else rows.table()
 
 
-def _row_of(uri: str, names: dict[str, int]) -> int | None:
-    return names.get(uri.partition("://")[2].partition("::")[0])
+def _member_name(uri: str) -> str:
+    return uri.partition("://")[2].partition("::")[0]
 
 
 def _drop_repeated(table: pa.Table, listing: Listing) -> pa.Table:
@@ -469,13 +469,3 @@ def read_shard(folder: str, index: int) -> pa.Table:
 
 def _shard_file(folder: str, number: int) -> str:
     return storage.join(folder, f"{number:05d}.arrow")
-
-
-def row_groups(parquet: pq.ParquetFile) -> list[tuple[int, int]]:
-    """(first row, number of rows) of each row group."""
-    groups, first = [], 0
-    for index in range(parquet.metadata.num_row_groups):
-        num = parquet.metadata.row_group(index).num_rows
-        groups.append((first, num))
-        first += num
-    return groups

@@ -48,7 +48,8 @@ def read_predictions(
         table = table.filter(pc.field("crack_probability") >= min_probability)
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
     table = table.take(pc.sort_indices(table, sort_keys=keys))
-    return table.select(wanted).to_pandas()
+    frame: pd.DataFrame = table.select(wanted).to_pandas()
+    return frame
 
 
 def _open(root: str, files: list[str]) -> ds.Dataset:

@@ -145,7 +145,7 @@ def write_part(run: Run, rows: pa.Table) -> None:
 
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
-    """Identities (image_uri, version) that the run's published files and its parts hold; unreadable parts are removed."""
+    """Identities that the run's published files and its parts hold; parts that cannot be read are removed."""
     published = [_read_columns(file, IDENTITY) for file in published_files(run)]
     parts = []
     locations = _parts(run)
@@ -173,7 +173,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     """
     locations = _parts(run)
     with ThreadPoolExecutor(_THREADS) as threads:
-        identities = [table for table in threads.map(_read_part_identities, locations)]
+        identities = list(threads.map(_read_part_identities, locations))
     if any(table is None for table in identities):
         raise PublishError("a part cannot be read any more; run again")
     counts = [table.num_rows for table in identities if table is not None]
@@ -184,7 +184,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
             f"{missing:,} of {expected.num_rows:,} planned images have no row: nothing was published; run again"
             " (if this machine is one of several, --out must be a place that all of them write to)"
         )
-    written = []
+    written: list[tuple[str, str]] = []
     number = len(published_files(run))
     for rows in _sorted_tables(locations, counts, kept):
         name = f"{run.run_id}-{number + len(written):05d}.parquet"

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -242,9 +243,7 @@ def _plan(request: _Request, scratch: str, any_image: threading.Event) -> Plan:
     return make_plan(request.sources, request.extensions, [request.out], scratch, request.limit, any_image)
 
 
-def _run(
-    request: _Request, run: Run, plan: Plan, schema: pa.Schema, cluster: _Cluster, started: float
-) -> RunSummary:
+def _run(request: _Request, run: Run, plan: Plan, schema: pa.Schema, cluster: _Cluster, started: float) -> RunSummary:
     """Score what the results do not hold yet, publish, and say what was done."""
     published, parts = results.read_done(run)
     expected = subtract(plan.table, published)
@@ -348,7 +347,10 @@ def _pipeline(
     dataset = (
         ray.data.from_arrow(shards)
         .map_batches(
-            _fetch_shards, batch_size=None, batch_format="pyarrow", fn_kwargs={"folder": run.plan_folder},
+            _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"folder": run.plan_folder},
             num_cpus=_IO_CPUS,
         )
         .map_batches(
@@ -373,13 +375,16 @@ def _pipeline(
             num_gpus=1 if devices.kind == "cuda" else 0,
         )
         .map_batches(
-            _write_parts, batch_size=max(256, min(8192, num_rows // 256)), batch_format="pyarrow",
-            fn_kwargs={"run": run}, num_cpus=_IO_CPUS,
+            _write_parts,  # type: ignore[arg-type]
+            batch_size=max(256, min(8192, num_rows // 256)),
+            batch_format="pyarrow",
+            fn_kwargs={"run": run},
+            num_cpus=_IO_CPUS,
         )
-    )  # fmt: skip
+    )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
+            yield from pa.table(batch).to_pylist()
     except RayError as error:
         raise RunError(f"the run broke off ({_cause(error)}); the same command continues it") from error
 
@@ -520,7 +525,10 @@ class _Cluster:
             return
         importing.start()
         try:
-            ray.init(address=self._address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with _quiet_stderr():
+                ray.init(
+                    address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
             raise RunError(f"cannot reach {where}: {_cause(error)}") from None
@@ -531,7 +539,21 @@ class _Cluster:
     def devices(self) -> _Devices:
         import ray
 
-        return _lay_out([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return _lay_out([node["Resources"] for node in nodes if node["Alive"]])
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep what native code writes to standard error off the terminal: Ray announces its log level there."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _import_ray_data() -> None:

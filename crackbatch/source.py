@@ -191,10 +191,10 @@ def _list_remote(
             for found in sorted(filesystem.glob(path)):
                 yield from _from_glob(named(found), location, extensions, listing, lambda _, k, f=found: make(f, k))
             return
-        if _classify(file_name(location), extensions)[0] or file_name(location).lower().endswith(".csv"):
-            if filesystem.isfile(path):
-                yield from _single(location, source, extensions, lambda _, archive: make(path, archive))
-                return
+        is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
+        if is_file_name and filesystem.isfile(path):
+            yield from _single(location, source, extensions, lambda _, archive: make(path, archive))
+            return
         files = filesystem.find(path, detail=True)
     except FileNotFoundError:
         raise SourceError(f"no such object or prefix: {storage.redact(source)}") from None

@@ -133,7 +133,7 @@ def new_file(location: str) -> Iterator[IO[bytes]]:
             yield file
         return
     with tempfile.NamedTemporaryFile(prefix="crackbatch-") as spool:
-        yield spool  # type: ignore[misc]
+        yield spool
         spool.flush()
         found, path = filesystem(location)
         found.put_file(spool.name, path)

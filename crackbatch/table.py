@@ -11,9 +11,21 @@ import pyarrow as pa
 from crackbatch.errors import SourceError
 
 SCHEMA_VERSION = 1
-STATUSES = (
-    "ok empty not_an_image unsupported truncated corrupt too_large missing changed unreadable encrypted crashed failed"
-).split()
+STATUSES = [
+    "ok",
+    "empty",
+    "not_an_image",
+    "unsupported",
+    "truncated",
+    "corrupt",
+    "too_large",
+    "missing",
+    "changed",
+    "unreadable",
+    "encrypted",
+    "crashed",
+    "failed",
+]
 
 COLUMNS = pa.schema(
     [
@@ -50,7 +62,7 @@ RESERVED = frozenset([*COLUMNS.names, "date"])
 
 
 def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:
-    """The table's schema with a manifest's own columns behind it and `about` as metadata; SourceError if names collide."""
+    """The table's schema with a manifest's columns behind it and `about` as metadata; SourceError if names collide."""
     carried = list(carried)
     if taken := [field.name for field in carried if field.name in RESERVED]:
         raise SourceError(

@@ -24,8 +24,8 @@ from crackbatch.errors import SourceError
 from crackbatch.image import read_image, to_input
 from crackbatch.model import build_network
 
-POSITIVE = frozenset("positive crack cracked cd cp cw".split())
-NEGATIVE = frozenset("negative no_crack uncracked ud up uw".split())
+POSITIVE = frozenset(["positive", "crack", "cracked", "cd", "cp", "cw"])
+NEGATIVE = frozenset(["negative", "no_crack", "uncracked", "ud", "up", "uw"])
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
 NAMES_PER_GROUP = 40  # tiles with neighbouring names are cut from the same photo
 
@@ -157,11 +157,9 @@ def _fit(
         for start in range(0, len(order) - batch_size + 1, batch_size):
             batch = np.sort(order[start : start + batch_size])
             images = torch.from_numpy(_augment(pixels[batch], random)).permute(0, 3, 1, 2).float()
-            loss = cross_entropy(
-                network((images - mean) / std), torch.from_numpy(labels[batch]), label_smoothing=0.05
-            )
+            loss = cross_entropy(network((images - mean) / std), torch.from_numpy(labels[batch]), label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             step += 1
@@ -187,7 +185,7 @@ def _augment(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Flips, quarter turns, brightness and contrast, each image its own; (batch, size, size, 3) uint8."""
     turned = np.empty_like(images)
     for index, image in enumerate(images):
-        image = np.rot90(image, random.integers(4))
+        image = np.rot90(image, int(random.integers(4)))
         if random.random() < 0.5:
             image = image[::-1]
         contrast, brightness = random.uniform(0.7, 1.3), random.uniform(-30, 30)
