@@ -1,0 +1,269 @@
+"""What lies in archives, written by the tools that people use, whole and damaged."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import struct
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crackbatch import storage
+from crackbatch.fetch import fetch
+from crackbatch.image import EXTENSIONS
+from crackbatch.plan import Plan, make_plan
+
+
+def plan_of(path: Path, **options: object) -> Plan:
+    return make_plan([str(path)], EXTENSIONS, scratch=str(path.parent / "scratch"), **options)
+
+
+def contents(plan: Plan) -> dict[str, bytes | str]:
+    """Bytes, or the status where there are none, by the member's name or the file's."""
+    found: dict[str, bytes | str] = {}
+    for block in fetch(plan.table):
+        for row in block.to_pylist():
+            found[row["image_uri"].split("://")[-1].split("::")[0]] = row["bytes"] if row["bytes"] else row["status"]
+    assert len(found) == plan.table.num_rows
+    return found
+
+
+class Unseekable(io.RawIOBase):
+    """A pipe: zipfile cannot go back to write sizes, so they follow the data."""
+
+    def __init__(self, target: io.BytesIO) -> None:
+        self._target = target
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        return self._target.write(data)
+
+
+def zip_with(method: int, tiles: dict[str, bytes], streamed: bool = False, zip64: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(Unseekable(buffer) if streamed else buffer, "w", method) as archive:  # type: ignore[arg-type]
+        for name, data in tiles.items():
+            with archive.open(name, "w", force_zip64=zip64) as member:
+                member.write(data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("prefix", [b"", b"#!/bin/sh self-extracting\n" * 9])
+def test_zips_of_all_kinds(
+    tmp_path: Path, tiles: dict[str, bytes], method: int, streamed: bool, zip64: bool, prefix: bytes
+) -> None:
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(prefix + zip_with(method, tiles, streamed, zip64))
+    assert contents(plan_of(archive)) == tiles
+
+
+def test_names_in_zips(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    names = [
+        "Brücke/Pfeiler 1/Riß.jpg",
+        "橋/ひび割れ.JPG",
+        "../../etc/x.jpg",
+        "/root/y.jpg",
+        "a b#c%20?.jpg",
+        "x" * 300 + ".jpg",
+    ]
+    given = dict(zip(names, tiles.values(), strict=False))
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zip_with(zipfile.ZIP_DEFLATED, given))
+    found = plan_of(archive)
+    assert contents(found) == given
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix == ".jpg") == []
+    # MS-DOS names: byte 0x81 of code page 437 is ü, and no flag says UTF-8.
+    old = zip_with(zipfile.ZIP_STORED, {"Br_cke.jpg": given[names[0]]}).replace(b"Br_cke.jpg", b"Br\x81cke.jpg")
+    archive.write_bytes(old)
+    assert contents(plan_of(archive)) == {"Brücke.jpg": given[names[0]]}
+
+
+def test_info_zip_archives(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    if shutil.which("zip") is None:
+        pytest.skip("the zip command is not installed")
+    write_files(tmp_path / "in", tiles)
+    subprocess.run(["zip", "-qr", "../a.zip", "."], cwd=tmp_path / "in", check=True)
+    subprocess.run(["zip", "-qr", "-P", "secret", "../locked.zip", "."], cwd=tmp_path / "in", check=True)
+    assert contents(plan_of(tmp_path / "a.zip")) == tiles
+    assert set(contents(plan_of(tmp_path / "locked.zip")).values()) == {"encrypted"}
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["ustar", "gnu", "pax", "v7"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"])
+def test_tars_of_all_kinds(tmp_path: Path, tiles: dict[str, bytes], form: str, suffix: str) -> None:
+    given = {f"spän/deep{'/x' * (60 if form in ('gnu', 'pax') else 5)}/{name}": data for name, data in tiles.items()}
+    write_files(tmp_path / "in", given)
+    archive = tmp_path / f"a{suffix}"
+    subprocess.run(["tar", f"--format={form}", "-caf", archive, "spän"], cwd=tmp_path / "in", check=True)
+    assert contents(plan_of(archive)) == given
+
+
+def test_hard_links_in_a_tar_are_images_too(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", {"a.jpg": tiles["tile-00.jpg"]})
+    (folder / "b.jpg").hardlink_to(folder / "a.jpg")
+    for suffix in (".tar", ".tar.gz"):
+        subprocess.run(["tar", "-caf", tmp_path / f"a{suffix}", "a.jpg", "b.jpg"], cwd=folder, check=True)
+        assert contents(plan_of(tmp_path / f"a{suffix}")) == dict.fromkeys(("a.jpg", "b.jpg"), tiles["tile-00.jpg"])
+
+
+def test_one_name_twice_in_an_archive_is_two_images(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    first, second = tiles["tile-00.jpg"], tiles["tile-01.jpg"]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar, zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for data in (first, second):
+            entry = tarfile.TarInfo("a.jpg")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+            with pytest.warns(UserWarning) if data is second else nothing():
+                archive.writestr("a.jpg", data)
+    for name in ("a.tar", "a.zip"):
+        table = plan_of(tmp_path / name).table
+        assert len(set(zip(table["image_uri"].to_pylist(), table["version"].to_pylist(), strict=True))) == 2
+        assert [row["bytes"] for block in fetch(table) for row in block.to_pylist()] == [first, second]
+
+
+class nothing:  # noqa: N801
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ("method", "streamed"), [(zipfile.ZIP_STORED, False), (zipfile.ZIP_DEFLATED, True), (zipfile.ZIP_STORED, True)]
+)
+def test_a_zip_without_its_end_gives_what_is_there(
+    tmp_path: Path, tiles: dict[str, bytes], share: float, method: int, streamed: bool
+) -> None:
+    whole = zip_with(method, tiles, streamed)
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(whole[: int(len(whole) * share)])
+    plan = plan_of(archive)
+    found = contents(plan)
+    readable = {name: data for name, data in found.items() if isinstance(data, bytes)}
+    assert readable.items() <= tiles.items()
+    assert len(readable) >= int(len(tiles) * share) - 1
+    assert len(plan.listing.problems) == 1
+    assert str(archive) in plan.listing.problems[0]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_tar_cut_in_the_middle_gives_what_is_there(
+    tmp_path: Path, tiles: dict[str, bytes], suffix: str, share: float
+) -> None:
+    many = {f"{number}-{name}": data for number in range(8) for name, data in tiles.items()}
+    write_files(tmp_path / "in", many)
+    archive = tmp_path / f"a{suffix}"
+    subprocess.run(["tar", "-caf", archive, "."], cwd=tmp_path / "in", check=True)
+    archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
+    if suffix in (".tar.bz2", ".tar.xz"):  # their blocks are larger than this archive: nothing may be left of it
+        try:
+            plan = plan_of(archive)
+        except storage.SourceError as error:
+            assert "breaks off" in str(error)
+            return
+    else:
+        plan = plan_of(archive)
+    found = contents(plan)
+    whole = {name.removeprefix("./"): data for name, data in found.items() if isinstance(data, bytes)}
+    assert whole.items() <= many.items()
+    assert len(whole) >= int(len(many) * share) - 6
+    assert set(found.values()) - set(whole.values()) <= {"truncated"}
+    assert len(plan.listing.problems) == 1
+
+
+def test_a_tar_cut_between_members_is_noticed(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in tiles.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        end = tar.offset
+    whole = (tmp_path / "a.tar").read_bytes()
+    assert plan_of(tmp_path / "a.tar").listing.problems == []
+    (tmp_path / "a.tar").write_bytes(whole[:end])
+    plan = plan_of(tmp_path / "a.tar")
+    assert plan.table.num_rows == len(tiles)
+    assert "no end marker" in plan.listing.problems[0]
+
+
+def test_a_damaged_gzip_stream_is_noticed(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path / "in", {f"{number}-{name}": data for number in range(8) for name, data in tiles.items()})
+    archive = tmp_path / "a.tar.gz"
+    subprocess.run(["tar", "-caf", archive, "."], cwd=tmp_path / "in", check=True)
+    data = bytearray(archive.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = b"\xff" * 64
+    archive.write_bytes(data)
+    plan = plan_of(archive)
+    assert 0 < plan.table.num_rows < 96
+    assert str(archive) in plan.listing.problems[0]
+
+
+def test_a_damaged_member_is_its_own_row(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    name = "tile-03.jpg"
+    stored = bytearray(zip_with(zipfile.ZIP_STORED, tiles))
+    stored[stored.index(tiles[name]) + 2000] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(stored)
+    assert contents(plan_of(tmp_path / "a.zip")) == {**tiles, name: "corrupt"}
+    deflated = bytearray(zip_with(zipfile.ZIP_DEFLATED, tiles))
+    at = deflated.index(name.encode()) + 500
+    deflated[at : at + 32] = b"\xff" * 32
+    (tmp_path / "a.zip").write_bytes(deflated)
+    assert contents(plan_of(tmp_path / "a.zip")) == {**tiles, name: "corrupt"}
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    data = bytearray(zip_with(zipfile.ZIP_DEFLATED, {"bomb.jpg": b"\0" * 50_000_000, **tiles}))
+    central = data.index(b"PK\x01\x02")
+    struct.pack_into("<L", data, central + 24, 1000)  # its uncompressed size
+    (tmp_path / "a.zip").write_bytes(data)
+    assert contents(plan_of(tmp_path / "a.zip")) == {**tiles, "bomb.jpg": "corrupt"}
+
+
+def test_a_zip_method_that_cannot_be_read_is_a_status(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_with(zipfile.ZIP_LZMA, tiles))
+    plan = plan_of(tmp_path / "a.zip")
+    assert set(plan.table["status"].to_pylist()) == {"unsupported"}
+    assert "lzma" in plan.table["error"][0].as_py()
+
+
+@pytest.mark.parametrize("layout", ["bytes", "image-struct", "image-binary"])
+def test_parquet_with_an_image_column(tmp_path: Path, tiles: dict[str, bytes], layout: str) -> None:
+    data = list(tiles.values())
+    column: pa.Array = pa.array(data, pa.binary())
+    if layout == "image-struct":
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        column = pa.array([{"bytes": item, "path": name} for name, item in tiles.items()], kind)
+    name = "bytes" if layout == "bytes" else "image"
+    pq.write_table(pa.table({"label": [1] * len(data), name: column}), tmp_path / "a.parquet", row_group_size=5)
+    assert list(contents(plan_of(tmp_path / "a.parquet")).values()) == data
+
+
+def test_what_is_no_image_in_an_archive_is_counted(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    extra = {"__MACOSX/._a.jpg": b"x", "._b.jpg": b"x", ".hidden/c.jpg": b"x", "notes.txt": b"x", "inner.zip": b"x"}
+    (tmp_path / "a.zip").write_bytes(zip_with(zipfile.ZIP_STORED, {**tiles, **extra}))
+    plan = plan_of(tmp_path / "a.zip")
+    assert contents(plan) == tiles
+    assert dict(plan.listing.passed_over) == {"hidden files": 3, ".txt files": 1, "archives inside archives": 1}

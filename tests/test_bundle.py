@@ -1,0 +1,101 @@
+"""A bundle is read whole and as it was written, or refused in one line; nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from crackbatch.bundle import DEFAULT_MODEL, read_bundle, shipped_models
+from crackbatch.demo import draw_tile
+from crackbatch.errors import BundleError
+from crackbatch.model import Model, build_network, load_model
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(read_bundle().location, tmp_path / "bundle"))
+
+
+def test_the_shipped_model_is_there_and_named_after_its_weights() -> None:
+    assert DEFAULT_MODEL in shipped_models()
+    found = read_bundle()
+    assert found.model_id == f"{DEFAULT_MODEL}@{found.weights_sha256[:12]}"
+    assert Path(found.location, "model.safetensors").stat().st_size <= 23e6
+
+
+def edit(bundle: Path, **changes: object) -> None:
+    description = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps({**description, **changes}))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("exploded"),))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda bundle: shutil.rmtree(bundle), "no model at"),
+        (lambda bundle: (bundle / "model.json").write_text("{"), "not JSON"),
+        (lambda bundle: edit(bundle, format_version=99), "format_version 99"),
+        (lambda bundle: edit(bundle, mean=[1]), "incomplete or wrong"),
+        (lambda bundle: edit(bundle, input_size=None), "incomplete or wrong"),
+        (lambda bundle: (bundle / "model.safetensors").unlink(), "no model at"),
+        (lambda bundle: (bundle / "model.safetensors").write_bytes(pickle.dumps(Bomb())), "not a safetensors file"),
+        (lambda bundle: (bundle / "model.safetensors").open("ab").write(b"x"), "not the file that"),
+    ],
+)
+def test_a_bad_bundle_is_refused_in_one_line(bundle: Path, damage, message: str) -> None:
+    damage(bundle)
+    with pytest.raises(BundleError, match=message) as raised:
+        read_bundle(str(bundle))
+    assert "\n" not in str(raised.value)
+    assert not Path("exploded").exists()
+
+
+def test_weights_of_another_network_are_refused(bundle: Path) -> None:
+    edit(bundle, network="resnet34")
+    with pytest.raises(BundleError, match="do not fit a resnet34"):
+        load_model(str(bundle))
+
+
+def test_folding_changes_no_probability() -> None:
+    import torch
+    from safetensors.torch import load
+
+    from crackbatch.bundle import read_weights
+
+    found = read_bundle()
+    plain = build_network(found.network)
+    plain.load_state_dict(load(read_weights(found.location)))
+    plain.eval()
+    pixels = np.stack([np.asarray(PIL.Image.open(_file(index)).resize((224, 224))) for index in range(4)])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (found.mean, found.std))
+    with torch.inference_mode():
+        expected = torch.softmax(plain((images - mean) / std), 1)[:, 1].numpy()
+    model = Model(found)
+    assert np.abs(model.probability(model.logits(pixels) * found.temperature) - expected).max() < 1e-4
+
+
+def _file(index: int):
+    import io
+
+    return io.BytesIO(draw_tile(index, cracked=True))
+
+
+def test_predict_takes_paths_arrays_and_pictures_and_says_none_for_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(draw_tile(1, True))
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    picture = PIL.Image.open(tmp_path / "a.jpg")
+    found = load_model().predict([tmp_path / "a.jpg", tmp_path / "bad.jpg", np.asarray(picture), picture, "gone.jpg"])
+    assert found[1] is None
+    assert found[4] is None
+    assert found[0] == pytest.approx(found[2], abs=1e-5) == pytest.approx(found[3], abs=1e-5)

@@ -1,0 +1,122 @@
+"""The command line as a user types it: exit codes, one line for a mistake, and answers that do not wait for torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [CRACKBATCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def image(tmp_path: Path, tiles: dict[str, bytes]) -> Path:
+    path = tmp_path / "in" / "a.jpg"
+    path.parent.mkdir()
+    path.write_bytes(tiles["tile-00.jpg"])
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["score", "x", "--no-such-option"]])
+def test_help_and_wrong_usage_are_answered_without_torch_or_ray(arguments: list[str]) -> None:
+    code = (
+        "import sys, crackbatch, crackbatch.cli\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "try: crackbatch.cli.main()\n"
+        "finally: print('loaded', [name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "loaded []" in result.stdout
+    assert result.returncode == (2 if "--no-such-option" in arguments else 0)
+
+
+def test_help_takes_less_than_a_second() -> None:
+    fastest = min(_timed("--help") for _ in range(3))
+    assert fastest < 1
+
+
+def _timed(*arguments: str) -> float:
+    began = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--out", "OUT"], "no such file or folder: nowhere"),
+        (["IMAGE"], "--out is missing"),
+        (["IMAGE", "--out", "OUT", "--model", "no-such-model"], "no model at no-such-model"),
+        (["IMAGE", "--out", "OUT", "--operating-point", "perfect"], "no operating point 'perfect'"),
+        (["IMAGE", "--out", "OUT", "--threshold", "7"], "--threshold 7 is no probability"),
+        (["IMAGE", "--out", "OUT", "--threshold", "0.5", "--operating-point", "balanced"], "give one of them"),
+        (["IMAGE", "--out", "OUT", "--date", "yesterday"], "--date 'yesterday' is no date"),
+        (["IMAGE", "--out", "OUT", "--run-id", "../x"], "--run-id '../x'"),
+        (["IMAGE", "--out", "OUT", "--limit", "0"], "--limit 0"),
+        (["IMAGE", "--out", "OUT", "--batch-size", "-1"], "--batch-size -1"),
+        (["IMAGE", "--out", "OUT", "--max-error-rate", "5"], "--max-error-rate 5"),
+        (["IMAGE", "--out", "IMAGE/out"], "cannot write to"),
+        (["IMAGE", "--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["IMAGE", "--out", "memory://x"], "give --out a path or a URL"),
+        (["ftpx://host/a.zip", "--out", "OUT"], "ftpx"),
+        (["gs://bucket/a.zip", "--out", "OUT"], "pip install 'crackbatch[gcs]'"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(
+    tmp_path: Path, image: Path, arguments: list[str], message: str
+) -> None:
+    if message.startswith("pip") and _is_installed("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    replaced = [item.replace("IMAGE", str(image)).replace("OUT", str(tmp_path / "out")) for item in arguments]
+    result = run("score", *replaced, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert not list((tmp_path / "out").rglob("*")), "something was written"
+
+
+def _is_installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path: Path, image: Path) -> None:
+    (image.parent / "notes.txt").write_text("x")
+    result = run("score", image.parent, "--out", tmp_path / "out", "--dry-run")
+    assert result.returncode == 0
+    assert "1 images" in result.stdout
+    assert "1 .txt files" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_lists_the_shipped_one() -> None:
+    result = run("models")
+    assert result.returncode == 0
+    assert "concrete-resnet18@" in result.stdout
+
+
+def test_a_whole_run_from_the_command_line_and_again(tmp_path: Path, image: Path) -> None:
+    (image.parent / "empty.jpg").touch()
+    command = ["score", image.parent, "--out", tmp_path / "out", "--run-id", "night-1"]
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    first = run(*command, env=environment)
+    assert first.returncode == 3, first.stderr  # one of two is empty
+    assert "empty 1" in first.stdout
+    assert "more than --max-error-rate" in first.stdout
+    assert "Traceback" not in first.stderr
+    again = run(*command, "--max-error-rate", "0.5", env=environment)
+    assert again.returncode == 0, again.stderr
+    assert "nothing left to do" in again.stdout
+    other = run(*command, "--threshold", "0.9", env=environment)
+    assert other.returncode == 2
+    assert "choose another --run-id" in other.stderr

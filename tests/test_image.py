@@ -1,0 +1,223 @@
+"""One way from bytes to pixels: formats, orientations, depths, and a status for everything that is no picture."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pillow_heif
+import pytest
+
+from crackbatch.demo import draw_tile
+from crackbatch.image import Picture, read_image, to_input
+
+pillow_heif.register_heif_opener()
+
+
+def gradient(width: int = 64, height: int = 48) -> PIL.Image.Image:
+    """Every corner another colour, so that a turned or mirrored picture is told from the upright one."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return PIL.Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8))
+
+
+def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    assert picture.status == "ok", picture.error
+    return np.asarray(picture.pixels).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name", "tolerance"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}, "jpeg", 6),
+        ("JPEG", {"quality": 95, "subsampling": 0, "progressive": True}, "jpeg", 6),
+        ("PNG", {}, "png", 0),
+        ("TIFF", {}, "tiff", 0),
+        ("TIFF", {"compression": "tiff_lzw"}, "tiff", 0),
+        ("BMP", {}, "bmp", 0),
+        ("WEBP", {"lossless": True}, "webp", 0),
+        ("GIF", {}, "gif", 40),
+        ("HEIF", {"quality": 95}, "heif", 24),
+        ("AVIF", {"quality": 95}, "avif", 24),
+        ("JPEG2000", {}, "jpeg2000", 0),
+    ],
+)
+def test_formats_give_the_picture_that_was_saved(kind: str, options: dict, name: str, tolerance: int) -> None:
+    original = gradient()
+    picture = read_image(encode(original, kind, **options))
+    assert np.abs(pixels(picture) - np.asarray(original)).max() <= tolerance
+    assert (picture.format, picture.width, picture.height) == (name, 64, 48)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_exif_orientations_give_the_same_upright_pixels(orientation: int) -> None:
+    undo = {
+        2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+        3: PIL.Image.Transpose.ROTATE_180,
+        4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+        5: PIL.Image.Transpose.TRANSPOSE,
+        6: PIL.Image.Transpose.ROTATE_90,
+        7: PIL.Image.Transpose.TRANSVERSE,
+        8: PIL.Image.Transpose.ROTATE_270,
+    }
+    upright = gradient()
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    picture = read_image(encode(stored, "PNG", exif=exif))
+    assert np.array_equal(pixels(picture), np.asarray(upright))
+    assert (picture.width, picture.height) == upright.size
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    samples = np.linspace(0, 65_535, 256, dtype=np.uint16).reshape(16, 16)
+    expected = np.round(samples / 257).astype(int)
+    for kind in ("PNG", "TIFF"):
+        grey = pixels(read_image(encode(PIL.Image.fromarray(samples), kind)))
+        assert np.abs(grey[..., 0] - expected).max() <= 1, kind
+        assert np.array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_sixteen_bit_colour_png_is_scaled() -> None:
+    values = np.linspace(0, 65_535, 8 * 8 * 3).astype(">u2").reshape(8, 8, 3)
+    raw = b"".join(b"\0" + row.tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    assert np.abs(pixels(read_image(png)) - values.astype(float) / 257).max() <= 1
+
+
+def test_transparency_is_laid_on_white() -> None:
+    red = PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    half = PIL.Image.new("LA", (8, 8), (0, 128))
+    palette = PIL.Image.new("P", (8, 8), 3)
+    assert (pixels(read_image(encode(red, "PNG"))) == 255).all()
+    assert np.abs(pixels(read_image(encode(half, "PNG"))) - 127).max() <= 1
+    assert (pixels(read_image(encode(palette, "PNG", transparency=3))) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
+def test_other_colour_modes_become_rgb(mode: str) -> None:
+    original = gradient().convert(mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    assert np.array_equal(pixels(read_image(encode(original, kind))), np.asarray(original.convert("RGB")).astype(int))
+
+
+def test_adobe_cmyk_jpeg_is_not_inverted() -> None:
+    # Pillow writes CMYK JPEGs as Adobe does, inverted and marked.
+    white = PIL.Image.new("CMYK", (16, 16), (0, 0, 0, 0))
+    data = encode(white, "JPEG", quality=95)
+    assert b"Adobe" in data
+    assert pixels(read_image(data)).min() > 250
+
+
+def test_first_frame_of_several_is_taken() -> None:
+    first, second = PIL.Image.new("RGB", (9, 9), (200, 10, 10)), PIL.Image.new("RGB", (9, 9), (10, 200, 10))
+    for kind in ("TIFF", "GIF"):
+        seen = pixels(read_image(encode(first, kind, save_all=True, append_images=[second])))
+        assert seen[0, 0, 0] > 150 > seen[0, 0, 1], kind
+
+
+def test_exif_tells_when_where_and_with_what() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x010F], exif[0x0110] = "DJI", "FC3582"
+    details, place = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
+    details[0x9003], details[0x9291] = "2026:05:04 03:02:01", "25"
+    place.update({1: "S", 2: (33.0, 51.0, 36.0), 3: "E", 4: (151.0, 12.0, 0.0)})
+    picture = read_image(encode(gradient(), "JPEG", exif=exif))
+    assert str(picture.captured_at) == "2026-05-04 03:02:01.250000"
+    assert picture.latitude == pytest.approx(-33.86)
+    assert picture.longitude == pytest.approx(151.2)
+    assert picture.camera == "DJI FC3582"
+
+
+def test_senseless_exif_costs_nothing_but_itself() -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "0000:00:00 00:00:00"
+    exif.get_ifd(0x8825).update({1: "N", 2: (400.0, 0.0, 0.0), 3: "E", 4: (1.0, 1.0, 1.0)})
+    picture = read_image(encode(gradient(), "JPEG", exif=exif))
+    assert picture.status == "ok"
+    assert (picture.captured_at, picture.latitude, picture.longitude) == (None, None, None)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_off_anywhere_is_truncated(share: float, progressive: bool) -> None:
+    whole = encode(PIL.Image.open(io.BytesIO(draw_tile(3, True))), "JPEG", progressive=progressive)
+    picture = read_image(whole[: int(len(whole) * share)])
+    assert (picture.status, picture.pixels) == ("truncated", None)
+    assert picture.error
+
+
+def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
+    thumbnail = encode(gradient(32, 24), "JPEG")
+    whole = draw_tile(4, True)
+    with_thumbnail = whole[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + whole[2:]
+    assert read_image(with_thumbnail).status == "ok"
+    assert read_image(with_thumbnail[:-400]).status == "truncated"
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_no_harm() -> None:
+    assert read_image(draw_tile(5, False) + b"\0" * 4096 + b"trailer of a phone").status == "ok"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "GIF", "HEIF", "AVIF"])
+def test_other_formats_cut_in_half_are_truncated(kind: str) -> None:
+    whole = encode(PIL.Image.open(io.BytesIO(draw_tile(6, True))), kind)
+    assert read_image(whole[: len(whole) // 2]).status == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", "empty"),
+        (b"%PDF-1.7 not a picture", "not_an_image"),
+        (b"<html><body>404</body></html>" * 9, "not_an_image"),
+        (b"\0" * 5000, "not_an_image"),
+        (b"8BPS" + b"\0" * 64, "unsupported"),
+        (b"\xff\x0a" + b"\0" * 64, "unsupported"),
+    ],
+)
+def test_what_is_no_picture_says_so(data: bytes, status: str) -> None:
+    picture = read_image(data)
+    assert picture.status == status
+    assert picture.error
+    assert picture.pixels is None
+
+
+def test_a_png_with_a_damaged_byte_is_corrupt() -> None:
+    data = bytearray(encode(gradient(), "PNG"))
+    at = data.index(b"IDAT") + 40
+    data[at] ^= 0xFF
+    assert read_image(bytes(data)).status == "corrupt"
+
+
+def test_too_many_pixels_are_refused_from_the_header() -> None:
+    # A PNG that says 60,000 x 60,000 and has no pixels: decoding it would fail in another way, and take 10 GB.
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    bomb += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    picture = read_image(bomb)
+    assert picture.status == "too_large"
+    assert (picture.width, picture.height) == (60_000, 60_000)
+    assert read_image(encode(gradient(100, 100), "PNG"), max_megapixels=0.009).status == "too_large"
+    assert read_image(encode(gradient(100, 100), "PNG"), max_megapixels=0.01).status == "ok"
+
+
+def test_the_network_sees_the_whole_picture() -> None:
+    picture = read_image(encode(gradient(640, 320), "PNG"))
+    scaled = to_input(picture, 224)
+    assert (scaled.shape, scaled.dtype) == ((224, 224, 3), np.uint8)
+    corners = np.asarray(picture.pixels)[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
+    assert np.abs(scaled[[0, 0, -1, -1], [0, -1, 0, -1]] - corners).max() < 4

@@ -1,0 +1,186 @@
+"""Every image in the sources is one row of the plan, whatever the sources look like."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from crackbatch.errors import SourceError
+from crackbatch.image import EXTENSIONS
+from crackbatch.plan import Plan, make_plan, read_shard, shard_sizes, subtract, write_shards
+from test_archive import contents, write_files, zip_with
+
+
+def plan_of(*sources: object, **options: object) -> Plan:
+    return make_plan([str(source) for source in sources], EXTENSIONS, **options)
+
+
+def names(plan: Plan) -> list[str]:
+    return [uri.rsplit("/", 1)[-1] for uri in plan.table["image_uri"].to_pylist()]
+
+
+def test_a_folder_with_everything_in_it(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    data = tiles["tile-00.jpg"]
+    images = {"a.JPG": data, "deep/er/b.jpeg": data, "c.TIFF": data, "d.jpe": data, "e.heic": data}
+    others = {".f.jpg": b"x", "._g.jpg": b"x", "__MACOSX/h.jpg": b"x", ".git/i.jpg": b"x", "j.txt": b"x", "noext": b"x"}
+    write_files(tmp_path, {**images, **others})
+    (tmp_path / "deep" / "inside.zip").write_bytes(zip_with(0, tiles))
+    plan = plan_of(tmp_path)
+    loose = [uri for uri in plan.table["image_uri"].to_pylist() if "::" not in uri]
+    assert sorted(loose) == sorted(str(tmp_path / name) for name in images)
+    assert plan.table.num_rows == len(images) + len(tiles)
+    assert plan.num_archives == 1
+    passed = dict(plan.listing.passed_over)
+    assert passed == {"hidden files": 2, "hidden folders": 2, ".txt files": 1, "files without an extension": 1}
+
+
+def test_symbolic_links_are_followed_once_and_loops_end(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    elsewhere = write_files(tmp_path / "elsewhere", {"far.jpg": tiles["tile-00.jpg"]})
+    folder = write_files(tmp_path / "in", {"near.jpg": tiles["tile-01.jpg"]})
+    (folder / "loop").symlink_to(folder)
+    (folder / "there").symlink_to(elsewhere)
+    (folder / "linked.jpg").symlink_to(elsewhere / "far.jpg")
+    (folder / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    plan = plan_of(folder)
+    assert sorted(names(plan)) == ["broken.jpg", "far.jpg", "linked.jpg", "near.jpg"]
+    status = dict(zip(names(plan), plan.table["status"].to_pylist(), strict=True))
+    assert status == {"broken.jpg": "missing", "far.jpg": None, "linked.jpg": None, "near.jpg": None}
+
+
+def test_names_that_are_no_utf8_are_images_all_the_same(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"Br\xfccke.jpg")
+    with open(path, "wb") as file:
+        file.write(tiles["tile-00.jpg"])
+    plan = plan_of(tmp_path)
+    assert names(plan) == ["Br\\xfccke.jpg"]
+    assert list(contents(plan).values()) == [tiles["tile-00.jpg"]]
+
+
+@pytest.mark.parametrize("pattern", ["*.jpg", "**/*.jpg", "?.jpg", "[ab].jpg"])
+def test_globs(tmp_path: Path, tiles: dict[str, bytes], pattern: str) -> None:
+    write_files(tmp_path, {"a.jpg": b"1", "b.jpg": b"2", "sub/c.jpg": b"3", "d.txt": b"4"})
+    expected = {"*.jpg": 2, "**/*.jpg": 3, "?.jpg": 2, "[ab].jpg": 2}[pattern]
+    assert plan_of(tmp_path / pattern).table.num_rows == expected
+
+
+def test_a_folder_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
+    write_files(tmp_path / "photos [1]*", {"a.jpg": b"1"})
+    assert plan_of(tmp_path / "photos [1]*").table.num_rows == 1
+
+
+def test_sources_that_overlap_give_each_image_once(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path, {"in/a.jpg": b"1", "in/b.jpg": b"2"})
+    (tmp_path / "in" / "c.zip").write_bytes(zip_with(0, tiles))
+    once = plan_of(tmp_path / "in")
+    again = plan_of(tmp_path / "in", tmp_path / "in" / "a.jpg", tmp_path / "in" / "*.jpg", tmp_path / "in" / "c.zip")
+    assert again.table.equals(once.table)
+    assert again.listing.passed_over["images listed twice"] == 1 + 2 + len(tiles)
+
+
+def test_the_output_is_no_source(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"1", "out/runs/x/scratch/b.jpg": b"2"})
+    assert plan_of(tmp_path, skip=[str(tmp_path / "out")]).table.num_rows == 1
+
+
+def test_every_uri_opens_its_image(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", tiles)
+    (folder / "b.zip").write_bytes(zip_with(8, tiles))
+    import subprocess
+
+    for suffix in (".tar", ".tar.gz", ".tar.xz"):
+        subprocess.run(["tar", "-caf", f"../c{suffix}", "tile-00.jpg", "tile-01.jpg"], cwd=folder, check=True)
+        (tmp_path / f"c{suffix}").rename(folder / f"c{suffix}")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"bytes": list(tiles.values())}), folder / "d.parquet")
+    plan = plan_of(folder, scratch=str(tmp_path / "scratch"))
+    from crackbatch.fetch import fetch
+
+    for block in fetch(plan.table):
+        for row in block.to_pylist():
+            with fsspec.open(row["image_uri"], "rb") as file:
+                assert file.read() == row["bytes"], row["image_uri"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "parquet"])
+def test_a_manifest_names_images_and_carries_its_columns(tmp_path: Path, tiles: dict[str, bytes], kind: str) -> None:
+    write_files(tmp_path, {"in/a.jpg": tiles["tile-00.jpg"], "in/b.jpg": tiles["tile-01.jpg"]})
+    (tmp_path / "c.zip").write_bytes(zip_with(0, tiles))
+    uris = ["in/a.jpg", str(tmp_path / "in/b.jpg"), f"zip://tile-05.jpg::{tmp_path}/c.zip", "in/gone.jpg",
+            f"zip://none.jpg::{tmp_path}/c.zip"]  # fmt: skip
+    frame = pd.DataFrame({"bridge": ["A7", "A8", "A9", "A10", "A11"], "image_uri": uris, "pier": [1, 2, 3, 4, 5]})
+    path = tmp_path / ("m.parquet" if kind == "parquet" else "m.csv")
+    if kind == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep=";" if kind == "semicolons" else ",")
+    table = plan_of(path).table
+    by_name = {row["image_uri"].split("/")[-1]: row for row in table.to_pylist()}
+    assert by_name["a.jpg"]["bridge"] == "A7"
+    assert by_name["b.jpg"]["pier"] == 2
+    inside = by_name["c.zip"] if "c.zip" in by_name else None
+    rows = {row["bridge"]: row for row in table.to_pylist()}
+    assert inside is not None
+    assert table.num_rows == 5
+    assert rows["A9"]["image_uri"] == uris[2]
+    assert rows["A10"]["status"] == rows["A11"]["status"] == "missing"
+
+
+def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,pier\na.jpg,1\n")
+    with pytest.raises(SourceError, match=r"no column 'image_uri' \(its columns: path, pier\)"):
+        plan_of(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "message"),
+    [
+        ({}, "nowhere", "no such file or folder"),
+        ({"a.txt": b"x"}, ".", "none ends in"),
+        ({"a.docx": b"x"}, "a.docx", "--extensions"),
+        ({"a.zip": b"no zip at all"}, "a.zip", "directory cannot be read"),
+        ({"a.tar": b"no tar at all" * 99}, "a.tar", "breaks off"),
+        ({"a.parquet": b"no parquet"}, "a.parquet", "cannot be read"),
+        ({"m.csv": b""}, "m.csv", "is empty"),
+    ],
+)
+def test_sources_that_give_nothing_say_why(tmp_path: Path, files: dict[str, bytes], source: str, message: str) -> None:
+    write_files(tmp_path, files)
+    with pytest.raises(SourceError) as raised:
+        plan_of(tmp_path / source)
+    assert message in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_subtracting_what_is_done_leaves_the_rest_in_order(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"{index:03d}.jpg": b"x" for index in range(100)})
+    table = plan_of(tmp_path).table
+    done = table.take([3, 50, 99]).append_column("more", pa.array(["a", "b", "c"]))
+    rest = subtract(table, done)
+    assert rest.column("image_uri").to_pylist() == [
+        uri for index, uri in enumerate(table.column("image_uri").to_pylist()) if index not in (3, 50, 99)
+    ]
+    changed = done.set_column(done.column_names.index("version"), "version", pa.array(["other"] * 3))
+    assert subtract(table, changed).num_rows == 100
+
+
+def test_shards_hold_every_row_once_and_row_groups_whole(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    write_files(tmp_path, {f"in/{index:04d}.jpg": b"x" for index in range(700)})
+    pq.write_table(pa.table({"bytes": [b"y"] * 500}), tmp_path / "in" / "p.parquet", row_group_size=200)
+    table = plan_of(tmp_path / "in").table
+    num = write_shards(table, str(tmp_path / "plan"))
+    shards = [read_shard(str(tmp_path / "plan"), index) for index in range(num)]
+    assert pa.concat_tables(shards).to_pylist() == table.to_pylist()
+    for shard in shards:
+        groups = [group for group in shard["row_group"].unique().to_pylist() if group is not None]
+        assert len(groups) <= 1 or len(shard) == sum(shard_sizes(shard))
+    holders = [sum(shard["row_group"].to_pylist().count(group) > 0 for shard in shards) for group in range(3)]
+    assert holders == [1, 1, 1]

@@ -1,0 +1,356 @@
+"""The promise: every image in the sources is exactly one row, in whatever it comes and whatever it is."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+import crackbatch
+from crackbatch import results, storage
+from crackbatch.demo import draw_tile
+from crackbatch.errors import OptionError, OutputError, PublishError, SourceError
+from crackbatch.model import load_model
+from crackbatch.table import COLUMNS
+from test_archive import write_files, zip_with
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+
+def score(source: object, out: Path, **options: object) -> crackbatch.RunSummary:
+    options.setdefault("max_error_rate", 1.0)
+    sources = [str(item) for item in source] if isinstance(source, list) else str(source)
+    return crackbatch.score(sources, str(out), **options)  # type: ignore[arg-type]
+
+
+def rows(out: Path, **options: object) -> pd.DataFrame:
+    return crackbatch.read_predictions(str(out), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def many_tiles() -> dict[str, bytes]:
+    """A hundred tiles, all different in shade and structure, so that each has an answer of its own."""
+    return {f"lot-{index % 3}/{index:03d}.jpg": draw_tile(1000 + index, index % 4 == 0) for index in range(100)}
+
+
+def test_no_pixels_ever_stand_under_another_images_name(tmp_path: Path, many_tiles: dict[str, bytes]) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_with(8, many_tiles))
+    score(tmp_path / "a.zip", tmp_path / "out")
+    table = rows(tmp_path / "out")
+    assert len(table) == len(many_tiles)
+    names = table["image_uri"].str.extract(r"zip://(.*)::", expand=False)
+    assert sorted(names) == sorted(many_tiles)
+    pictures = [PIL.Image.open(io.BytesIO(many_tiles[name])) for name in names]
+    expected = np.array(load_model().predict(pictures))
+    assert len(np.unique(expected)) > 90, "the images must have answers of their own for this test to mean anything"
+    assert np.abs(table["crack_probability"].to_numpy() - expected).max() < 1e-4
+    assert list(table["sha256"]) == [hashlib.sha256(many_tiles[name]).hexdigest() for name in names]
+    assert list(table["size_bytes"]) == [len(many_tiles[name]) for name in names]
+    assert table["crack_probability"].is_monotonic_decreasing
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server over HTTP on loopback; yields the bucket's URL."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-written-nowhere",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = dict(os.environ)
+    os.environ.update(environment)
+    boto3.client("s3").create_bucket(Bucket="inspections")
+    yield "s3://inspections"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
+
+
+@pytest.fixture
+def s3_everywhere(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The bucket, reachable from Ray's workers, which were started before the server was."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def learn(environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+
+    monkeypatch.setattr(
+        "crackbatch.scoring._fetch_shards", _with_environment({k: v for k, v in os.environ.items() if k[:4] == "AWS_"})
+    )
+    return s3
+
+
+def _with_environment(environment: dict[str, str]):
+    from crackbatch.scoring import _fetch_shards
+
+    def fetch_shards(batch: pa.Table, folder: str) -> Iterator[pa.Table]:
+        os.environ.update(environment)
+        yield from _fetch_shards(batch, folder)
+
+    return fetch_shards
+
+
+def test_one_image_gives_the_same_row_from_wherever_it_comes(
+    tmp_path: Path, tiles: dict[str, bytes], s3_everywhere: str
+) -> None:
+    import boto3
+
+    sources = write_files(tmp_path / "in", {f"folder/{name}": data for name, data in tiles.items()})
+    (sources / "a.zip").write_bytes(zip_with(8, tiles))
+    for suffix in ("tar", "tar.gz"):
+        with tarfile.open(sources / f"a.{suffix}", "w:gz" if suffix == "tar.gz" else "w") as tar:
+            tar.add(sources / "folder", "folder")
+    pq.write_table(pa.table({"bytes": list(tiles.values())}), sources / "a.parquet")
+    client = boto3.client("s3")
+    for name, data in tiles.items():
+        client.put_object(Bucket="inspections", Key=f"bridge/{name}", Body=data)
+    client.put_object(Bucket="inspections", Key="archive.zip", Body=zip_with(0, tiles))
+    everything = [sources, f"{s3_everywhere}/bridge", f"{s3_everywhere}/archive.zip"]
+    summary = score(everything, tmp_path / "out")
+    table = rows(tmp_path / "out")
+    assert len(table) == 7 * len(tiles) == summary.images
+    assert table["image_uri"].is_unique
+    assert set(table["status"]) == {"ok"}
+    by_image = table.groupby("sha256")["crack_logit"]
+    assert (by_image.count() == 7).all()
+    assert (by_image.max() - by_image.min()).max() < 1e-4
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"a-secret-that-is-written-nowhere" not in path.read_bytes(), path
+
+
+BAD = {
+    "empty.jpg": (b"", "empty"),
+    "renamed.jpg": (b"%PDF-1.7", "not_an_image"),
+    "half.jpg": (draw_tile(1, True)[:3000], "truncated"),
+    "psd.png": (b"8BPS" + bytes(60), "unsupported"),
+}
+
+
+def test_a_bad_image_is_a_row_with_its_reason(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path / "in", {**tiles, **{name: data for name, (data, _) in BAD.items()}})
+    large = io.BytesIO()
+    PIL.Image.new("RGB", (2000, 1000)).save(large, "PNG")
+    write_files(tmp_path / "in", {"large.png": large.getvalue()})
+    (tmp_path / "in" / "gone.jpg").symlink_to("nowhere")
+    summary = score(tmp_path / "in", tmp_path / "out", max_megapixels=1.5)
+    table = rows(tmp_path / "out").set_index("image_uri")
+    expected = {name: status for name, (_, status) in BAD.items()} | {"large.png": "too_large", "gone.jpg": "missing"}
+    for name, status in expected.items():
+        row = table.loc[str(tmp_path / "in" / name)]
+        assert row["status"] == status
+        assert row["error"]
+        assert row[["crack_probability", "crack_logit", "label"]].isna().all()
+    assert (table["status"] == "ok").sum() == len(tiles)
+    assert summary.statuses["ok"] == len(tiles)
+    assert summary.error_rate == pytest.approx(6 / 18)
+
+
+@pytest.mark.parametrize(("rate", "code"), [(0.5, 0), (0.1, 3)])
+def test_the_exit_code_says_whether_too_many_failed(
+    tmp_path: Path, tiles: dict[str, bytes], rate: float, code: int
+) -> None:
+    write_files(tmp_path / "in", {**tiles, "a.jpg": b"", "b.jpg": b""})
+    assert score(tmp_path / "in", tmp_path / "out", max_error_rate=rate).exit_code == code
+
+
+def test_a_damaged_archive_is_published_and_named(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    whole = zip_with(0, tiles)
+    write_files(tmp_path / "in", {"cut.zip": whole[: len(whole) // 2], "whole.zip": whole})
+    summary = score(tmp_path / "in", tmp_path / "out")
+    assert summary.exit_code == 3
+    assert len(summary.problems) == 1
+    assert "cut.zip" in summary.problems[0]
+    assert len(tiles) < summary.images < 2 * len(tiles)
+
+
+def test_a_second_run_adds_nothing_and_new_images_are_added(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", tiles)
+    first = score(folder, tmp_path / "out")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    second = score(folder, tmp_path / "out")
+    assert (second.run_id, second.added, second.images) == (first.run_id, 0, len(tiles))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == files
+    write_files(folder, {"new.jpg": tiles["tile-00.jpg"]})
+    third = score(folder, tmp_path / "out")
+    assert (third.run_id, third.added, third.images) == (first.run_id, 1, len(tiles) + 1)
+    assert rows(tmp_path / "out")["image_uri"].is_unique
+
+
+def test_another_threshold_is_another_run(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", tiles)
+    first = score(folder, tmp_path / "out")
+    second = score(folder, tmp_path / "out", threshold=0.01)
+    assert first.run_id != second.run_id
+    table = rows(tmp_path / "out")
+    assert set(table["run_id"]) == {second.run_id}, "the newest row of each image is that of the second run"
+    assert len(rows(tmp_path / "out", run_id=first.run_id)) == len(tiles)
+    assert (table["label"] == "crack").sum() == (table["crack_probability"] >= np.float32(0.01)).sum()
+
+
+def test_every_reader_sees_the_same_rows(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    import ray
+
+    out = tmp_path / "out"
+    score(write_files(tmp_path / "in", {**tiles, "bad.jpg": b"x"}), out)
+    leftover = out / "runs" / "other" / "parts" / "0.part"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(next(out.rglob("*.parquet")).read_bytes())
+    ours = sorted(rows(out)["image_uri"])
+    assert len(ours) == 13
+    assert sorted(pd.read_parquet(out / "predictions")["image_uri"]) == ours
+    query = f"select image_uri, date from read_parquet('{out}/predictions/**/*.parquet', hive_partitioning=true)"
+    assert sorted(row[0] for row in duckdb.sql(query).fetchall()) == ours
+    assert sorted(ds.dataset(out / "predictions", partitioning="hive").to_table()["image_uri"].to_pylist()) == ours
+    assert sorted(row["image_uri"] for row in ray.data.read_parquet(str(out / "predictions")).take_all()) == ours
+
+
+def test_the_file_has_the_contracts_schema_and_says_what_made_it(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    summary = score(write_files(tmp_path / "in", tiles), tmp_path / "out", date="2026-03-01")
+    assert summary.files == [str(tmp_path / f"out/predictions/date=2026-03-01/{summary.run_id}-00000.parquet")]
+    schema = pq.read_schema(summary.files[0])
+    assert schema.remove_metadata() == COLUMNS
+    about = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    assert about["crackbatch.model_id"] == summary.model_id == load_model().bundle.model_id
+    assert "balanced" in json.loads(about["crackbatch.operating_points"])
+    run = json.loads((tmp_path / "out/runs" / summary.run_id / "run.json").read_text())
+    assert run["versions"]["ray"]
+    assert sorted(path.name for path in (tmp_path / "out/runs" / summary.run_id).iterdir()) == [
+        "run.json",
+        "summary.json",
+    ]
+
+
+def test_a_manifests_columns_are_carried_and_may_not_collide(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path, tiles)
+    frame = pd.DataFrame({"image_uri": list(tiles), "pier": range(len(tiles)), "bridge": "A7"})
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    score(tmp_path / "m.csv", tmp_path / "out")
+    table = rows(tmp_path / "out")
+    names = table["image_uri"].str.rsplit("/").str[-1]
+    assert dict(zip(names, table["pier"], strict=True)) == dict(zip(tiles, range(len(tiles)), strict=True))
+    assert set(table["bridge"]) == {"A7"}
+    frame.assign(status="x").to_csv(tmp_path / "n.csv", index=False)
+    with pytest.raises(SourceError, match="'status' would collide"):
+        score(tmp_path / "n.csv", tmp_path / "other")
+    assert not list((tmp_path / "other").rglob("*.json"))
+    # Runs with different columns can be read together.
+    score(write_files(tmp_path / "loose", {"z.jpg": tiles["tile-00.jpg"]}), tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == len(tiles) + 1
+
+
+def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/lot/{name}": data for name, data in tiles.items()})
+    memory.pipe_file("/lot/a.zip", zip_with(8, tiles))
+    score("memory://lot", tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 2 * len(tiles)
+    assert set(rows(tmp_path / "out")["status"]) == {"ok"}
+
+
+def test_reading_predictions(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    with pytest.raises(OutputError, match="no predictions in"):
+        rows(tmp_path / "nothing")
+    score(write_files(tmp_path / "in", tiles), tmp_path / "out")
+    everything = rows(tmp_path / "out")
+    middle = float(everything["crack_probability"].median())
+    likely = rows(tmp_path / "out", min_probability=middle, columns=["image_uri", "crack_probability"])
+    assert list(likely.columns) == ["image_uri", "crack_probability"]
+    assert len(likely) == (everything["crack_probability"] >= middle).sum() < len(everything)
+    with pytest.raises(OptionError, match="no column 'probability'"):
+        rows(tmp_path / "out", columns=["probability"])
+    with pytest.raises(OptionError, match="no rows of run"):
+        rows(tmp_path / "out", run_id="another")
+
+
+def test_publishing_refuses_rows_that_are_not_the_plan(tmp_path: Path) -> None:
+    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
+    done = pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]})
+    part = pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"} for uri in "ab"], COLUMNS)
+    results.write_part(run, part)
+    planned = pa.table({"image_uri": ["a", "b", "c"], "version": ["1", "1", "1"]})
+    with pytest.raises(PublishError, match="1 of 3 planned images have no row"):
+        results.publish(run, planned, COLUMNS)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    # A part that stands twice (a retried task) and a row of an image that has changed since do no harm.
+    results.write_part(run, pa.concat_tables([part.slice(1), part.slice(0, 1)]))
+    stale = pa.Table.from_pylist([{"image_uri": "a", "version": "0", "status": "ok"}], COLUMNS)
+    results.write_part(run, stale)
+    (file,) = results.publish(run, done, COLUMNS)
+    assert sorted(pq.read_table(file)["image_uri"].to_pylist()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
+    tmp_path: Path, many_tiles: dict[str, bytes], number: signal.Signals
+) -> None:
+    sources = write_files(tmp_path / "in", many_tiles)
+    for copy in range(6):
+        (sources / f"{copy}.zip").write_bytes(zip_with(0, many_tiles))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "crackbatch.cli", "score", str(sources), "--out", str(out)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env={**environment, "RAY_TMPDIR": ""}, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(out.glob("runs/*/parts/*.part")), process)
+    os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
+    if number != signal.SIGKILL:
+        assert "the same command continues" in stderr.splitlines()[-1]
+    assert not list(out.rglob("*.parquet")), "nothing is visible before it is published"
+    held = sum(pq.read_metadata(part).num_rows for part in out.glob("runs/*/parts/*.part"))
+    assert held > 0
+    summary = score(sources, out)
+    table = rows(out)
+    assert len(table) == summary.images == 7 * len(many_tiles)
+    assert table["image_uri"].is_unique
+    assert (table["scored_at"] < pd.Timestamp(summary_time(out), tz="UTC")).sum() >= held
+
+
+def summary_time(out: Path) -> float:
+    return pd.Timestamp(next(out.glob("runs/*/summary.json")).stat().st_mtime, unit="s")
+
+
+def wait_for(condition, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    ticks = threading.Event()
+    for _ in range(int(timeout_s / 0.05)):
+        if condition():
+            return
+        assert process.poll() is None, process.stderr.read() if process.stderr else "it ended"
+        ticks.wait(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
+    run = results.Run(str(tmp_path), "r", "2026-01-01")
+    storage.write_whole(storage.join(run.parts_folder, "x.part"), b"PAR1 half a part")
+    _, parts = results.read_done(run)
+    assert parts.num_rows == 0
+    assert not storage.list_files(run.parts_folder)
