@@ -10,8 +10,10 @@ import io
 import math
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 import numpy as np
 import pi_heif
@@ -30,24 +32,9 @@ PIL.Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's plug-ins that may see untrusted bytes. Left out are the ones that start other programs (EPS) or follow
 # paths written in the file.
-_PILLOW_FORMATS = [
-    "JPEG",
-    "MPO",
-    "PNG",
-    "TIFF",
-    "BMP",
-    "DIB",
-    "WEBP",
-    "GIF",
-    "HEIF",
-    "AVIF",
-    "JPEG2000",
-    "PPM",
-    "ICO",
-    "TGA",
-    "PCX",
-    "SGI",
-]
+_PILLOW_FORMATS = frozenset(
+    "JPEG MPO PNG TIFF BMP DIB WEBP GIF HEIF AVIF JPEG2000 PPM ICO TGA PCX SGI".split()  # noqa: SIM905
+)
 
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, where they stand, format)
     (b"\xff\xd8\xff", 0, "jpeg"),
@@ -139,7 +126,7 @@ class _Refused(Exception):
 
 
 def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
-    with PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+    with PIL.Image.open(io.BytesIO(data), formats=_formats()) as image:
         picture.format = _format_name(image.format)
         picture.width, picture.height = image.size
         if (megapixels := image.width * image.height / 1e6) > max_megapixels:
@@ -150,11 +137,20 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
             )
         if picture.format == "jpeg" and _jpeg_is_cut(data):
             raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
+        if picture.format == "png":
+            _check_png(data)
         _read_exif(image, picture)
         image.load()
         upright = PIL.ImageOps.exif_transpose(image)
         picture.width, picture.height = upright.size
         picture.pixels = _to_rgb(upright)
+
+
+@cache
+def _formats() -> list[str]:
+    """The permitted formats that this Pillow can read; it knows only a few before it is asked to load its plug-ins."""
+    PIL.Image.init()
+    return sorted(_PILLOW_FORMATS & PIL.Image.OPEN.keys())
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -243,6 +239,23 @@ def _jpeg_is_cut(data: bytes) -> bool:
         else:
             position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
     return True
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse a PNG with a chunk whose checksum is wrong (PNG 1.2, 3.4): Pillow looks at none of the pixels' own."""
+    position = 8
+    while position + 12 <= len(data):
+        length = int(struct.unpack_from(">I", data, position)[0])
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        kind = data[position + 4 : position + 8]
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise _Refused("corrupt", f"PNG chunk {kind.decode('ascii', 'replace')} does not match its checksum")
+        if kind == b"IEND":
+            return
+        position = end + 4
+    raise _Refused("truncated", f"the PNG ends before its end chunk, after {len(data)} bytes")
 
 
 def _boxes_are_cut(data: bytes) -> bool:

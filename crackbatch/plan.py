@@ -428,19 +428,28 @@ def shard_sizes(table: pa.Table) -> list[int]:
     most = min(512, num // 512) if num > 65_536 else max(8, min(128, num // 64))
     sizes = np.asarray(pc.fill_null(table.column("size_bytes"), _UNKNOWN_SIZE))
     ends = np.cumsum(sizes)
-    grouped = table.column("row_group").null_count < num
-    group = np.asarray(pc.fill_null(table.column("row_group"), -1)) if grouped else None
+    grouped = np.asarray(table.column("row_group").is_valid())
+    borders = np.append(_row_group_borders(table), num)
     counts, start = [], 0
     while start < num:
         before = ends[start - 1] if start else 0
-        stop = min(start + most, int(np.searchsorted(ends, before + _MAX_SHARD_BYTES, side="right")), num)
-        stop = max(stop, start + 1)
-        if group is not None and group[start] >= 0:
-            same = (group[start:] == group[start]).argmin()
-            stop = start + int(same) if same else num
+        border = int(borders[np.searchsorted(borders, start, side="right")])
+        if grouped[start]:
+            stop = border
+        else:
+            stop = min(start + most, int(np.searchsorted(ends, before + _MAX_SHARD_BYTES, side="right")), border)
+            stop = max(stop, start + 1)
         counts.append(stop - start)
         start = stop
     return counts
+
+
+def _row_group_borders(table: pa.Table) -> np.ndarray:
+    """Numbers of the rows that start a row group of a Parquet file, or the first row behind one."""
+    group = np.asarray(pc.fill_null(table.column("row_group"), -1))
+    first = np.asarray(pc.fill_null(table.column("start"), 0))
+    differs = (group[1:] != group[:-1]) | ((group[1:] >= 0) & (first[1:] != first[:-1] + 1))
+    return np.flatnonzero(differs) + 1
 
 
 def write_shards(table: pa.Table, folder: str) -> int:

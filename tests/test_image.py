@@ -102,9 +102,10 @@ def test_transparency_is_laid_on_white() -> None:
     red = PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     half = PIL.Image.new("LA", (8, 8), (0, 128))
     palette = PIL.Image.new("P", (8, 8), 3)
+    palette.putpalette([7, 7, 7] * 256)
     assert (pixels(read_image(encode(red, "PNG"))) == 255).all()
     assert np.abs(pixels(read_image(encode(half, "PNG"))) - 127).max() <= 1
-    assert (pixels(read_image(encode(palette, "PNG", transparency=3))) == 255).all()
+    assert (pixels(read_image(encode(palette, "PNG", transparency=3, bits=8))) == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])

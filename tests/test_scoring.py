@@ -93,12 +93,6 @@ def s3() -> Iterator[str]:
 @pytest.fixture
 def s3_everywhere(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The bucket, reachable from Ray's workers, which were started before the server was."""
-    import ray
-
-    @ray.remote(num_cpus=0)
-    def learn(environment: dict[str, str]) -> None:
-        os.environ.update(environment)
-
     monkeypatch.setattr(
         "crackbatch.scoring._fetch_shards", _with_environment({k: v for k, v in os.environ.items() if k[:4] == "AWS_"})
     )
