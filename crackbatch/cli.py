@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from crackbatch.errors import CrackbatchError
+from crackbatch.errors import CrackbatchError, Interrupted
 
 if TYPE_CHECKING:
     from crackbatch.plan import Plan
@@ -77,21 +77,24 @@ def score(
         return
     if not out:
         _refuse("--out is missing: where should the results go?")
-    summary = scoring.score(
-        sources,
-        out,
-        model=model,
-        date=date,
-        run_id=run_id,
-        threshold=threshold,
-        operating_point=operating_point,
-        max_error_rate=max_error_rate,
-        max_megapixels=max_megapixels,
-        extensions=extensions or (),
-        limit=limit,
-        address=address,
-        batch_size=batch_size,
-    )
+    try:
+        summary = scoring.score(
+            sources,
+            out,
+            model=model,
+            date=date,
+            run_id=run_id,
+            threshold=threshold,
+            operating_point=operating_point,
+            max_error_rate=max_error_rate,
+            max_megapixels=max_megapixels,
+            extensions=extensions or (),
+            limit=limit,
+            address=address,
+            batch_size=batch_size,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; what is done is kept, and the same command continues the run") from None
     print_summary(summary)
     sys.exit(summary.exit_code)
 
@@ -116,9 +119,6 @@ def main() -> None:
     except CrackbatchError as error:
         print(f"crackbatch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("crackbatch: interrupted; the same command continues the run", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `crackbatch … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -6,8 +6,9 @@
     │   ├── SourceError      no such source, nothing to score in it
     │   ├── BundleError      a model that cannot be used
     │   └── OutputError      OUT cannot be read or written
-    └── RunError             exit 1: the run failed; the same command continues it
-        └── PublishError     the rows are not the planned images: nothing was published
+    ├── RunError             exit 1: the run failed; the same command continues it
+    │   └── PublishError     the rows are not the planned images: nothing was published
+    └── Interrupted          exit 130: somebody stopped it; the same command continues it
 
 An image that cannot be scored is no exception: it is a row with a status.
 """
@@ -47,3 +48,9 @@ class RunError(CrackbatchError):
 
 class PublishError(RunError):
     """The rows that were made are not exactly the images that were planned."""
+
+
+class Interrupted(CrackbatchError):
+    """The run was stopped by Ctrl-C or SIGTERM; giving the same command again continues it."""
+
+    exit_code = 130

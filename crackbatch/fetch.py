@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
+from crackbatch.plan import CARRIED
 from crackbatch.plan import SCHEMA as PLAN_SCHEMA
 
 # A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
@@ -53,7 +54,7 @@ def fetch(shard: pa.Table) -> Iterator[pa.Table]:
 
 
 def _block(shard: pa.Table, rows: list[int], contents: list[_Content]) -> pa.Table:
-    carried = [name for name in shard.column_names if name not in PLAN_SCHEMA.names]
+    carried = [name for name in shard.column_names if name.startswith(CARRIED)]
     block = shard.select([*_KEPT, *carried]).take(pa.array(rows))
     sizes = [
         len(content.data) if content.data is not None else size

@@ -33,7 +33,7 @@ class ParquetFileSystem(AbstractArchiveFileSystem):  # type: ignore[misc]
             fo = fsspec.open(fo, mode="rb", protocol=target_protocol, **(target_options or {})).open()
         self._parquet = pq.ParquetFile(fo)
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BytesIO:
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
         if mode != "rb":
             raise NotImplementedError("images in Parquet files can only be read")
         column, _, row = path.strip("/").rpartition("/")

@@ -49,6 +49,8 @@ SCHEMA = pa.schema(
     ]
 )
 IDENTITY = ["image_uri", "version"]
+# A manifest's own columns travel under this prefix, so that its `length` or `method` is not taken for the plan's.
+CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
 _LISTING_THREADS = 8
@@ -337,9 +339,8 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
         order.extend(names[_member_name(uri)] for uri in table.column("image_uri").to_pylist())
     planned = pa.concat_tables(tables)
     carried = others.take(pa.array(order, pa.int64()))
-    for name in carried.column_names:
-        if name not in planned.column_names:
-            planned = planned.append_column(carried.schema.field(name), carried.column(name))
+    for column in carried.schema:
+        planned = planned.append_column(column.with_name(CARRIED + column.name), carried.column(column.name))
     return planned
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from crackbatch.image import Picture, read_image, to_input
 from crackbatch.model import Model
+from crackbatch.plan import CARRIED
 from crackbatch.table import COLUMNS
 
 _FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longitude", "camera")
@@ -101,10 +102,10 @@ class Predictor:
         values["scored_at"] = [datetime.now(UTC)] * num
         columns = [self._column(field, block, values, num) for field in COLUMNS]
         schema = list(COLUMNS)
-        for name in block.column_names:
-            if name not in COLUMNS.names and name != "bytes":
-                columns.append(block.column(name))
-                schema.append(block.schema.field(name))
+        for field in block.schema:
+            if field.name.startswith(CARRIED):
+                columns.append(block.column(field.name))
+                schema.append(field.with_name(field.name.removeprefix(CARRIED)))
         return pa.Table.from_arrays(columns, schema=pa.schema(schema))
 
     @staticmethod

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import signal
 import threading
 import time
 from collections import Counter
@@ -32,8 +33,7 @@ from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle
 from crackbatch.errors import OptionError, RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS, EXTENSIONS
-from crackbatch.plan import SCHEMA as PLAN_SCHEMA
-from crackbatch.plan import Plan, make_plan, read_shard, subtract, write_shards
+from crackbatch.plan import CARRIED, Plan, make_plan, read_shard, subtract, write_shards
 from crackbatch.progress import Progress
 from crackbatch.results import Run
 from crackbatch.table import schema_with
@@ -150,7 +150,11 @@ def score(
                 cluster.start()
             try:
                 plan = planning.result()
-                carried = [field for field in plan.table.schema if field.name not in PLAN_SCHEMA.names]
+                carried = [
+                    field.with_name(field.name.removeprefix(CARRIED))
+                    for field in plan.table.schema
+                    if field.name.startswith(CARRIED)
+                ]
                 schema = schema_with(carried, _about(request))
             except Exception:
                 if is_new:
@@ -335,9 +339,10 @@ def _pipeline(
     request: _Request, run: Run, num_rows: int, num_shards: int, cluster: _Cluster
 ) -> Iterator[dict[str, Any]]:
     """One dictionary of counts for each part, as parts are written."""
-    import ray
     from ray.data import ActorPoolStrategy
     from ray.exceptions import RayError
+
+    import ray
 
     devices = cluster.devices()
     _configure_data()
@@ -437,6 +442,7 @@ class _Scorer:
     def __call__(self, block: pa.Table) -> pa.Table:
         started = time.perf_counter()
         rows = self._predict(block)
+        rows = rows.append_column("_fetch_seconds", block.column("_fetch_seconds"))
         return _timed(rows, "_predict_seconds", time.perf_counter() - started)
 
 
@@ -527,16 +533,19 @@ class _Cluster:
         if ray.is_initialized():
             return
         importing.start()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             with _quiet_stderr():
                 ray.init(
                     address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
                 )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # Ray raises bare ones as well
             where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
             raise RunError(f"cannot reach {where}: {_cause(error)}") from None
         finally:
             importing.join()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends the process without a word
         self._is_ours = True
 
     def devices(self) -> _Devices:

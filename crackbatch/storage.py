@@ -208,13 +208,21 @@ def check_writable(location: str) -> None:
     if scheme(location) == "memory":
         raise OutputError("memory:// lives in one process, and rows are written by many: give --out a path or a URL")
     probe = join(location, "runs", ".writable")
+    made = _missing_folders(Path(normalize(probe)).parent) if is_local(location) else []
     try:
         write_whole(probe, b"")
         remove(probe)
+        for folder in made:  # a request that is refused later must leave nothing behind
+            folder.rmdir()
     except (OSError, SourceError, ValueError) as error:
         raise OutputError(f"cannot write to {redact(location)}: {redact(str(error))}") from None
     except Exception as error:  # each cloud library raises its own
         raise OutputError(f"cannot write to {redact(location)}: {redact(repr(error))}") from None
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _umask() -> int:

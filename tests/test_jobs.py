@@ -61,7 +61,9 @@ def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: 
         try:
             with urllib.request.urlopen(f"{address}/api/jobs/", timeout=5):
                 return
-        except (urllib.error.URLError, OSError):
+        except urllib.error.HTTPError:  # it asks for the token that `ray job submit` knows
+            return
+        except OSError:
             ticks.wait(0.5)
     raise AssertionError(log.read_text())
 

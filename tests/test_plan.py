@@ -121,9 +121,9 @@ def test_a_manifest_names_images_and_carries_its_columns(tmp_path: Path, tiles: 
         frame.to_csv(path, index=False, sep=";" if kind == "semicolons" else ",")
     table = plan_of(path).table
     by_name = {row["image_uri"].split("/")[-1]: row for row in table.to_pylist()}
-    assert by_name["a.jpg"]["bridge"] == "A7"
-    assert by_name["b.jpg"]["pier"] == 2
-    rows = {row["bridge"]: row for row in table.to_pylist()}
+    assert by_name["a.jpg"]["carried:bridge"] == "A7"
+    assert by_name["b.jpg"]["carried:pier"] == 2
+    rows = {row["carried:bridge"]: row for row in table.to_pylist()}
     assert table.num_rows == 5
     assert rows["A9"]["image_uri"] == uris[2]
     assert rows["A10"]["status"] == rows["A11"]["status"] == "missing"
