@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from crackbatch.errors import BundleError
+from crackbatch import storage
+from crackbatch.errors import BundleError, SourceError
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "concrete-resnet18"
@@ -74,7 +73,10 @@ def shipped_models() -> list[str]:
 
 
 def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
-    """Read and check a bundle's description and its weights' digest; raises BundleError."""
+    """Read and check a bundle's description and its weights' digest; raises BundleError.
+
+    The location of a shipped model stays its name, which means the same on every machine.
+    """
     root = _resolve(location)
     description = _parse_description(_read(root, DESCRIPTION, _MAX_DESCRIPTION_BYTES), location)
     weights = read_weights(root)
@@ -86,18 +88,18 @@ def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
             f"model {location}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
             f" (sha256 {digest[:12]}…, expected {str(stated)[:12]}…); copy the bundle again"
         )
-    return _from_description(description, root, location)
+    return _from_description(description, location if location in shipped_models() else root)
 
 
-def read_weights(root: str) -> bytes:
+def read_weights(location: str) -> bytes:
     """The bytes of a bundle's safetensors file."""
-    return _read(root, WEIGHTS, _MAX_WEIGHTS_BYTES)
+    return _read(_resolve(location), WEIGHTS, _MAX_WEIGHTS_BYTES)
 
 
 def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
     """Write weights (safetensors bytes) and description to `bundle.location`, the description last."""
     bundle = Bundle(**{**_fields(bundle), "weights_sha256": hashlib.sha256(weights).hexdigest()})
-    filesystem, path = fsspec.core.url_to_fs(bundle.location)
+    filesystem, path = storage.filesystem(bundle.location)
     filesystem.makedirs(path, exist_ok=True)
     filesystem.pipe_file(f"{path}/{WEIGHTS}", weights)
     description = {"format_version": FORMAT_VERSION, **asdict(bundle)}
@@ -113,21 +115,24 @@ def _fields(bundle: Bundle) -> dict[str, Any]:
 def _resolve(location: str) -> str:
     if "/" not in location and (_SHIPPED / location / DESCRIPTION).is_file():
         return str(_SHIPPED / location)
-    return location.rstrip("/")
+    return storage.normalize(location)
 
 
 def _read(root: str, name: str, limit: int) -> bytes:
+    shown = storage.redact(root)
     try:
-        filesystem, path = fsspec.core.url_to_fs(root)
+        filesystem, path = storage.filesystem(root)
         with filesystem.open(f"{path}/{name}", "rb") as file:
             data: bytes = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_models()) or "none"
-        raise BundleError(f"no model at {root}: it has no {name} (shipped models: {shipped})") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise BundleError(f"model {root} cannot be read: {error}") from None
+        raise BundleError(f"no model at {shown}: it has no {name} (shipped models: {shipped})") from None
+    except SourceError as error:
+        raise BundleError(f"model {error}") from None
+    except Exception as error:  # each cloud library raises its own
+        raise BundleError(f"model {shown} cannot be read: {storage.redact(str(error) or repr(error))}") from None
     if len(data) > limit:
-        raise BundleError(f"model {root}: {name} is larger than {limit:,} bytes, which no model of ours is")
+        raise BundleError(f"model {shown}: {name} is larger than {limit:,} bytes, which no model of ours is")
     return data
 
 
@@ -151,11 +156,11 @@ def _check_safetensors(weights: bytes, location: str) -> None:
         raise BundleError(f"model {location}: {WEIGHTS} is not a safetensors file; export it again with crackbatch")
 
 
-def _from_description(description: dict[str, Any], root: str, location: str) -> Bundle:
+def _from_description(description: dict[str, Any], location: str) -> Bundle:
     try:
         low, high = description["classes"]
         return Bundle(
-            location=root,
+            location=location,
             name=str(description["name"]),
             network=str(description["network"]),
             input_size=int(description["input_size"]),

@@ -116,6 +116,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
+    except Interrupted as error:
+        print(f"crackbatch: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # a listing thread that is still at work must not hold the process
     except CrackbatchError as error:
         print(f"crackbatch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from crackbatch import results, storage
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle
-from crackbatch.errors import OptionError, RunError, SourceError
+from crackbatch.errors import BundleError, OptionError, RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS, EXTENSIONS
 from crackbatch.plan import CARRIED, Plan, make_plan, read_shard, subtract, write_shards
@@ -139,7 +139,8 @@ def score(
     )  # fmt: skip
     run = results.choose_run(request.out, request.fingerprint, date, run_id)
     is_new = results.read_json(storage.join(run.folder, "run.json")) is None
-    with ThreadPoolExecutor(1, thread_name_prefix="plan") as planner:
+    planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
+    try:
         any_image = threading.Event()
         planning = planner.submit(_plan, request, run.scratch_folder, any_image)
         planning.add_done_callback(lambda _: any_image.set())
@@ -161,6 +162,8 @@ def score(
                     storage.remove(run.folder)
                 raise
             return _run(request, run, plan, schema, cluster, started)
+    finally:
+        planner.shutdown(wait=False, cancel_futures=True)  # nobody who presses Ctrl-C waits for a listing to end
 
 
 def dry_run(
@@ -434,7 +437,10 @@ class _Scorer:
         from crackbatch.predict import Labels, Predictor
 
         torch.set_num_threads(1)
-        model = Model(read_bundle(location), device)
+        bundle = read_bundle(location)
+        if bundle.model_id != labels["model_id"]:
+            raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
+        model = Model(bundle, device)
         model.batch_size = batch_size or model.batch_size
         decode_threads = threads if device == "cuda" else 1
         self._predict = Predictor(model, Labels(**labels), max_megapixels, decode_threads)
