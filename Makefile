@@ -37,4 +37,4 @@ bench: setup
 	$(BIN)/python benchmarks/plan.py
 
 clean:
-	rm -rf .venv demo-results build *.egg-info
+	rm -rf .venv demo build *.egg-info

@@ -1,6 +1,6 @@
 """`make demo`: draw a small archive of concrete-like tiles, odd files among them, score it, and show the table.
 
-    python -m crackbatch.demo [OUT]
+    python -m crackbatch.demo [FOLDER]
 
 Nothing is fetched from anywhere: the tiles are drawn, and they only look like concrete. The probabilities show that
 the pipeline works, not how good the model is.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import itertools
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
+from crackbatch import storage
 from crackbatch.cli import print_summary
 
 TILE = 227
@@ -30,12 +30,13 @@ def main() -> None:
     """Draw, score, and print the first rows."""
     from crackbatch import read_predictions, score
 
-    out = sys.argv[1] if len(sys.argv) > 1 else "demo-results"
-    with tempfile.TemporaryDirectory(prefix="crackbatch-demo-") as folder:
-        archive = Path(folder) / "inspection.zip"
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    archive, out = folder / "inspection.zip", str(folder / "results")
+    if not archive.exists():  # drawn again it would be another archive, whose images are scored again
         draw_archive(archive)
-        print(f"drew {NUM_TILES} tiles and five odd files into {archive.name} ({archive.stat().st_size:,} bytes)")
-        summary = score([str(archive)], out, max_error_rate=0.1)
+        print(f"drew {NUM_TILES} tiles and five odd files into {archive} ({archive.stat().st_size:,} bytes)")
+    print(f"$ crackbatch score {archive} --out {out} --max-error-rate 0.1")
+    summary = score([str(archive)], out, max_error_rate=0.1)
     print_summary(summary)
     rows = read_predictions(out, run_id=summary.run_id)
     rows["image"] = rows["image_uri"].str.extract(r"zip://([^:]+)::", expand=False)
@@ -48,7 +49,8 @@ def main() -> None:
 
 def draw_archive(path: Path, num_tiles: int = NUM_TILES) -> None:
     """A zip as inspections send them: tiles in two folders, and files that are empty, cut off or no image at all."""
-    with zipfile.ZipFile(path, "w") as archive:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage.new_local_file(str(path)) as file, zipfile.ZipFile(file, "w") as archive:
         for index in range(num_tiles):
             cracked = index % 3 == 0
             # A fixed moment makes the drawn archive the same every time.

@@ -41,10 +41,10 @@ from crackbatch.table import schema_with
 DEFAULT_OPERATING_POINT = "balanced"
 DEFAULT_MAX_ERROR_RATE = 0.05
 
-# Reading and writing wait more than they compute; half a CPU of each node is kept free of actors for them, without
-# which they would never be scheduled.
+# Reading and writing wait more than they compute; a share of each node is kept free of actors for them, without which
+# they would never be scheduled: an eighth, but room for two.
 _IO_CPUS = 0.25
-_CPUS_KEPT = 0.5
+_SHARE_KEPT = 1 / 8
 # Beyond about this many threads an actor's Python code, not its network, is what they wait for.
 _MAX_THREADS = 16
 _MAX_BLOCK_BYTES = 32 << 20
@@ -480,18 +480,19 @@ class _Devices:
 
 
 def _lay_out(nodes: list[dict[str, float]]) -> _Devices:
-    """One actor per GPU if there are any; else actors of equal size that fill each node but for half a CPU."""
+    """One actor per GPU if there are any; else actors of equal size that fill each node but for what reading takes."""
     gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     if gpus:
         num = int(sum(node["GPU"] for node in gpus))
         cores = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpus)
-        return _Devices("cuda", num, max(cores - _CPUS_KEPT, _CPUS_KEPT), max(cores, 1), calls=2)
+        # Its threads decode for the GPU on all cores, but at thousands of images a second reading needs many tasks.
+        return _Devices("cuda", num, max(cores / 2, 2 * _IO_CPUS), max(cores, 1), calls=2)
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cpus:
         raise RunError("the Ray cluster has no CPU to work on: start a worker node and run again")
-    size = min(*cpus, _MAX_THREADS) if len(cpus) > 1 else min(cpus[0], _MAX_THREADS)
+    size = min([*cpus, _MAX_THREADS])
     num = sum(count // size for count in cpus)
-    return _Devices("cpu", num, size - _CPUS_KEPT, size, calls=size)
+    return _Devices("cpu", num, size - max(size * _SHARE_KEPT, 2 * _IO_CPUS), size, calls=size)
 
 
 def _configure_data() -> None:

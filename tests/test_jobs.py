@@ -72,7 +72,7 @@ def test_a_submitted_job_publishes_the_table(tmp_path: Path, tiles: dict[str, by
     source = write_files(tmp_path / "in", tiles)
     command = [
         RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT),
-        "--runtime-env-json", json.dumps({"excludes": [".venv", ".git", "tests", "demo-results"]}),
+        "--runtime-env-json", json.dumps({"excludes": [".venv", ".git", "tests", "demo"]}),
         "--", sys.executable, "jobs/score.py", str(source), "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

@@ -66,53 +66,42 @@ def test_no_pixels_ever_stand_under_another_images_name(tmp_path: Path, many_til
     assert table["crack_probability"].is_monotonic_decreasing
 
 
+SECRET = "a-secret-that-is-written-nowhere"
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """A real S3 server over HTTP on loopback; yields the bucket's URL."""
+    """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
     import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-written-nowhere",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
     before = dict(os.environ)
-    os.environ.update(environment)
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY=SECRET,
+        AWS_DEFAULT_REGION="us-east-1",
+    )
     boto3.client("s3").create_bucket(Bucket="inspections")
-    yield "s3://inspections"
+    yield f"http://{host}:{port}"
     os.environ.clear()
     os.environ.update(before)
     server.stop()
 
 
-@pytest.fixture
-def s3_everywhere(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The bucket, reachable from Ray's workers, which were started before the server was."""
-    monkeypatch.setattr(
-        "crackbatch.scoring._fetch_shards", _with_environment({k: v for k, v in os.environ.items() if k[:4] == "AWS_"})
-    )
-    return s3
+def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process with a Ray of its own, which inherits this environment."""
+    command = [sys.executable, "-m", "crackbatch.cli", "score", *map(str, arguments)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def _with_environment(environment: dict[str, str]):
-    from crackbatch.scoring import _fetch_shards
-
-    def fetch_shards(batch: pa.Table, folder: str) -> Iterator[pa.Table]:
-        os.environ.update(environment)
-        yield from _fetch_shards(batch, folder)
-
-    return fetch_shards
-
-
-def test_one_image_gives_the_same_row_from_wherever_it_comes(
-    tmp_path: Path, tiles: dict[str, bytes], s3_everywhere: str
-) -> None:
+def test_one_image_gives_the_same_row_from_wherever_it_comes(tmp_path: Path, tiles: dict[str, bytes], s3: str) -> None:
     import boto3
+    import fsspec
 
     sources = write_files(tmp_path / "in", {f"folder/{name}": data for name, data in tiles.items()})
     (sources / "a.zip").write_bytes(zip_with(8, tiles))
@@ -124,18 +113,30 @@ def test_one_image_gives_the_same_row_from_wherever_it_comes(
     for name, data in tiles.items():
         client.put_object(Bucket="inspections", Key=f"bridge/{name}", Body=data)
     client.put_object(Bucket="inspections", Key="archive.zip", Body=zip_with(0, tiles))
-    everything = [sources, f"{s3_everywhere}/bridge", f"{s3_everywhere}/archive.zip"]
-    summary = score(everything, tmp_path / "out")
-    table = rows(tmp_path / "out")
-    assert len(table) == 7 * len(tiles) == summary.images
+    bucket, out = "s3://inspections", "s3://inspections/results"
+    command = [sources, f"{bucket}/bridge", f"{bucket}/archive.zip", f"{s3}/inspections/archive.zip", "--out", out]
+    first = run_alone(*command)
+    assert first.returncode == 0, first.stdout + first.stderr
+    table = crackbatch.read_predictions(out)
+    assert len(table) == 8 * len(tiles)
     assert table["image_uri"].is_unique
     assert set(table["status"]) == {"ok"}
     by_image = table.groupby("sha256")["crack_logit"]
-    assert (by_image.count() == 7).all()
+    assert (by_image.count() == 8).all()
     assert (by_image.max() - by_image.min()).max() < 1e-4
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert b"a-secret-that-is-written-nowhere" not in path.read_bytes(), path
+    uris = table["image_uri"][table["sha256"] == table["sha256"][0]]
+    assert len({fsspec.open(uri).open().read() for uri in uris}) == 1
+    again = run_alone(*command)
+    assert "nothing left to do" in again.stdout, again.stdout + again.stderr
+    assert SECRET not in first.stdout + first.stderr
+    for entry in client.list_objects_v2(Bucket="inspections", Prefix="results/")["Contents"]:
+        body = client.get_object(Bucket="inspections", Key=entry["Key"])["Body"].read()
+        assert SECRET.encode() not in body, entry["Key"]
+    kept = {
+        entry["Key"].split("/")[-1]
+        for entry in client.list_objects_v2(Bucket="inspections", Prefix="results/runs")["Contents"]
+    }
+    assert kept == {"run.json", "summary.json"}
 
 
 BAD = {
@@ -349,3 +350,25 @@ def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
     _, parts = results.read_done(run)
     assert parts.num_rows == 0
     assert not storage.list_files(run.parts_folder)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "layout"),
+    [
+        ([{"CPU": 2}], ("cpu", 1, 1.5, 2)),
+        ([{"CPU": 1}], ("cpu", 1, 0.5, 1)),
+        ([{"CPU": 0}, {"CPU": 8}, {"CPU": 8}], ("cpu", 2, 7, 8)),
+        ([{"CPU": 64}], ("cpu", 4, 14, 16)),
+        ([{"CPU": 4}, {"CPU": 9}], ("cpu", 3, 3.5, 4)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 8, "GPU": 1}, {"CPU": 8}], ("cuda", 3, 4, 8)),
+    ],
+)
+def test_actors_leave_room_for_reading_and_writing(nodes: list[dict], layout: tuple) -> None:
+    from crackbatch.scoring import _IO_CPUS, _lay_out
+
+    found = _lay_out(nodes)
+    assert (found.kind, found.num_actors, found.num_cpus, found.threads) == layout
+    if found.kind == "cpu":
+        assert sum(int(node["CPU"] / found.threads) for node in nodes) == found.num_actors
+        assert all(node["CPU"] - int(node["CPU"] / found.threads) * found.num_cpus >= 2 * _IO_CPUS
+                   for node in nodes if node["CPU"])  # fmt: skip
