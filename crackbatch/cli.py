@@ -133,7 +133,8 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _print_plan(plan: Plan) -> None:
-    print(f"{plan.table.num_rows:,} images, {_bytes(plan.size_bytes)}, in {plan.num_archives:,} archives and loose")
+    archives = f", {plan.num_archives:,} archives opened" if plan.num_archives else ""
+    print(f"{plan.table.num_rows:,} images, {_bytes(plan.size_bytes)}{archives}")
     for reason, count in plan.listing.passed_over.most_common():
         print(f"passed over: {count:,} {reason}")
     for problem in plan.listing.problems:

@@ -224,6 +224,8 @@ def _check_sources(sources: str | Sequence[str]) -> list[str]:
     names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not names:
         raise SourceError("nothing to score: name a folder, an archive, an image or a manifest")
+    if not all(map(os.fspath, names)):
+        raise SourceError("a source is an empty name; write . for this folder")
     return [os.fspath(name) for name in names]
 
 

@@ -192,12 +192,13 @@ def _list_remote(
                 yield from _from_glob(named(found), location, extensions, listing, lambda _, k, f=found: make(f, k))
             return
         is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
-        if is_file_name and filesystem.isfile(path):
+        if is_file_name and _is_file(filesystem, path):
             yield from _single(location, source, extensions, lambda _, archive: make(path, archive))
             return
         files = filesystem.find(path, detail=True)
-    except FileNotFoundError:
-        raise SourceError(f"no such object or prefix: {storage.redact(source)}") from None
+    except FileNotFoundError as error:
+        reason = f" ({storage.redact(str(error.__cause__))})" if error.__cause__ is not None else ""
+        raise SourceError(f"no such object or prefix: {storage.redact(source)}{reason}") from None
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own
@@ -217,6 +218,16 @@ def _list_remote(
             yield _remote_object(full, info, archive)
         elif not full.endswith("/"):
             pass_over_name(file_name(full), listing)
+
+
+def _is_file(filesystem: Any, path: str) -> bool:
+    """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except FileNotFoundError as error:
+        if error.__cause__ is not None:  # fsspec's HTTP says so of everything, a refused connection too
+            raise
+        return False
 
 
 def _remote_object(location: str, info: dict[str, Any], kind: str | None) -> Object:
