@@ -61,7 +61,8 @@ def show(what: str, source: Path) -> None:
 
 def plan(source: str) -> None:
     from crackbatch.image import EXTENSIONS
-    from crackbatch.plan import make_plan, write_shards
+    from crackbatch.plan import make_plan
+    from crackbatch.shards import write_shards
 
     began = time.perf_counter()
     made = make_plan([source], EXTENSIONS)

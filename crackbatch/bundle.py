@@ -77,9 +77,8 @@ def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
 
     The location of a shipped model stays its name, which means the same on every machine.
     """
-    root = _resolve(location)
-    description = _parse_description(_read(root, DESCRIPTION, _MAX_DESCRIPTION_BYTES), location)
-    weights = read_weights(root)
+    description = _parse_description(_read(location, DESCRIPTION, _MAX_DESCRIPTION_BYTES), location)
+    weights = read_weights(location)
     _check_safetensors(weights, location)
     digest = hashlib.sha256(weights).hexdigest()
     stated = description.get("weights_sha256")
@@ -88,12 +87,12 @@ def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
             f"model {location}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
             f" (sha256 {digest[:12]}…, expected {str(stated)[:12]}…); copy the bundle again"
         )
-    return _from_description(description, location if location in shipped_models() else root)
+    return _from_description(description, location if location in shipped_models() else _resolve(location))
 
 
 def read_weights(location: str) -> bytes:
     """The bytes of a bundle's safetensors file."""
-    return _read(_resolve(location), WEIGHTS, _MAX_WEIGHTS_BYTES)
+    return _read(location, WEIGHTS, _MAX_WEIGHTS_BYTES)
 
 
 def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
@@ -118,10 +117,10 @@ def _resolve(location: str) -> str:
     return storage.normalize(location)
 
 
-def _read(root: str, name: str, limit: int) -> bytes:
-    shown = storage.redact(root)
+def _read(location: str, name: str, limit: int) -> bytes:
+    shown = storage.redact(location)
     try:
-        filesystem, path = storage.filesystem(root)
+        filesystem, path = storage.filesystem(_resolve(location))
         with filesystem.open(f"{path}/{name}", "rb") as file:
             data: bytes = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):

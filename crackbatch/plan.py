@@ -1,7 +1,6 @@
 """The plan of a run: a table with one row for each image that says where its bytes lie. No image byte is read for it.
 
-Sources → objects (`source.py`) → members of archives (`archive.py`) → this table → shards, the units of work. A shard
-is one record batch of an Arrow file below `runs/<run_id>/plan/`: a task reads its own few rows and nothing else.
+Sources → objects (`source.py`) → members of archives (`archive.py`) → this table → shards (`shards.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from crackbatch.archive import (
 )
 from crackbatch.errors import SourceError
 from crackbatch.source import URI_COLUMN, Manifest, Object, list_source, pass_over_name
+from crackbatch.table import IDENTITY
 
 SCHEMA = pa.schema(
     [
@@ -48,15 +48,11 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-IDENTITY = ["image_uri", "version"]
 # A manifest's own columns travel under this prefix, so that its `length` or `method` is not taken for the plan's.
 CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
 _LISTING_THREADS = 8
-_SHARDS_PER_FILE = 512
-_MAX_SHARD_BYTES = 32 << 20
-_UNKNOWN_SIZE = 256 << 10
 _PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
 
 
@@ -417,65 +413,3 @@ def subtract(table: pa.Table, done: pa.Table) -> pa.Table:
     numbered = table.select(IDENTITY).append_column("row", pa.array(np.arange(table.num_rows)))
     left = numbered.join(done.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     return table.take(left.column("row").combine_chunks().sort())
-
-
-def shard_sizes(table: pa.Table) -> list[int]:
-    """How many rows each shard has: enough shards for every core, each short enough to do again after a failure.
-
-    A shard holds at most 32 MB of images, and rows of one Parquet row group stay together, since such a group is read
-    from its beginning.
-    """
-    num = table.num_rows
-    most = min(512, num // 512) if num > 65_536 else max(8, min(128, num // 64))
-    sizes = np.asarray(pc.fill_null(table.column("size_bytes"), _UNKNOWN_SIZE))
-    ends = np.cumsum(sizes)
-    grouped = np.asarray(table.column("row_group").is_valid())
-    borders = np.append(_row_group_borders(table), num)
-    counts, start = [], 0
-    while start < num:
-        before = ends[start - 1] if start else 0
-        border = int(borders[np.searchsorted(borders, start, side="right")])
-        if grouped[start]:
-            stop = border
-        else:
-            stop = min(start + most, int(np.searchsorted(ends, before + _MAX_SHARD_BYTES, side="right")), border)
-            stop = max(stop, start + 1)
-        counts.append(stop - start)
-        start = stop
-    return counts
-
-
-def _row_group_borders(table: pa.Table) -> np.ndarray:
-    """Numbers of the rows that start a row group of a Parquet file, or the first row behind one."""
-    group = np.asarray(pc.fill_null(table.column("row_group"), -1))
-    first = np.asarray(pc.fill_null(table.column("start"), 0))
-    differs = (group[1:] != group[:-1]) | ((group[1:] >= 0) & (first[1:] != first[:-1] + 1))
-    return np.flatnonzero(differs) + 1
-
-
-def write_shards(table: pa.Table, folder: str) -> int:
-    """Write a plan as numbered shards below a folder; returns how many there are."""
-    sizes = shard_sizes(table)
-    start = 0
-    for first in range(0, len(sizes), _SHARDS_PER_FILE):
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-            for size in sizes[first : first + _SHARDS_PER_FILE]:
-                shard = table.slice(start, size).combine_chunks()
-                writer.write_batch(shard.to_batches()[0])
-                start += size
-        storage.write_whole(_shard_file(folder, first // _SHARDS_PER_FILE), sink.getvalue().to_pybytes())
-    return len(sizes)
-
-
-def read_shard(folder: str, index: int) -> pa.Table:
-    """One shard of a plan."""
-    location = _shard_file(folder, index // _SHARDS_PER_FILE)
-    filesystem, path = storage.filesystem(location)
-    with filesystem.open(path, "rb") as file, pa.ipc.open_file(file) as reader:
-        return pa.Table.from_batches([reader.get_batch(index % _SHARDS_PER_FILE)])
-
-
-def _shard_file(folder: str, number: int) -> str:
-    return storage.join(folder, f"{number:05d}.arrow")

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError, PublishError
+from crackbatch.table import IDENTITY
 
-IDENTITY = ["image_uri", "version"]
 ROW_GROUP_ROWS = 128 * 1024
 _MAX_FILE_ROWS = 4_000_000  # sorted in memory at once: about 2 GB
 _THREADS = 8

@@ -11,17 +11,14 @@ Identity is in every row, so nothing here depends on the order or the grouping o
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -30,24 +27,18 @@ import pyarrow as pa
 
 from crackbatch import results, storage
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle
+from crackbatch.cluster import IO_CPUS, Cluster, cause_of, configure_data
 from crackbatch.errors import BundleError, OptionError, RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS, EXTENSIONS
-from crackbatch.plan import CARRIED, Plan, make_plan, read_shard, subtract, write_shards
+from crackbatch.plan import CARRIED, Plan, make_plan, subtract
 from crackbatch.progress import Progress
 from crackbatch.results import Run
+from crackbatch.shards import read_shard, write_shards
 from crackbatch.table import schema_with
 
 DEFAULT_OPERATING_POINT = "balanced"
 DEFAULT_MAX_ERROR_RATE = 0.05
-
-# Reading and writing wait more than they compute; a share of each node is kept free of actors for them, without which
-# they would never be scheduled: an eighth, but room for two.
-_IO_CPUS = 0.25
-_SHARE_KEPT = 1 / 8
-# Beyond about this many threads an actor's Python code, not its network, is what they wait for.
-_MAX_THREADS = 16
-_MAX_BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ def score(
         planning = planner.submit(_plan, request, run.scratch_folder, any_image)
         planning.add_done_callback(lambda _: any_image.set())
         any_image.wait()
-        with _Cluster(request.address) as cluster:
+        with Cluster(request.address) as cluster:
             # A new run will surely need Ray, so it starts while the plan is made; another may have nothing left to do.
             if is_new and not _failed(planning):
                 cluster.start()
@@ -252,7 +243,7 @@ def _plan(request: _Request, scratch: str, any_image: threading.Event) -> Plan:
     return make_plan(request.sources, request.extensions, [request.out], scratch, request.limit, any_image)
 
 
-def _run(request: _Request, run: Run, plan: Plan, schema: pa.Schema, cluster: _Cluster, started: float) -> RunSummary:
+def _run(request: _Request, run: Run, plan: Plan, schema: pa.Schema, cluster: Cluster, started: float) -> RunSummary:
     """Score what the results do not hold yet, publish, and say what was done."""
     published, parts = results.read_done(run)
     expected = subtract(plan.table, published)
@@ -319,7 +310,7 @@ def _describe(request: _Request) -> dict[str, Any]:
 
 
 def _score_rows(
-    request: _Request, run: Run, todo: pa.Table, cluster: _Cluster, progress: Progress
+    request: _Request, run: Run, todo: pa.Table, cluster: Cluster, progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Run the three Ray Data stages over the rows; returns seconds of work by stage."""
     storage.remove(run.plan_folder)
@@ -341,7 +332,7 @@ def _score_rows(
 
 
 def _pipeline(
-    request: _Request, run: Run, num_rows: int, num_shards: int, cluster: _Cluster
+    request: _Request, run: Run, num_rows: int, num_shards: int, cluster: Cluster
 ) -> Iterator[dict[str, Any]]:
     """One dictionary of counts for each part, as parts are written."""
     from ray.data import ActorPoolStrategy
@@ -350,7 +341,7 @@ def _pipeline(
     import ray
 
     devices = cluster.devices()
-    _configure_data()
+    configure_data()
     labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
     # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
     # whose sizes Ray asks a worker, and waits seconds for it to start.
@@ -361,7 +352,7 @@ def _pipeline(
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"folder": run.plan_folder},
-            num_cpus=_IO_CPUS,
+            num_cpus=IO_CPUS,
         )
         .map_batches(
             _Scorer,
@@ -389,22 +380,14 @@ def _pipeline(
             batch_size=max(256, min(8192, num_rows // 256)),
             batch_format="pyarrow",
             fn_kwargs={"run": run},
-            num_cpus=_IO_CPUS,
+            num_cpus=IO_CPUS,
         )
     )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from pa.table(batch).to_pylist()
     except RayError as error:
-        raise RunError(f"the run broke off ({_cause(error)}); the same command continues it") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message of Ray's nested errors, on one line."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
-        error = inner
-    lines = [line for line in storage.redact(str(error)).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+        raise RunError(f"the run broke off ({cause_of(error)}); the same command continues it") from error
 
 
 def _fetch_shards(batch: pa.Table, folder: str) -> Iterator[pa.Table]:
@@ -468,117 +451,3 @@ def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
             "write_seconds": [time.perf_counter() - started],
         }
     )
-
-
-@dataclass(frozen=True)
-class _Devices:
-    """How the predict stage is laid out: how many actors, what each takes, and how many threads work in it."""
-
-    kind: str
-    num_actors: int
-    num_cpus: float
-    threads: int
-    calls: int = field(default=1)
-
-
-def _lay_out(nodes: list[dict[str, float]]) -> _Devices:
-    """One actor per GPU if there are any; else actors of equal size that fill each node but for what reading takes."""
-    gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
-    if gpus:
-        num = int(sum(node["GPU"] for node in gpus))
-        cores = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpus)
-        # Its threads decode for the GPU on all cores, but at thousands of images a second reading needs many tasks.
-        return _Devices("cuda", num, max(cores / 2, 2 * _IO_CPUS), max(cores, 1), calls=2)
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cpus:
-        raise RunError("the Ray cluster has no CPU to work on: start a worker node and run again")
-    size = min([*cpus, _MAX_THREADS])
-    num = sum(count // size for count in cpus)
-    return _Devices("cpu", num, size - max(size * _SHARE_KEPT, 2 * _IO_CPUS), size, calls=size)
-
-
-def _configure_data() -> None:
-    from ray.data.context import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = 0
-    context.target_max_block_size = _MAX_BLOCK_BYTES
-
-
-class _Cluster:
-    """The Ray that the run works on: the caller's, the one it runs in, or one started here and stopped at the end."""
-
-    def __init__(self, address: str | None) -> None:
-        self._address = address
-        self._is_ours = False
-        self._is_started = False
-
-    def __enter__(self) -> _Cluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_ours:
-            import ray
-
-            ray.shutdown()
-
-    def start(self) -> None:
-        """Connect or start, once."""
-        if self._is_started:
-            return
-        self._is_started = True
-        # Ray writes notes for its developers to the user's terminal; errors reach us as exceptions all the same.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # Ray ends idle workers beyond the number of CPUs and starts new ones seconds later, at 2 s of CPU each: on a
-        # small machine that cost a fifth of the whole speed.
-        os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + 16))
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray Data's modules take as long to import as Ray's processes take to come up.
-        importing = threading.Thread(target=_import_ray_data, name="import ray.data")
-        import ray
-
-        if ray.is_initialized():
-            return
-        importing.start()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            with _quiet_stderr():
-                ray.init(
-                    address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
-        except Exception as error:  # Ray raises bare ones as well
-            where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
-            raise RunError(f"cannot reach {where}: {_cause(error)}") from None
-        finally:
-            importing.join()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends the process without a word
-        self._is_ours = True
-
-    def devices(self) -> _Devices:
-        import ray
-
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return _lay_out([node["Resources"] for node in nodes if node["Alive"]])
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error off the terminal: Ray announces its log level there."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _import_ray_data() -> None:
-    import ray.data  # noqa: F401
-
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -58,6 +58,8 @@ COLUMNS = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
+# (image_uri, version): two rows of a run never share both.
+IDENTITY = ["image_uri", "version"]
 RESERVED = frozenset([*COLUMNS.names, "date"])
 
 

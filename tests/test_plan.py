@@ -12,7 +12,8 @@ import pytest
 
 from crackbatch.errors import SourceError
 from crackbatch.image import EXTENSIONS
-from crackbatch.plan import Plan, make_plan, read_shard, shard_sizes, subtract, write_shards
+from crackbatch.plan import Plan, make_plan, subtract
+from crackbatch.shards import read_shard, shard_sizes, write_shards
 from test_archive import contents, write_files, zip_with
 
 

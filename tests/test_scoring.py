@@ -364,11 +364,11 @@ def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
     ],
 )
 def test_actors_leave_room_for_reading_and_writing(nodes: list[dict], layout: tuple) -> None:
-    from crackbatch.scoring import _IO_CPUS, _lay_out
+    from crackbatch.cluster import IO_CPUS, lay_out
 
-    found = _lay_out(nodes)
+    found = lay_out(nodes)
     assert (found.kind, found.num_actors, found.num_cpus, found.threads) == layout
     if found.kind == "cpu":
         assert sum(int(node["CPU"] / found.threads) for node in nodes) == found.num_actors
-        assert all(node["CPU"] - int(node["CPU"] / found.threads) * found.num_cpus >= 2 * _IO_CPUS
+        assert all(node["CPU"] - int(node["CPU"] / found.threads) * found.num_cpus >= 2 * IO_CPUS
                    for node in nodes if node["CPU"])  # fmt: skip

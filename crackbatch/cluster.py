@@ -1,0 +1,148 @@
+"""The Ray that a run works on: found or started, asked for its devices, and set up for Ray Data.
+
+Ray is imported when a run needs it, never before: importing and starting it take longer than all checks of a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from crackbatch import storage
+from crackbatch.errors import RunError
+
+# Reading and writing wait more than they compute; a share of each node is kept free of actors for them, without which
+# they would never be scheduled: an eighth, but room for two.
+IO_CPUS = 0.25
+_SHARE_KEPT = 1 / 8
+# Beyond about this many threads an actor's Python code, not its network, is what they wait for.
+_MAX_THREADS = 16
+_MAX_BLOCK_BYTES = 32 << 20
+
+
+class Cluster:
+    """The Ray that the run works on: the caller's, the one it runs in, or one started here and stopped at the end."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self._is_ours = False
+        self._is_started = False
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            import ray
+
+            ray.shutdown()
+
+    def start(self) -> None:
+        """Connect or start, once."""
+        if self._is_started:
+            return
+        self._is_started = True
+        # Ray writes notes for its developers to the user's terminal; errors reach us as exceptions all the same.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Ray ends idle workers beyond the number of CPUs and starts new ones seconds later, at 2 s of CPU each: on a
+        # small machine that cost a fifth of the whole speed.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + 16))
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray Data's modules take as long to import as Ray's processes take to come up.
+        importing = threading.Thread(target=_import_ray_data, name="import ray.data")
+        import ray
+
+        if ray.is_initialized():
+            return
+        importing.start()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            with _quiet_stderr():
+                ray.init(
+                    address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                )
+        except Exception as error:  # Ray raises bare ones as well
+            where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
+            raise RunError(f"cannot reach {where}: {cause_of(error)}") from None
+        finally:
+            importing.join()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends the process without a word
+        self._is_ours = True
+
+    def devices(self) -> Devices:
+        import ray
+
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return lay_out([node["Resources"] for node in nodes if node["Alive"]])
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How the predict stage is laid out: how many actors, what each takes, and how many threads work in it."""
+
+    kind: str
+    num_actors: int
+    num_cpus: float
+    threads: int
+    calls: int = field(default=1)
+
+
+def lay_out(nodes: list[dict[str, float]]) -> Devices:
+    """One actor per GPU if there are any; else actors of equal size that fill each node but for what reading takes."""
+    gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if gpus:
+        num = int(sum(node["GPU"] for node in gpus))
+        cores = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpus)
+        # Its threads decode for the GPU on all cores, but at thousands of images a second reading needs many tasks.
+        return Devices("cuda", num, max(cores / 2, 2 * IO_CPUS), max(cores, 1), calls=2)
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if not cpus:
+        raise RunError("the Ray cluster has no CPU to work on: start a worker node and run again")
+    size = min([*cpus, _MAX_THREADS])
+    num = sum(count // size for count in cpus)
+    return Devices("cpu", num, size - max(size * _SHARE_KEPT, 2 * IO_CPUS), size, calls=size)
+
+
+def configure_data() -> None:
+    from ray.data.context import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = 0
+    context.target_max_block_size = _MAX_BLOCK_BYTES
+
+
+def cause_of(error: BaseException) -> str:
+    """The innermost message of Ray's nested errors, on one line."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    lines = [line for line in storage.redact(str(error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep what native code writes to standard error off the terminal: Ray announces its log level there."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _import_ray_data() -> None:
+    import ray.data  # noqa: F401
+
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
