@@ -71,17 +71,32 @@ def run(archive: Path, out: Path) -> tuple[int, int, float]:
 
 
 def process_sizes(driver: int) -> tuple[int, int]:
+    """(driver and predict actors, other Ray workers) among the driver and the processes that descend from it."""
     ours = rest = 0
-    for folder in Path("/proc").glob("[0-9]*"):
+    parents = {int(folder.name): parent_of(folder) for folder in Path("/proc").glob("[0-9]*")}
+    for process in parents:
+        folder = Path("/proc", str(process))
+        ancestor = process
+        while ancestor not in (0, driver):
+            ancestor = parents.get(ancestor, 0)
         try:
             command = (folder / "cmdline").read_bytes()
-            if int(folder.name) == driver or b"_Scorer" in command:
+            if ancestor != driver:
+                continue
+            if process == driver or b"_Scorer" in command:
                 ours += proportional_size(folder)
             elif command.startswith(b"ray::"):
                 rest += proportional_size(folder)
         except (FileNotFoundError, ProcessLookupError):
             continue
     return ours, rest
+
+
+def parent_of(folder: Path) -> int:
+    try:
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def proportional_size(folder: Path) -> int:
