@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.model import Model, load_model
     from crackbatch.predictions import read_predictions
-    from crackbatch.scoring import RunSummary, score
+    from crackbatch.scoring import score
+    from crackbatch.summary import RunSummary
 
 __all__ = ["Model", "RunSummary", "load_model", "read_predictions", "score"]
 
 _HOMES = {
     "Model": "model",
-    "RunSummary": "scoring",
+    "RunSummary": "summary",
     "load_model": "model",
     "read_predictions": "predictions",
     "score": "scoring",

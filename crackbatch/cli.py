@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crackbatch.errors import CrackbatchError, Interrupted
 
 if TYPE_CHECKING:
-    from crackbatch.plan import Plan
-    from crackbatch.scoring import RunSummary
+    from crackbatch.summary import RunSummary
 
 app = typer.Typer(
     add_completion=False,
@@ -72,11 +71,6 @@ def score(
     """Score every image in the sources; the same command continues a run that was broken off."""
     from crackbatch import scoring
 
-    if dry_run:
-        _print_plan(scoring.dry_run(sources, extensions=extensions or (), limit=limit, out=out or None))
-        return
-    if not out:
-        _refuse("--out is missing: where should the results go?")
     try:
         summary = scoring.score(
             sources,
@@ -90,11 +84,15 @@ def score(
             max_megapixels=max_megapixels,
             extensions=extensions or (),
             limit=limit,
+            dry_run=dry_run,
             address=address,
             batch_size=batch_size,
         )
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what is done is kept, and the same command continues the run") from None
+    if dry_run:
+        _print_plan(summary)
+        return
     print_summary(summary)
     sys.exit(summary.exit_code)
 
@@ -127,17 +125,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def _refuse(message: str) -> NoReturn:
-    print(f"crackbatch: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _print_plan(plan: Plan) -> None:
-    archives = f", {plan.num_archives:,} archives opened" if plan.num_archives else ""
-    print(f"{plan.table.num_rows:,} images, {_bytes(plan.size_bytes)}{archives}")
-    for reason, count in plan.listing.passed_over.most_common():
+def _print_plan(summary: RunSummary) -> None:
+    archives = f", {summary.archives:,} archives opened" if summary.archives else ""
+    print(f"{summary.images:,} images, {_bytes(summary.size_bytes)}{archives}")
+    for reason, count in summary.passed_over.items():
         print(f"passed over: {count:,} {reason}")
-    for problem in plan.listing.problems:
+    for problem in summary.problems:
         print(f"damaged: {problem}")
 
 

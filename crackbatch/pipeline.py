@@ -1,0 +1,145 @@
+"""The three stages of a scoring run on Ray Data: fetch → predict → parts.
+
+Fetching and writing are tasks that take a fraction of a CPU, predicting is one actor per device (`cluster.py`).
+Identity is in every row, so nothing here depends on the order or the grouping of blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from crackbatch import results
+from crackbatch.bundle import read_bundle
+from crackbatch.cluster import IO_CPUS, Cluster, cause_of, configure_data
+from crackbatch.errors import BundleError, RunError
+from crackbatch.fetch import fetch
+from crackbatch.request import Request
+from crackbatch.results import Run
+from crackbatch.shards import read_shard
+
+
+def run_pipeline(
+    request: Request, run: Run, num_rows: int, num_shards: int, cluster: Cluster
+) -> Iterator[dict[str, Any]]:
+    """One dictionary of counts for each part, as parts are written."""
+    from ray.data import ActorPoolStrategy
+    from ray.exceptions import RayError
+
+    import ray
+
+    devices = cluster.devices()
+    configure_data()
+    labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
+    # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
+    # whose sizes Ray asks a worker, and waits seconds for it to start.
+    dataset = (
+        ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
+        .map_batches(
+            _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"folder": run.plan_folder},
+            num_cpus=IO_CPUS,
+        )
+        .map_batches(
+            _Scorer,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_kwargs={
+                "location": request.bundle.location,
+                "labels": labels,
+                "max_megapixels": request.max_megapixels,
+                "batch_size": request.batch_size,
+                "device": devices.kind,
+                "threads": devices.threads,
+            },
+            compute=ActorPoolStrategy(
+                size=devices.num_actors,
+                max_concurrent_calls_per_actor=devices.calls,
+                max_tasks_in_flight_per_actor=2 * devices.calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=devices.num_cpus,
+            num_gpus=1 if devices.kind == "cuda" else 0,
+        )
+        .map_batches(
+            _write_parts,  # type: ignore[arg-type]
+            batch_size=max(256, min(8192, num_rows // 256)),
+            batch_format="pyarrow",
+            fn_kwargs={"run": run},
+            num_cpus=IO_CPUS,
+        )
+    )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from pa.table(batch).to_pylist()
+    except RayError as error:
+        raise RunError(f"the run broke off ({cause_of(error)}); the same command continues it") from error
+
+
+def _fetch_shards(batch: pa.Table, folder: str) -> Iterator[pa.Table]:
+    for index in batch.column("shard").to_pylist():
+        started = time.perf_counter()
+        for block in fetch(read_shard(folder, index)):
+            yield _timed(block, "_fetch_seconds", time.perf_counter() - started)
+            started = time.perf_counter()
+
+
+def _timed(block: pa.Table, name: str, seconds: float) -> pa.Table:
+    """The block with its share of the time written on each row, since blocks are cut and joined on their way."""
+    share = seconds / max(block.num_rows, 1)
+    return block.append_column(name, pa.array([share] * block.num_rows, pa.float64()))
+
+
+class _Scorer:
+    """The actor: one bundle on one device, called by several threads at once on CPUs."""
+
+    def __init__(
+        self,
+        location: str,
+        labels: dict[str, Any],
+        max_megapixels: float,
+        batch_size: int | None,
+        device: str,
+        threads: int,
+    ) -> None:
+        import torch
+
+        from crackbatch.model import Model
+        from crackbatch.predict import Labels, Predictor
+
+        torch.set_num_threads(1)
+        bundle = read_bundle(location)
+        if bundle.model_id != labels["model_id"]:
+            raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
+        model = Model(bundle, device)
+        model.batch_size = batch_size or model.batch_size
+        decode_threads = threads if device == "cuda" else 1
+        self._predict = Predictor(model, Labels(**labels), max_megapixels, decode_threads)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        rows = self._predict(block)
+        rows = rows.append_column("_fetch_seconds", block.column("_fetch_seconds"))
+        return _timed(rows, "_predict_seconds", time.perf_counter() - started)
+
+
+def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
+    started = time.perf_counter()
+    finished = rows.drop_columns(["_fetch_seconds", "_predict_seconds"])
+    results.write_part(run, finished)
+    counts = Counter(finished.column("status").to_pylist())
+    return pa.table(
+        {
+            "rows": [finished.num_rows],
+            "failed": [finished.num_rows - counts["ok"]],
+            "fetch_seconds": [sum(rows.column("_fetch_seconds").to_pylist())],
+            "predict_seconds": [sum(rows.column("_predict_seconds").to_pylist())],
+            "write_seconds": [time.perf_counter() - started],
+        }
+    )

@@ -1,0 +1,127 @@
+"""A request to score, checked at the door: what can be known to be wrong before anything starts is refused here."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from crackbatch import results, storage
+from crackbatch.bundle import Bundle, read_bundle
+from crackbatch.errors import OptionError, SourceError
+from crackbatch.image import EXTENSIONS
+
+DEFAULT_OPERATING_POINT = "balanced"
+DEFAULT_MAX_ERROR_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: everything that can be known to be wrong before anything is started has been refused."""
+
+    sources: list[str]
+    out: str
+    bundle: Bundle
+    threshold: float
+    extensions: frozenset[str]
+    max_megapixels: float
+    max_error_rate: float
+    limit: int | None
+    batch_size: int | None
+    address: str | None
+
+    @property
+    def fingerprint(self) -> str:
+        return results.fingerprint_of(
+            {
+                "sources": sorted(storage.redact(storage.normalize(source)) for source in self.sources),
+                "model_id": self.bundle.model_id,
+                "threshold": round(self.threshold, 6),
+                "extensions": sorted(self.extensions),
+                "max_megapixels": self.max_megapixels,
+                "limit": self.limit,
+            }
+        )
+
+
+def check_request(
+    sources: str | Sequence[str],
+    out: str,
+    model: str,
+    threshold: float | None,
+    operating_point: str | None,
+    max_error_rate: float,
+    max_megapixels: float,
+    extensions: Sequence[str],
+    limit: int | None,
+    batch_size: int | None,
+    address: str | None,
+    dry_run: bool,
+) -> Request:
+    names = _check_sources(sources)
+    if threshold is not None and operating_point is not None:
+        raise OptionError("--threshold and --operating-point both draw the line; give one of them")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
+    if not 0 <= max_error_rate <= 1:
+        raise OptionError(f"--max-error-rate {max_error_rate:g} is no share; give one from 0 to 1")
+    if not max_megapixels > 0:
+        raise OptionError(f"--max-megapixels {max_megapixels:g}: give a number above 0")
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"--batch-size {batch_size}: give a number above 0")
+    checked_extensions = _check_extensions(extensions)
+    checked_limit = _check_limit(limit)
+    bundle = read_bundle(model)
+    if threshold is None:
+        threshold = bundle.threshold(operating_point or DEFAULT_OPERATING_POINT)
+    if not out and not dry_run:
+        raise OptionError("--out is missing: where should the results go?")
+    location = storage.normalize(out) if out else ""
+    if not dry_run:
+        storage.check_writable(location)
+    return Request(
+        names, location, bundle, threshold, checked_extensions, max_megapixels, max_error_rate, checked_limit,
+        batch_size, address,
+    )  # fmt: skip
+
+
+def _check_sources(sources: str | Sequence[str]) -> list[str]:
+    names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    if not names:
+        raise SourceError("nothing to score: name a folder, an archive, an image or a manifest")
+    if not all(map(os.fspath, names)):
+        raise SourceError("a source is an empty name; write . for this folder")
+    return [os.fspath(name) for name in names]
+
+
+def _check_extensions(extensions: Sequence[str]) -> frozenset[str]:
+    added = [extension.strip().lower() for item in extensions for extension in item.split(",") if extension.strip()]
+    return EXTENSIONS | {extension if extension.startswith(".") else f".{extension}" for extension in added}
+
+
+def _check_limit(limit: int | None) -> int | None:
+    if limit is not None and limit < 1:
+        raise OptionError(f"--limit {limit}: give a number above 0")
+    return limit
+
+
+def describe(request: Request) -> dict[str, Any]:
+    """run.json: what was asked, by what."""
+    return {
+        "fingerprint": request.fingerprint,
+        "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "sources": [storage.redact(source) for source in request.sources],
+        "model_id": request.bundle.model_id,
+        "threshold": request.threshold,
+        "extensions": sorted(request.extensions),
+        "max_megapixels": request.max_megapixels,
+        "limit": request.limit,
+        "versions": {
+            **{name: installed_version(name) for name in ("crackbatch", "ray", "torch", "torchvision", "pyarrow")},
+            "python": platform.python_version(),
+        },
+    }
