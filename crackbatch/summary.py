@@ -10,7 +10,7 @@ class RunSummary:
     """What a run did: as returned by `score` and as it stands in `summary.json`.
 
     `images` counts all rows of the run, `added` those of this call; `size_bytes` the encoded bytes in the sources
-    where known; `seconds` is the whole call. After a dry run `images` are those that would be read, and nothing is added.
+    where known; `seconds` is the whole call. After a dry run `images` are those that would be read; none is added.
     """
 
     run_id: str
