@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
-from crackbatch.plan import CARRIED
 from crackbatch.plan import SCHEMA as PLAN_SCHEMA
+from crackbatch.table import CARRIED
 
 # A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
 _MAX_GAP = 64 << 10

@@ -29,7 +29,7 @@ from crackbatch.archive import (
 )
 from crackbatch.errors import SourceError
 from crackbatch.source import URI_COLUMN, Manifest, Object, list_source, pass_over_name
-from crackbatch.table import IDENTITY
+from crackbatch.table import CARRIED, IDENTITY
 
 SCHEMA = pa.schema(
     [
@@ -48,8 +48,6 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-# A manifest's own columns travel under this prefix, so that its `length` or `method` is not taken for the plan's.
-CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
 _LISTING_THREADS = 8

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from crackbatch.image import Picture, read_image, to_input
 from crackbatch.model import Model
-from crackbatch.plan import CARRIED
-from crackbatch.table import COLUMNS
+from crackbatch.table import CARRIED, COLUMNS
 
 _FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longitude", "camera")
 

@@ -28,13 +28,13 @@ from crackbatch.cluster import Cluster
 from crackbatch.errors import RunError
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.pipeline import run_pipeline
-from crackbatch.plan import CARRIED, Plan, make_plan, subtract
+from crackbatch.plan import Plan, make_plan, subtract
 from crackbatch.progress import Progress
 from crackbatch.request import DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
 from crackbatch.shards import write_shards
 from crackbatch.summary import RunSummary
-from crackbatch.table import schema_with
+from crackbatch.table import CARRIED, schema_with
 
 
 def score(

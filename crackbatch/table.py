@@ -60,6 +60,9 @@ COLUMNS = pa.schema(
 )
 # (image_uri, version): two rows of a run never share both.
 IDENTITY = ["image_uri", "version"]
+# A manifest's own columns travel under this prefix until they are rows, so that its `length` or `method` is not taken
+# for the plan's.
+CARRIED = "carried:"
 RESERVED = frozenset([*COLUMNS.names, "date"])
 
 
