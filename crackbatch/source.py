@@ -197,8 +197,9 @@ def _list_remote(
             return
         files = filesystem.find(path, detail=True)
     except FileNotFoundError as error:
-        reason = f" ({storage.redact(str(error.__cause__))})" if error.__cause__ is not None else ""
-        raise SourceError(f"no such object or prefix: {storage.redact(source)}{reason}") from None
+        if error.__cause__ is not None:
+            raise SourceError(f"cannot read {storage.redact(source)}: {storage.redact(str(error.__cause__))}") from None
+        raise SourceError(f"no such object or prefix: {storage.redact(source)}") from None
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own

@@ -56,7 +56,7 @@ def _timed(*arguments: str) -> float:
         (["nowhere", "--out", "OUT"], "no such file or folder: nowhere"),
         (["IMAGE"], "--out is missing"),
         (["", "--out", "OUT"], "a source is an empty name"),
-        (["http://user:word@127.0.0.1:1/a.zip", "--out", "OUT"], "http://127.0.0.1:1/a.zip (Cannot connect"),
+        (["http://user:word@127.0.0.1:1/a.zip", "--out", "OUT"], "http://127.0.0.1:1/a.zip: Cannot connect"),
         (["IMAGE", "--out", "OUT", "--model", "no-such-model"], "no model at no-such-model"),
         (["IMAGE", "--out", "OUT", "--operating-point", "perfect"], "no operating point 'perfect'"),
         (["IMAGE", "--out", "OUT", "--threshold", "7"], "--threshold 7 is no probability"),

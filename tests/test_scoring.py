@@ -112,7 +112,7 @@ def test_one_image_gives_the_same_row_from_wherever_it_comes(tmp_path: Path, til
     client = boto3.client("s3")
     for name, data in tiles.items():
         client.put_object(Bucket="inspections", Key=f"bridge/{name}", Body=data)
-    client.put_object(Bucket="inspections", Key="archive.zip", Body=zip_with(0, tiles))
+    client.put_object(Bucket="inspections", Key="archive.zip", Body=zip_with(0, tiles), ACL="public-read")
     bucket, out = "s3://inspections", "s3://inspections/results"
     command = [sources, f"{bucket}/bridge", f"{bucket}/archive.zip", f"{s3}/inspections/archive.zip", "--out", out]
     first = run_alone(*command)
