@@ -35,7 +35,8 @@ KINDS = {
     ".parquet": "parquet",
 }
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open}
-_STREAM_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+# ValueError, its UnicodeError and OverflowError are what tarfile raises at senseless numbers and names in headers.
+_STREAM_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError)
 
 # No photograph is encoded larger than this; a directory that says so is damaged or hostile.
 MAX_IMAGE_BYTES = 1 << 30
@@ -45,6 +46,8 @@ _MAX_LOCAL_HEADER_BYTES = LOCAL_HEADER.size + 2 * 65_535
 _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _CHUNK = 1 << 20
+_MAX_UNMEASURED = 20
+_MAX_TAR_HEADER = 1 << 20
 
 
 class Member(NamedTuple):
@@ -70,6 +73,7 @@ class Listing:
 
     def pass_over(self, reason: str, count: int = 1) -> None:
         """Count what is no image. Names come from outside, so their number is bounded."""
+        reason = reason.encode("ascii", "backslashreplace").decode()
         if reason not in self.passed_over and len(self.passed_over) >= 100:
             reason = "others"
         self.passed_over[reason] += count
@@ -92,8 +96,8 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, UnicodeDecodeError) as error:
         found = 0
-        for info in _scan_zip(file):
-            if member := _zip_member(info, info.header_offset + info.compress_size, listing, wanted):
+        for info, following in _scan_zip(file):
+            if member := _zip_member(info, following, listing, wanted):
                 found += 1
                 yield member
         listing.problems.append(
@@ -130,6 +134,8 @@ def _zip_member(
         status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) cannot be read here"
     elif max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
         status, error = _too_large(info.file_size)
+    elif info.compress_size > info.file_size + info.file_size // 100 + 1024:
+        status, error = "corrupt", f"{info.compress_size:,} packed bytes for {info.file_size:,} unpacked ones"
     return Member(info.filename, start, length, method or "none", info.file_size, info.CRC, status, error)
 
 
@@ -137,9 +143,9 @@ def _too_large(size: int) -> tuple[str, str]:
     return "too_large", f"{size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
 
 
-def _scan_zip(file: IO[bytes]) -> Iterator[zipfile.ZipInfo]:
-    """Members by their local headers, for a zip whose directory is lost; `compress_size` counts the header too."""
-    offset = 0
+def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
+    """(member, where its bytes end) by local headers, for a zip whose directory is lost."""
+    offset = given_up = 0
     while (offset := _find(file, LOCAL_MAGIC, offset)) >= 0:
         file.seek(offset)
         head = file.read(LOCAL_HEADER.size)
@@ -153,14 +159,17 @@ def _scan_zip(file: IO[bytes]) -> Iterator[zipfile.ZipInfo]:
         if flags & 0x8 and not packed:
             measured = _measure_member(file, offset + header_length, method)
             if measured is None:
+                given_up += 1
+                if given_up > _MAX_UNMEASURED:  # each costs a look through the rest of the file
+                    return
                 offset += 4
                 continue
             packed, size, crc = measured
         info = zipfile.ZipInfo(name.decode("utf-8" if flags & 0x800 else "cp437", "replace"))
         info.flag_bits, info.compress_type, info.CRC = flags, method, crc
         info.header_offset, info.compress_size, info.file_size = offset, packed, size
-        yield info
         offset += header_length + packed
+        yield info, offset
 
 
 def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
@@ -281,6 +290,13 @@ def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, spool: IO
 class _StrictTarInfo(tarfile.TarInfo):
     """A header that tells the end marker from a damaged or missing header, which tarfile takes for the end as well."""
 
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        # tarfile reads extended headers whole, however large they say that they are; it has no other hook for this.
+        extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        if self.type in (*extended, tarfile.SOLARIS_XHDTYPE) and self.size > _MAX_TAR_HEADER:
+            raise tarfile.ReadError(f"an extended header of {self.size:,} bytes")
+        return super()._proc_member(tarfile_)  # type: ignore[misc,no-any-return]
+
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
         """The next header; raises ReadError where the archive just stops."""
@@ -298,11 +314,15 @@ def image_column(schema: pa.Schema) -> str | None:
         if name not in schema.names:
             continue
         kind = schema.field(name).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
             return str(name)
-        if name in ("image", "bytes") and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        if name in ("image", "bytes") and _is_binary(kind):
             return str(name)
     return None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:

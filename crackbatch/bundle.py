@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def _read(location: str, name: str, limit: int) -> bytes:
 def _parse_description(data: bytes, location: str) -> dict[str, Any]:
     try:
         description = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"model {location}: {DESCRIPTION} is not JSON ({error})") from None
     if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
         found = description.get("format_version") if isinstance(description, dict) else None
@@ -157,8 +158,8 @@ def _check_safetensors(weights: bytes, location: str) -> None:
 
 def _from_description(description: dict[str, Any], location: str) -> Bundle:
     try:
-        low, high = description["classes"]
-        return Bundle(
+        low, high = map(str, description["classes"])
+        bundle = Bundle(
             location=location,
             name=str(description["name"]),
             network=str(description["network"]),
@@ -171,8 +172,22 @@ def _from_description(description: dict[str, Any], location: str) -> Bundle:
             classes=(low, high),
             training=description.get("training", {}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_values(bundle)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"model {location}: {DESCRIPTION} is incomplete or wrong ({error!r})") from None
+    return bundle
+
+
+def _check_values(bundle: Bundle) -> None:
+    if not 16 <= bundle.input_size <= 4096:
+        raise ValueError(f"input_size {bundle.input_size} is not from 16 to 4096")
+    if not (math.isfinite(bundle.temperature) and bundle.temperature > 0):
+        raise ValueError(f"temperature {bundle.temperature} is not above 0")
+    if not all(math.isfinite(value) and value > 0 for value in bundle.std):
+        raise ValueError(f"std {bundle.std} is not above 0")
+    for name, point in bundle.operating_points.items():
+        if not isinstance(point.threshold, (int, float)) or not 0 <= point.threshold <= 1:
+            raise ValueError(f"threshold {point.threshold!r} of {name} is no probability")
 
 
 def _triple(values: list[float]) -> tuple[float, float, float]:

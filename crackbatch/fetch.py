@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ _MAX_GAP = 64 << 10
 _MAX_MERGED = 8 << 20
 _MAX_BLOCK_BYTES = 32 << 20
 _PARQUET_ROWS = 32
+_REMOTE_READS = 16
 
 # What scoring needs of the plan; where the bytes lay is no longer of interest once they are here.
 _KEPT = ("image_uri", "archive", "version", "size_bytes", "status", "error")
@@ -118,26 +121,25 @@ def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
     locations = [os.fsdecode(row["container"]) for row in rows]
     if storage.is_local(locations[0]):
         return (_read_local(row, location) for row, location in zip(rows, locations, strict=True))
-    filesystem, _ = storage.filesystem(locations[0])
-    paths = [storage.filesystem(location)[1] for location in locations]
-    found = filesystem.cat(paths, on_error="return") if len(set(paths)) > 1 else None
-    return (
-        _check_whole(row, location, found[path] if found is not None else _cat(filesystem, path))
-        for row, location, path in zip(rows, locations, paths, strict=True)
-    )
+    with ThreadPoolExecutor(_REMOTE_READS) as threads:
+        found = list(threads.map(_read_remote, locations))
+    return [_check_whole(row, location, data) for row, location, data in zip(rows, locations, found, strict=True)]
 
 
-def _cat(filesystem: Any, path: str) -> Any:
+def _read_remote(location: str) -> bytes | BaseException:
+    """A whole object, or why not; read as a file, so that no name is taken for a pattern and no size is believed."""
     try:
-        return filesystem.cat_file(path)
-    except Exception as error:  # told apart by _check_whole, as `cat(on_error="return")` would
+        filesystem, path = storage.filesystem(location)
+        with filesystem.open(path, "rb", cache_type="none") as file:
+            return bytes(file.read(MAX_IMAGE_BYTES + 1))
+    except Exception as error:  # each storage raises its own; _check_whole tells them apart
         return error
 
 
 def _read_local(row: dict[str, Any], location: str) -> _Content:
     try:
-        with open(location, "rb") as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
+        with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe must not be waited for
+            data = file.read(MAX_IMAGE_BYTES + 1) or b""
             now = storage.local_version(os.fstat(file.fileno()))
     except OSError as error:
         return _failure(error, location)
@@ -149,6 +151,8 @@ def _read_local(row: dict[str, Any], location: str) -> _Content:
 def _check_whole(row: dict[str, Any], location: str, found: bytes | BaseException) -> _Content:
     if isinstance(found, BaseException):
         return _failure(found, location)
+    if len(found) > MAX_IMAGE_BYTES:
+        return _Content(None, "too_large", f"more than the {MAX_IMAGE_BYTES:,} encoded bytes allowed")
     if row["size_bytes"] is not None and len(found) != row["size_bytes"]:
         return _changed(row, len(found))
     return _Content(found)
@@ -264,30 +268,33 @@ def _stat_version(filesystem: Any, path: str, location: str) -> str:
 
 
 def _parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[_Content]:
+    """Each row's cell, from its own row group; a group with fewer rows than the footer says leaves its rows corrupt."""
     column = image_column(parquet.schema_arrow)
     assert column is not None
-    wanted = iter(rows)
-    row: dict[str, Any] | None = next(wanted)
-    first = 0
-    for group in range(parquet.metadata.num_row_groups):
-        num = parquet.metadata.row_group(group).num_rows
-        if row is not None and row["start"] < first + num:
-            at = first
-            for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column]):
-                cells = batch.column(0)
-                while row is not None and row["start"] < at + len(cells):
-                    yield _cell(cells[row["start"] - at].as_py())
-                    row = next(wanted, None)
-                at += len(cells)
-                if row is None:
-                    return
-        first += num
+    for group, members in itertools.groupby(rows, key=lambda row: int(row["row_group"])):
+        wanted = list(members)
+        first = sum(parquet.metadata.row_group(index).num_rows for index in range(group))
+        served = 0
+        for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column]):
+            cells = batch.column(0)
+            while served < len(wanted) and wanted[served]["start"] < first + len(cells):
+                yield _cell(cells[wanted[served]["start"] - first])
+                served += 1
+            first += len(cells)
+            if served == len(wanted):
+                break
+        for _ in wanted[served:]:
+            yield _Content(None, "corrupt", f"row group {group} has fewer rows than the file's footer says")
 
 
-def _cell(value: Any) -> _Content:
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if data is None:
-        path = value.get("path") if isinstance(value, dict) else None
+def _cell(scalar: pa.Scalar) -> _Content:
+    path = None
+    if pa.types.is_struct(scalar.type):
+        path = scalar["path"].as_py() if scalar.is_valid and "path" in scalar else None
+        scalar = scalar["bytes"] if scalar.is_valid else pa.scalar(None, pa.binary())
+    if not scalar.is_valid:
         where = f"; it names {path!r}, which lies outside" if path else ""
         return _Content(None, "missing", f"the row holds no bytes{where}")
-    return _Content(bytes(data))
+    if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
+        return _Content(None, "too_large", f"{len(scalar.as_buffer()):,} encoded bytes are more than allowed")
+    return _Content(bytes(scalar.as_buffer()))

@@ -18,7 +18,6 @@ from functools import cache
 import numpy as np
 import pi_heif
 import PIL.Image
-import PIL.ImageOps
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
@@ -67,6 +66,23 @@ _KNOWN_BUT_UNSUPPORTED: tuple[tuple[bytes, int, str], ...] = (
     (b"IIRO", 0, "orf"),
     (b"IIU\x00", 0, "rw2"),
 )
+
+
+# EXIF 2.32, 4.6.4 A: what turns the stored picture upright.
+_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+# An encoder makes ten scans or so; decoding takes time for each, and thousands fit into a small file.
+_MAX_JPEG_SCANS = 100
+# Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
+_NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
+_ZEROS = bytes(512)
 
 
 @dataclass(slots=True)
@@ -135,13 +151,18 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
                 f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g}"
                 " allowed (--max-megapixels)",
             )
+        if picture.format == "jpeg" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+            raise _Refused("corrupt", f"more than {_MAX_JPEG_SCANS} scans in one JPEG")
+        if picture.format in _NEVER_ENDS_IN_ZEROS and data.endswith(_ZEROS):
+            raise _Refused("truncated", "its end is all zeros, as if it had not been written to the end")
         if picture.format == "jpeg" and _jpeg_is_cut(data):
             raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
         if picture.format == "png":
             _check_png(data)
         _read_exif(image, picture)
         image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
+        turn = _UPRIGHT.get(_orientation(image))
+        upright = image.transpose(turn) if turn is not None else image
         picture.width, picture.height = upright.size
         picture.pixels = _to_rgb(upright)
 
@@ -151,6 +172,14 @@ def _formats() -> list[str]:
     """The permitted formats that this Pillow can read; it knows only a few before it is asked to load its plug-ins."""
     PIL.Image.init()
     return sorted(_PILLOW_FORMATS & PIL.Image.OPEN.keys())
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """EXIF orientation, 1 where there is none: Pillow's `exif_transpose` would refuse a picture for another tag."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -141,7 +141,10 @@ class _Planner:
                 self._num_archives += 1
             tables.append(done)
         self._threads.shutdown()
-        table = pa.concat_tables(tables, promote_options="default")
+        try:
+            table = pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowException as error:
+            raise SourceError(f"two manifests have a column of one name and different types ({error})") from None
         return Plan(_drop_repeated(table, self.listing), self.listing, self._num_archives)
 
     def _wanted(self, name: str, listing: Listing) -> bool:
@@ -181,13 +184,8 @@ class _Rows:
             column.clear()
 
 
-def _text(name: str) -> str:
-    """A file name as valid Unicode: bytes that are none are shown as \\xNN."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _uri(location: str) -> str:
-    return _text(location if storage.is_local(location) else storage.redact(location))
+    return storage.text(location) if storage.is_local(location) else storage.redact(location)
 
 
 def _add_loose(rows: _Rows, found: Object, scratch: str | None) -> None:
@@ -230,7 +228,7 @@ def _list_archive(
         if scratch is not None and isinstance(error, OSError) and error.errno == 28:
             raise
         listing.problems.append(storage.redact(f"cannot be read: {str(error) or repr(error)}"))
-    shown = storage.redact(_text(found.location))
+    shown = storage.redact(storage.text(found.location))
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
     return rows.table(), listing
 
@@ -279,16 +277,22 @@ class _ArchiveRows:
         """Add members; one whose name came before is an image of its own, told apart by its version (`…#2`)."""
         seen: dict[str, int] = {}
         for member in members:
-            number = seen[member.name] = seen.get(member.name, 0) + 1
+            name = storage.text(member.name)
+            number = seen[name] = seen.get(name, 0) + 1
             version = self._version if number == 1 else f"{self._version}#{number}"
             self._rows.add(
-                f"{self._protocol}://{_text(member.name)}::{self._archive}", self._archive, self.container,
-                self.container_version, member.start, member.length, member.row_group, member.method,
-                member.size_bytes, version, member.crc32, member.status, member.error,
+                f"{self._protocol}://{name}::{self._archive}", self._archive, self.container,
+                self.container_version, _int64(member.start), _int64(member.length), member.row_group, member.method,
+                _int64(member.size_bytes), version, member.crc32, member.status, member.error,
             )  # fmt: skip
 
     def table(self) -> pa.Table:
         return self._rows.table()
+
+
+def _int64(value: int | None) -> int | None:
+    """A number from an archive's directory, which may say anything, as one that a column can hold."""
+    return None if value is None else max(0, min(value, 2**63 - 1))
 
 
 def _copy_to_scratch(found: Object, scratch: str) -> str:
@@ -383,8 +387,8 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
     for name in names:
         if name not in present:
             rows.add(
-                f"{protocol}://{_text(name)}::{_uri(container)}", _uri(container), os.fsencode(container), "", 0, 0,
-                None, "none", None, "", None, found.status or "missing",
+                f"{protocol}://{storage.text(name)}::{_uri(container)}", _uri(container), os.fsencode(container), "",
+                0, 0, None, "none", None, "", None, found.status or "missing",
                 found.error or f"{storage.redact(container)} has no member {name}",
             )  # fmt: skip
     return pa.concat_tables([table, rows.table()]) if present else rows.table()
@@ -395,13 +399,25 @@ def _member_name(uri: str) -> str:
 
 
 def _drop_repeated(table: pa.Table, listing: Listing) -> pa.Table:
-    """Keep the first row of each identity: sources may overlap."""
+    """Keep the first row of each place, since sources may overlap; two places of one name are told apart by version."""
     if table.num_rows == len(pc.unique(table.column("image_uri"))):
         return table
-    numbered = table.select(IDENTITY).append_column("row", pa.array(np.arange(table.num_rows)))
-    first = numbered.group_by(IDENTITY, use_threads=False).aggregate([("row", "min")]).column("row_min")
-    listing.pass_over("images listed twice", table.num_rows - len(first))
-    return table.take(first.combine_chunks().sort()) if len(first) < table.num_rows else table
+    numbered = table.append_column("row", pa.array(np.arange(table.num_rows)))
+    place = numbered.group_by([*IDENTITY, "container", "start"], use_threads=False)
+    first = place.aggregate([("row", "min")]).column("row_min").combine_chunks().sort()
+    if len(first) < table.num_rows:
+        listing.pass_over("images listed twice", table.num_rows - len(first))
+        table = table.take(first)
+    counted = table.group_by(IDENTITY, use_threads=False).aggregate([([], "count_all")])
+    if len(counted) == table.num_rows:
+        return table
+    versions = table.column("version").to_pylist()
+    seen: dict[tuple[str, str], int] = {}
+    for row, identity in enumerate(zip(table.column("image_uri").to_pylist(), versions, strict=True)):
+        number = seen[identity] = seen.get(identity, 0) + 1
+        if number > 1:
+            versions[row] = f"{identity[1]}#{number}"
+    return table.set_column(table.column_names.index("version"), "version", pa.array(versions, pa.string()))
 
 
 def subtract(table: pa.Table, done: pa.Table) -> pa.Table:

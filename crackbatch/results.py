@@ -185,12 +185,13 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
             " (if this machine is one of several, --out must be a place that all of them write to)"
         )
     written: list[tuple[str, str]] = []
-    number = len(published_files(run))
-    for rows in _sorted_tables(locations, counts, kept):
+    taken = [int(file[-len("00000.parquet") : -len(".parquet")]) for file in published_files(run)]
+    number = max(taken, default=-1) + 1
+    for rows in _sorted_tables(locations, counts, kept, schema):
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
         hidden = storage.join(run.folder, "publish", f"{name}.whole")
         visible = storage.join(run.out, "predictions", f"date={run.date}", name)
-        _write_table(rows.cast(schema), hidden)
+        _write_table(rows, hidden)
         written.append((hidden, visible))
     for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
         storage.move(hidden, visible)
@@ -242,7 +243,7 @@ def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
     return np.sort(rows.to_numpy())
 
 
-def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray) -> Iterator[pa.Table]:
+def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
     """The kept rows of all parts, most probable cracks first, in tables of a bounded number of rows."""
     ends = np.cumsum(counts)
     held: list[pa.Table] = []
@@ -250,13 +251,30 @@ def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray) ->
     for index, rows in enumerate(_read_all(locations)):
         start = ends[index] - counts[index]
         mine = kept[np.searchsorted(kept, start) : np.searchsorted(kept, ends[index])] - start
-        held.append(rows if len(mine) == rows.num_rows else rows.take(pa.array(mine)))
+        held.append(_conform(rows if len(mine) == rows.num_rows else rows.take(pa.array(mine)), schema))
         num += len(mine)
         if num >= _MAX_FILE_ROWS or index == len(locations) - 1:
-            table = pa.concat_tables(held, promote_options="default")
+            table = pa.concat_tables(held)
             keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
             yield table.take(pc.sort_indices(table, sort_keys=keys))
             held, num = [], 0
+
+
+def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with the schema of today: a manifest may have gained or lost a column since an interrupted attempt."""
+    columns = []
+    for field in schema:
+        if field.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        try:
+            columns.append(rows.column(field.name).cast(field.type))
+        except pa.ArrowException as error:
+            raise PublishError(
+                f"column {field.name!r} of the manifest is now {field.type}, and was not when part of the run was"
+                f" scored ({error}); give the run another --run-id"
+            ) from None
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _read_all(locations: Iterable[str]) -> Iterator[pa.Table]:

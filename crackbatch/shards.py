@@ -25,6 +25,8 @@ def shard_sizes(table: pa.Table) -> list[int]:
     num = table.num_rows
     most = min(512, num // 512) if num > 65_536 else max(8, min(128, num // 64))
     sizes = np.asarray(pc.fill_null(table.column("size_bytes"), _UNKNOWN_SIZE))
+    sizes = np.maximum(sizes, np.asarray(pc.fill_null(table.column("length"), 0)))  # an archive may say anything
+    sizes = np.minimum(sizes, _MAX_SHARD_BYTES)
     ends = np.cumsum(sizes)
     grouped = np.asarray(table.column("row_group").is_valid())
     borders = np.append(_row_group_borders(table), num)

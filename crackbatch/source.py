@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -112,11 +113,11 @@ def _walk_local(
         except OSError as error:
             if folder == top:
                 raise SourceError(f"cannot read {top}: {error.strerror}") from None
-            listing.problems.append(f"{folder}: cannot be listed ({error.strerror})")
+            listing.problems.append(f"{storage.redact(folder)}: cannot be listed ({error.strerror})")
             continue
         folders = []
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 if is_hidden(entry.name):
                     listing.pass_over("hidden folders")
                 elif entry.path not in skip:
@@ -127,18 +128,27 @@ def _walk_local(
                 interesting, kind = _classify(entry.name, extensions)
                 if not interesting:
                     pass_over_name(entry.name, listing)
-                elif entry.is_file() or not os.path.exists(entry.path):
+                elif not os.path.exists(entry.path) or entry.is_file():
                     yield _local_object(entry.path, kind, entry)
                 else:
                     listing.pass_over("special files")
         waiting.extend(reversed(folders))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = None) -> Object:
     try:
         status = entry.stat() if entry else os.stat(path)
     except OSError as error:  # a broken link, or gone while listing
-        return Object(path, None, "", kind, "missing", f"{error.strerror}: {path}")
+        return Object(path, None, "", kind, "missing", f"{error.strerror}: {storage.redact(path)}")
+    if not stat.S_ISREG(status.st_mode):
+        return Object(path, None, "", kind, "not_an_image", "a pipe, a device or a folder, not a file")
     return Object(path, status.st_size, storage.local_version(status), kind)
 
 
@@ -248,24 +258,40 @@ def _read_manifest(location: str) -> Manifest | None:
                     return None
                 table = parquet.read()
         else:
-            table = _read_csv(storage.read_bytes(location), shown)
+            data = storage.read_bytes(location)
+            table = _read_csv(data, shown)
     except FileNotFoundError:
         raise SourceError(f"no such file: {shown}") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
+    _check_manifest(table, shown)
+    uris = table.column(URI_COLUMN).cast(pa.string())
+    return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
+
+
+def _check_manifest(table: pa.Table, shown: str) -> None:
     if URI_COLUMN not in table.column_names:
         columns = ", ".join(table.column_names) or "none"
         raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one")
     if len(set(table.column_names)) != len(table.column_names):
         raise SourceError(f"manifest {shown} has two columns of the same name; rename one")
-    uris = table.column(URI_COLUMN).cast(pa.string())
-    if uris.null_count:
-        raise SourceError(f"manifest {shown}: {uris.null_count:,} rows have no {URI_COLUMN}; fill or drop them")
-    return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
+    if empty := table.column(URI_COLUMN).null_count:
+        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill or drop them")
+    if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
+        kind = table.schema.field(URI_COLUMN).type
+        raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; name images by their paths or URLs")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _read_csv(data: bytes, shown: str) -> pa.Table:
-    """A CSV by its header: spreadsheets in half of Europe separate with semicolons."""
+    """A CSV by its header: spreadsheets in half of Europe separate with semicolons, and some do not write UTF-8."""
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"manifest {shown} is not UTF-8 (byte {error.start:,}); save it as CSV UTF-8") from None
     first_line = data[:65_536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     if not first_line.strip():
         raise SourceError(f"manifest {shown} is empty; its first line must name the columns, {URI_COLUMN} among them")

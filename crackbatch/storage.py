@@ -22,7 +22,9 @@ from crackbatch.errors import OutputError, SourceError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _SECRET_PARAMETERS = re.compile(
-    r"signature|credential|token|secret|password|passwd|api_?key|access_?key|^sig$|^key$|^auth", re.IGNORECASE
+    r"signature|credential|token|secret|passw|^pwd$|^pass$|api_?key|access_?key|key-pair|^policy$|^sig$|^sas$|^jwt$"
+    r"|^code$|^auth",
+    re.IGNORECASE,
 )
 
 
@@ -83,9 +85,17 @@ def local_version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def redact(text: str) -> str:
-    """The same text with credentials taken out of each URL in it: user names, passwords, signatures, tokens."""
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda match: _redact_url(match[0]), text)
+def redact(shown: str) -> str:
+    """The same text with credentials taken out of each URL in it: user names, passwords, signatures, tokens.
+
+    What is shown is valid Unicode: bytes of a file name that are not UTF-8 become \\xNN.
+    """
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+", lambda match: _redact_url(match[0]), text(shown))
+
+
+def text(name: str) -> str:
+    """A file name as valid Unicode: bytes that are none are shown as \\xNN."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _redact_url(url: str) -> str:
@@ -95,8 +105,10 @@ def _redact_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return url
-    if "@" not in parts.netloc and not parts.query:
+    if "@" not in parts.netloc and not parts.query and not parts.fragment:
         return url
+    if parts.scheme in ("http", "https"):
+        parts = parts._replace(fragment="")  # never sent to the server, sometimes a token
     host = parts.netloc
     if "@" in host and parts.scheme not in ("abfs", "abfss"):  # there, container@account is no credential
         host = host.rpartition("@")[2]
