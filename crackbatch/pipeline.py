@@ -33,7 +33,7 @@ def run_pipeline(
     import ray
 
     devices = cluster.devices()
-    configure_data()
+    configure_data(devices)
     labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
     # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
     # whose sizes Ray asks a worker, and waits seconds for it to start.
