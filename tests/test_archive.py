@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -251,6 +252,70 @@ def test_parquet_with_an_image_column(tmp_path: Path, tiles: dict[str, bytes], l
     name = "bytes" if layout == "bytes" else "image"
     pq.write_table(pa.table({"label": [1] * len(data), name: column}), tmp_path / "a.parquet", row_group_size=5)
     assert list(contents(plan_of(tmp_path / "a.parquet")).values()) == data
+
+
+def test_a_parquet_group_with_fewer_rows_than_its_footer_says_mixes_nothing_up(tmp_path: Path) -> None:
+    data = [b"image %03d" % index for index in range(200)]
+    pq.write_table(pa.table({"bytes": data}), tmp_path / "a.parquet", row_group_size=100)
+    plan = plan_of(tmp_path / "a.parquet")
+    # As a footer that counts too many rows would have it planned: rows 100 to 109 are said to be in group 0.
+    groups = [0 if index < 110 else 1 for index in range(200)]
+    table = plan.table.set_column(plan.table.column_names.index("row_group"), "row_group", pa.array(groups, pa.int32()))
+    rows = [row for block in fetch(table) for row in block.to_pylist()]
+    assert len(rows) == 200
+    for index, row in enumerate(rows):
+        assert row["bytes"] in (data[index], None)
+    assert [row["status"] for row in rows[100:110]] == ["corrupt"] * 10
+    assert [row["bytes"] for row in rows[110:]] == data[110:]
+
+
+def test_a_struct_whose_bytes_are_no_bytes_is_no_image_column(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.int64()), ("path", pa.string())])
+    table = pa.table({"file": pa.array([{"bytes": 300_000_000, "path": "x"}], kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="no images in"):
+        plan_of(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("size", [2**63, 2**70])
+def test_a_directory_with_senseless_sizes_costs_only_its_own_image(
+    tmp_path: Path, tiles: dict[str, bytes], size: int
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in tiles.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        huge = tarfile.TarInfo("huge.jpg")
+        huge.size = size
+        tar.fileobj.write(huge.tobuf(tarfile.GNU_FORMAT))
+    plan = plan_of(tmp_path / "a.tar")
+    assert contents(plan) == {**tiles, "huge.jpg": "too_large"}
+    assert len(plan.listing.problems) == 1
+
+
+def test_an_extended_tar_header_of_great_size_is_not_read(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        entry = tarfile.TarInfo("a.jpg")
+        entry.size = len(tiles["tile-00.jpg"])
+        tar.addfile(entry, io.BytesIO(tiles["tile-00.jpg"]))
+        bomb = tarfile.TarInfo("pax")
+        bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 30
+        tar.fileobj.write(bomb.tobuf())
+    plan = plan_of(tmp_path / "a.tar")
+    assert contents(plan) == {"a.jpg": tiles["tile-00.jpg"]}
+    assert "extended header" in plan.listing.problems[0]
+
+
+def test_a_zip_member_with_a_long_local_extra_is_read_without_the_directory(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    name, data = "a.jpg", tiles["tile-00.jpg"]
+    header = struct.pack(
+        "<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name), 200
+    )
+    (tmp_path / "a.zip").write_bytes(header + name.encode() + bytes(200) + data)
+    assert contents(plan_of(tmp_path / "a.zip")) == {name: data}
 
 
 def test_what_is_no_image_in_an_archive_is_counted(tmp_path: Path, tiles: dict[str, bytes]) -> None:

@@ -173,6 +173,26 @@ def test_bytes_behind_the_end_of_a_jpeg_do_no_harm() -> None:
     assert read_image(draw_tile(5, False) + b"\0" * 4096 + b"trailer of a phone").status == "ok"
 
 
+def test_a_jpeg_of_endless_scans_is_not_decoded() -> None:
+    whole = encode(gradient(), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    assert read_image(whole[:-2] + whole[last:-2] * 200 + b"\xff\xd9").status == "corrupt"
+
+
+def test_a_webp_whose_end_was_never_written_is_truncated() -> None:
+    whole = encode(PIL.Image.open(io.BytesIO(draw_tile(7, True))), "WEBP")
+    assert read_image(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)).status == "truncated"
+
+
+def test_a_senseless_exif_tag_beside_the_orientation_costs_nothing() -> None:
+    # Orientation 6, and an XResolution that is text where a fraction should be.
+    entries = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHL4s", 0x011A, 2, 4, b"72\0\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + bytes(4)
+    upright = gradient()
+    picture = read_image(encode(upright.transpose(PIL.Image.Transpose.ROTATE_90), "PNG", exif=exif))
+    assert np.array_equal(pixels(picture), np.asarray(upright))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "GIF", "HEIF", "AVIF"])
 def test_other_formats_cut_in_half_are_truncated(kind: str) -> None:
     whole = encode(PIL.Image.open(io.BytesIO(draw_tile(6, True))), kind)

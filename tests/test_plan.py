@@ -62,6 +62,45 @@ def test_names_that_are_no_utf8_are_images_all_the_same(tmp_path: Path, tiles: d
     assert list(contents(plan).values()) == [tiles["tile-00.jpg"]]
 
 
+def test_odd_entries_of_a_folder_stop_nothing(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path, {"a.jpg": tiles["tile-00.jpg"]})
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    os.symlink(b"nowhere", os.path.join(os.fsencode(tmp_path), b"\xff.jpg"))
+    with open(os.path.join(os.fsencode(tmp_path), b"x.\xff"), "wb"):
+        pass
+    os.mkfifo(tmp_path / "pipe.jpg")
+    plan = plan_of(tmp_path)
+    found = dict(zip(names(plan), contents(plan).values(), strict=True))
+    assert found["a.jpg"] == tiles["tile-00.jpg"]
+    assert found["\\xff.jpg"] == found["itself.jpg"] == "missing"
+    for text in [*plan.listing.passed_over, *filter(None, plan.table["error"].to_pylist())]:
+        text.encode()
+
+
+def test_an_image_that_vanishes_under_a_name_that_is_no_utf8_is_missing(tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"\xff.jpg")
+    with open(path, "wb") as file:
+        file.write(b"x")
+    plan = plan_of(tmp_path)
+    os.unlink(path)
+    assert list(contents(plan).values()) == ["missing"]
+
+
+def test_two_objects_whose_shown_urls_are_the_same_are_two_images() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/twice/img[1].jpg": b"first", "/twice/img1.jpg": b"other"})
+    plan = plan_of("memory://twice")
+    assert contents(plan) == {"/twice/img[1].jpg": b"first", "/twice/img1.jpg": b"other"}
+    from crackbatch.archive import Listing
+    from crackbatch.plan import _drop_repeated
+
+    shown = pa.array(["https://host/get"] * 2)
+    same = plan.table.set_column(0, "image_uri", shown).set_column(9, "version", pa.array(["1", "1"]))
+    kept = _drop_repeated(pa.concat_tables([same, same]), Listing())
+    assert kept["version"].to_pylist() == ["1", "1#2"]
+
+
 @pytest.mark.parametrize("pattern", ["*.jpg", "**/*.jpg", "?.jpg", "[ab].jpg"])
 def test_globs(tmp_path: Path, tiles: dict[str, bytes], pattern: str) -> None:
     write_files(tmp_path, {"a.jpg": b"1", "b.jpg": b"2", "sub/c.jpg": b"3", "d.txt": b"4"})
@@ -146,6 +185,9 @@ def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
         ({"a.tar": b"no tar at all" * 99}, "a.tar", "breaks off"),
         ({"a.parquet": b"no parquet"}, "a.parquet", "cannot be read"),
         ({"m.csv": b""}, "m.csv", "is empty"),
+        ({"m.csv": "image_uri\nbrücke.jpg\n".encode("latin-1")}, "m.csv", "save it as CSV UTF-8"),
+        ({"m.csv": b"image_uri,image_uri\na,b\n"}, "m.csv", "two columns of the same name"),
+        ({"m.csv": b"image_uri\n1\n2\n"}, "m.csv", "is int64, not text"),
     ],
 )
 def test_sources_that_give_nothing_say_why(tmp_path: Path, files: dict[str, bytes], source: str, message: str) -> None:

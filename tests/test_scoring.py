@@ -302,6 +302,28 @@ def test_publishing_refuses_rows_that_are_not_the_plan(tmp_path: Path) -> None:
     assert sorted(pq.read_table(file)["image_uri"].to_pylist()) == ["a", "b"]
 
 
+def test_publishing_never_replaces_a_published_file(tmp_path: Path) -> None:
+    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
+    for uri in "abc":
+        if uri == "c":
+            Path(results.published_files(run)[0]).unlink()
+        results.write_part(run, pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"}], COLUMNS))
+        results.publish(run, pa.table({"image_uri": [uri], "version": ["1"]}), COLUMNS)
+    kept = [pq.read_table(file)["image_uri"].to_pylist() for file in results.published_files(run)]
+    assert kept == [["b"], ["c"]]
+
+
+def test_a_manifest_that_changed_between_attempts_is_published_with_its_columns_of_today(tmp_path: Path) -> None:
+    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
+    old = pa.schema([*COLUMNS, pa.field("pier", pa.int64())])
+    new = pa.schema([*COLUMNS, pa.field("pier", pa.float64()), pa.field("span", pa.string())])
+    for uri, schema in (("a", old), ("b", new)):
+        row = {"image_uri": uri, "version": "1", "status": "ok", "pier": 1}
+        results.write_part(run, pa.Table.from_pylist([row], schema))
+    (file,) = results.publish(run, pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]}), new)
+    assert pq.read_schema(file).remove_metadata() == new
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
     tmp_path: Path, many_tiles: dict[str, bytes], number: signal.Signals
