@@ -122,15 +122,17 @@ def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
     if storage.is_local(locations[0]):
         return (_read_local(row, location) for row, location in zip(rows, locations, strict=True))
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
-        found = list(threads.map(_read_remote, locations))
+        found = list(threads.map(_read_remote, locations, [row["size_bytes"] for row in rows]))
     return [_check_whole(row, location, data) for row, location, data in zip(rows, locations, found, strict=True)]
 
 
-def _read_remote(location: str) -> bytes | BaseException:
-    """A whole object, or why not; read as a file, so that no name is taken for a pattern and no size is believed."""
+def _read_remote(location: str, size: int | None) -> bytes | BaseException:
+    """A whole object in one request, one byte beyond its listed size to see whether it grew; or why not."""
     try:
         filesystem, path = storage.filesystem(location)
-        with filesystem.open(path, "rb", cache_type="none") as file:
+        if size is not None:
+            return bytes(filesystem.cat_file(path, start=0, end=size + 1)) if size else b""
+        with filesystem.open(path, "rb", cache_type="none") as file:  # a server that does not say how long it is
             return bytes(file.read(MAX_IMAGE_BYTES + 1))
     except Exception as error:  # each storage raises its own; _check_whole tells them apart
         return error
