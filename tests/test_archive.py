@@ -75,7 +75,7 @@ def test_names_in_zips(tmp_path: Path, tiles: dict[str, bytes]) -> None:
         "Brücke/Pfeiler 1/Riß.jpg",
         "橋/ひび割れ.JPG",
         "../../etc/x.jpg",
-        "/root/y.jpg",
+        "/rooted/y.jpg",
         "a b#c%20?.jpg",
         "x" * 300 + ".jpg",
     ]
