@@ -194,10 +194,10 @@ def timed_threads(work, shares) -> float:
 
 def recipe(folder: str, out: str) -> None:
     """Batch inference as Ray's documentation shows it: pixels through the object store, an eager network."""
+    import ray
     import torch
     from torchvision import transforms
 
-    import ray
     from crackbatch.bundle import read_bundle, read_weights
     from crackbatch.model import build_network
 

@@ -27,10 +27,9 @@ def run_pipeline(
     request: Request, run: Run, num_rows: int, num_shards: int, cluster: Cluster
 ) -> Iterator[dict[str, Any]]:
     """One dictionary of counts for each part, as parts are written."""
+    import ray
     from ray.data import ActorPoolStrategy
     from ray.exceptions import RayError
-
-    import ray
 
     devices = cluster.devices()
     configure_data(devices)
