@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from crackbatch import storage
@@ -92,7 +92,7 @@ class Devices:
     num_actors: int
     num_cpus: float
     threads: int
-    calls: int = field(default=1)
+    calls: int
 
 
 def lay_out(nodes: list[dict[str, float]]) -> Devices:

@@ -166,6 +166,10 @@ def _changed(row: dict[str, Any], size: int) -> _Content:
     )
 
 
+def _changed_archive(location: str) -> _Content:
+    return _Content(None, "changed", f"{storage.redact(location)} changed since it was listed; run again")
+
+
 def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
     """Members of one archive by their ranges, neighbours in one request."""
     location = os.fsdecode(rows[0]["container"])
@@ -181,9 +185,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
         stops = [min(stop, size) if size else stop for _, stop, _ in runs]
         chunks = filesystem.cat_ranges([path] * len(runs), [start for start, _, _ in runs], stops)
     if rows[0]["container_version"] not in ("", now):
-        return [_Content(None, "changed", f"{storage.redact(location)} changed since it was listed; run again")] * len(
-            rows
-        )
+        return [_changed_archive(location)] * len(rows)
     contents = []
     for (start, _, members), chunk in zip(runs, chunks, strict=True):
         for index in members:
@@ -249,9 +251,7 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[_Content]:
             now = _stat_version(filesystem, path, location)
             if now != rows[0]["container_version"]:
                 for _ in rows:
-                    yield _Content(
-                        None, "changed", f"{storage.redact(location)} changed since it was listed; run again"
-                    )
+                    yield _changed_archive(location)
                 return
         with filesystem.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)

@@ -228,7 +228,7 @@ def _list_archive(
         if scratch is not None and isinstance(error, OSError) and error.errno == 28:
             raise
         listing.problems.append(storage.redact(f"cannot be read: {str(error) or repr(error)}"))
-    shown = storage.redact(storage.text(found.location))
+    shown = storage.redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
     return rows.table(), listing
 

@@ -28,7 +28,7 @@ from crackbatch import results, storage
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, PublishError, SourceError
 from crackbatch.model import load_model
-from crackbatch.table import COLUMNS
+from crackbatch.table import COLUMNS, STATUSES
 from test_archive import write_files, zip_with
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -163,6 +163,7 @@ def test_a_bad_image_is_a_row_with_its_reason(tmp_path: Path, tiles: dict[str, b
         assert row["error"]
         assert row[["crack_probability", "crack_logit", "label"]].isna().all()
     assert (table["status"] == "ok").sum() == len(tiles)
+    assert set(table["status"]) <= set(STATUSES)
     assert summary.statuses["ok"] == len(tiles)
     assert summary.error_rate == pytest.approx(6 / 18)
 
