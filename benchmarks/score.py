@@ -198,16 +198,16 @@ def recipe(folder: str, out: str) -> None:
     import torch
     from torchvision import transforms
 
-    from crackbatch.bundle import read_bundle, read_weights
+    from crackbatch.bundle import read_bundle_and_weights
     from crackbatch.model import build_network
 
     class Classifier:
         def __init__(self) -> None:
             from safetensors.torch import load
 
-            bundle = read_bundle()
+            bundle, weights = read_bundle_and_weights()
             self.network = build_network(bundle.network)
-            self.network.load_state_dict(load(read_weights(bundle.location)))
+            self.network.load_state_dict(load(weights))
             self.network.eval()
 
         def __call__(self, batch):

@@ -9,19 +9,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crackbatch.evaluation import Evaluation, evaluate
     from crackbatch.model import Model, load_model
+    from crackbatch.overview import Overview, describe_dataset
     from crackbatch.predictions import read_predictions
     from crackbatch.scoring import score
     from crackbatch.summary import RunSummary
+    from crackbatch.training import TrainResult, train
 
-__all__ = ["Model", "RunSummary", "load_model", "read_predictions", "score"]
+__all__ = [
+    "Evaluation",
+    "Model",
+    "Overview",
+    "RunSummary",
+    "TrainResult",
+    "describe_dataset",
+    "evaluate",
+    "load_model",
+    "read_predictions",
+    "score",
+    "train",
+]
 
 _HOMES = {
+    "Evaluation": "evaluation",
     "Model": "model",
+    "Overview": "overview",
     "RunSummary": "summary",
+    "TrainResult": "training",
+    "describe_dataset": "overview",
+    "evaluate": "evaluation",
     "load_model": "model",
     "read_predictions": "predictions",
     "score": "scoring",
+    "train": "training",
 }
 
 

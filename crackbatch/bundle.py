@@ -33,6 +33,7 @@ class OperatingPoint:
     threshold: float
     precision: float | None = None
     recall: float | None = None
+    false_alarm_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,17 @@ def shipped_models() -> list[str]:
 
 
 def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
-    """Read and check a bundle's description and its weights' digest; raises BundleError.
+    """A bundle whose description and weights were found to be in order; raises BundleError."""
+    return read_bundle_and_weights(location)[0]
+
+
+def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, bytes]:
+    """Read a bundle's description and its safetensors file and check both; raises BundleError.
 
     The location of a shipped model stays its name, which means the same on every machine.
     """
     description = _parse_description(_read(location, DESCRIPTION, _MAX_DESCRIPTION_BYTES), location)
-    weights = read_weights(location)
+    weights = _read(location, WEIGHTS, _MAX_WEIGHTS_BYTES)
     _check_safetensors(weights, location)
     digest = hashlib.sha256(weights).hexdigest()
     stated = description.get("weights_sha256")
@@ -88,12 +94,8 @@ def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
             f"model {location}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
             f" (sha256 {digest[:12]}…, expected {str(stated)[:12]}…); copy the bundle again"
         )
-    return _from_description(description, location if location in shipped_models() else _resolve(location))
-
-
-def read_weights(location: str) -> bytes:
-    """The bytes of a bundle's safetensors file."""
-    return _read(location, WEIGHTS, _MAX_WEIGHTS_BYTES)
+    bundle = _from_description(description, location if location in shipped_models() else resolve(location))
+    return bundle, weights
 
 
 def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
@@ -112,7 +114,8 @@ def _fields(bundle: Bundle) -> dict[str, Any]:
     return {name: getattr(bundle, name) for name in bundle.__dataclass_fields__}
 
 
-def _resolve(location: str) -> str:
+def resolve(location: str) -> str:
+    """Where a bundle lies: the folder of a shipped model, or the location itself."""
     if "/" not in location and (_SHIPPED / location / DESCRIPTION).is_file():
         return str(_SHIPPED / location)
     return storage.normalize(location)
@@ -121,7 +124,7 @@ def _resolve(location: str) -> str:
 def _read(location: str, name: str, limit: int) -> bytes:
     shown = storage.redact(location)
     try:
-        filesystem, path = storage.filesystem(_resolve(location))
+        filesystem, path = storage.filesystem(resolve(location))
         with filesystem.open(f"{path}/{name}", "rb") as file:
             data: bytes = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):

@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from crackbatch.errors import CrackbatchError, Interrupted
-
-if TYPE_CHECKING:
-    from crackbatch.summary import RunSummary
+from crackbatch.console import print_evaluation, print_overview, print_plan, print_summary, print_training
+from crackbatch.errors import CrackbatchError, Interrupted, OptionError
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +24,26 @@ app = typer.Typer(
     help="Find cracked concrete in archives of inspection images; one Parquet row for each image.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_DATA_HELP = "Labelled images, in sources as for score: folders or archives named after their label, or manifests."
+_Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
+]
+_Model = Annotated[str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")]
+_Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, instead of drawing one.")]
+_Threshold = Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")]
+_OperatingPoint = Annotated[str | None, typer.Option(help="A threshold that the model names [default: balanced].")]
+_Positive = Annotated[
+    list[str] | None, typer.Option(help="Folder names (globs) of cracked images; may be repeated [default: crack, …].")
+]
+_Negative = Annotated[
+    list[str] | None, typer.Option(help="Folder names (globs) of sound images; may be repeated [default: no_crack, …].")
+]
+_GroupPattern = Annotated[
+    str | None, typer.Option(help="Regular expression that finds in a path which photo a tile was cut from.")
+]
+_GroupColumn = Annotated[str, typer.Option(help="A manifest's column that says the same.")]
 
 
 @app.callback()
@@ -43,15 +61,11 @@ def score(
         ),
     ],
     out: Annotated[str, typer.Option(help="Where the results go: a folder or URL.")] = "",
-    model: Annotated[
-        str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")
-    ] = "concrete-resnet18",
+    model: _Model = "concrete-resnet18",
     date: Annotated[str | None, typer.Option(help="Date of the run, YYYY-MM-DD [default: today, UTC].")] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run [default: date and fingerprint].")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")] = None,
-    operating_point: Annotated[
-        str | None, typer.Option(help="A threshold that the model names [default: balanced].")
-    ] = None,
+    threshold: _Threshold = None,
+    operating_point: _OperatingPoint = None,
     max_error_rate: Annotated[
         float, typer.Option(help="Share of images that may fail before the exit code is 3.")
     ] = 0.05,
@@ -61,9 +75,7 @@ def score(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score the first N images only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, and stop.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
-    ] = None,
+    address: _Address = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images in a forward pass [default: 8 on CPUs, 256 on GPUs].")
     ] = None,
@@ -91,10 +103,146 @@ def score(
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what is done is kept, and the same command continues the run") from None
     if dry_run:
-        _print_plan(summary)
+        print_plan(summary)
         return
     print_summary(summary)
     sys.exit(summary.exit_code)
+
+
+@app.command()
+def train(
+    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    out: Annotated[str, typer.Option(help="Where the model goes: a folder or URL.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the model [default: the last part of --out].")] = None,
+    network: Annotated[str, typer.Option(help="A torchvision classifier, such as resnet50 or vit_b_16.")] = "resnet18",
+    init: Annotated[
+        str, typer.Option(help="Weights to start from: imagenet, none, a shipped model's name, a bundle or state dict.")
+    ] = "imagenet",
+    freeze: Annotated[bool, typer.Option("--freeze", help="Train the last layer alone.")] = False,
+    epochs: Annotated[int, typer.Option(help="Times to go through the training images.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images in a step, of all workers together.")] = 64,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak [default: by network and --init].")] = None,
+    image_size: Annotated[int, typer.Option(help="Width and height of the network's input, in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same weights.")] = 0,
+    balance: Annotated[
+        str, typer.Option(help="Show cracked and sound images equally often (class), and all sources too (source).")
+    ] = "none",
+    weight: Annotated[
+        list[str] | None, typer.Option(help="SOURCE=W: show a source's images W times as often; may be repeated.")
+    ] = None,
+    positive: _Positive = None,
+    negative: _Negative = None,
+    group_pattern: _GroupPattern = None,
+    group_column: _GroupColumn = "group",
+    split: _Split = None,
+    workers: Annotated[int, typer.Option(help="Workers of Ray Train; 0 trains in this process.")] = 1,
+    max_failures: Annotated[int, typer.Option(help="Failures of workers to recover from.")] = 3,
+    address: _Address = None,
+) -> None:
+    """Train a network on labelled images; the same command continues a training that was broken off."""
+    from crackbatch import training
+
+    try:
+        result = training.train(
+            sources,
+            out,
+            name=name,
+            network=network,
+            init=init,
+            freeze=freeze,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            image_size=image_size,
+            seed=seed,
+            balance=balance,
+            weights=_parse_weights(weight or []),
+            positive=positive or (),
+            negative=negative or (),
+            group_pattern=group_pattern,
+            group_column=group_column,
+            split=split,
+            workers=workers,
+            max_failures=max_failures,
+            address=address,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command continues from the last epoch's checkpoint") from None
+    if not result.trained:
+        print(f"{out} holds this very training already, finished; give another --out or --seed to train again")
+    print_training(result)
+
+
+@app.command()
+def dataset(
+    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    out: Annotated[str, typer.Option(help="Where the split and a sheet of pictures go.")] = "dataset",
+    positive: _Positive = None,
+    negative: _Negative = None,
+    group_pattern: _GroupPattern = None,
+    group_column: _GroupColumn = "group",
+    split: _Split = None,
+    seed: Annotated[int, typer.Option(help="The seed that train would be given.")] = 0,
+) -> None:
+    """Show what labelled data hold before training on them: counts, duplicates, contradictions, pictures."""
+    from crackbatch.overview import describe_dataset
+
+    print_overview(
+        describe_dataset(
+            sources,
+            out,
+            positive=positive or (),
+            negative=negative or (),
+            group_pattern=group_pattern,
+            group_column=group_column,
+            split=split,
+            seed=seed,
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    out: Annotated[str, typer.Option(help="Where metrics, figures and errors go: a folder or URL.")] = "",
+    model: _Model = "concrete-resnet18",
+    predictions: Annotated[
+        str | None, typer.Option(help="Measure the rows that score published there, instead of scoring again.")
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="With --predictions: of this run only.")] = None,
+    threshold: _Threshold = None,
+    operating_point: _OperatingPoint = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(help="Share of cracked images where the model will work: gives its precision there."),
+    ] = None,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Measure also on images that the model was trained or tuned on.")
+    ] = False,
+    positive: _Positive = None,
+    negative: _Negative = None,
+    group_pattern: _GroupPattern = None,
+    group_column: _GroupColumn = "group",
+) -> None:
+    """Measure a model on labelled images that it has not seen, and show where it is wrong."""
+    from crackbatch import evaluation
+
+    found = evaluation.evaluate(
+        sources,
+        out,
+        model=model,
+        predictions=predictions,
+        run_id=run_id,
+        threshold=threshold,
+        operating_point=operating_point,
+        prevalence=prevalence,
+        include_seen=include_seen,
+        positive=positive or (),
+        negative=negative or (),
+        group_pattern=group_pattern,
+        group_column=group_column,
+    )
+    print_evaluation(found)
 
 
 @app.command()
@@ -125,45 +273,17 @@ def main() -> None:
         sys.exit(1)
 
 
-def _print_plan(summary: RunSummary) -> None:
-    archives = f", {summary.archives:,} archives opened" if summary.archives else ""
-    print(f"{summary.images:,} images, {_bytes(summary.size_bytes)}{archives}")
-    for reason, count in summary.passed_over.items():
-        print(f"passed over: {count:,} {reason}")
-    for problem in summary.problems:
-        print(f"damaged: {problem}")
-
-
-def _bytes(size: int) -> str:
-    value, unit = float(size), "bytes"
-    for unit in ("bytes", "KB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-
-
-def print_summary(summary: RunSummary) -> None:
-    """What a person wants to know of a run."""
-    if summary.added:
-        speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
-        print(f"run {summary.run_id}: {summary.added:,} images in {summary.seconds:,.1f} s{speed}")
-    else:
-        print(f"run {summary.run_id}: nothing left to do, all {summary.images:,} images have their rows")
-    print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
-    if summary.passed_over:
-        print("passed over: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
-    for problem in summary.problems:
-        print(f"damaged: {problem}")
-    for file in summary.files:
-        print(f"table: {file}")
-    if summary.error_rate > summary.max_error_rate:
-        print(
-            f"exit code 3: {summary.error_rate:.1%} of the images have no score,"
-            f" more than --max-error-rate {summary.max_error_rate:.1%} allows"
-        )
-    elif summary.problems:
-        print("exit code 3: the rows are published, but archives were damaged and images may be missing")
+def _parse_weights(weights: list[str]) -> dict[str, float]:
+    parsed = {}
+    for weight in weights:
+        name, _, value = weight.rpartition("=")
+        try:
+            parsed[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise OptionError(f"--weight {weight!r}: write it as SOURCE=0.5")
+    return parsed
 
 
 if __name__ == "__main__":

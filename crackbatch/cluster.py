@@ -83,6 +83,20 @@ class Cluster:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return lay_out([node["Resources"] for node in nodes if node["Alive"]])
 
+    def train_device(self, workers: int) -> str:
+        """Where to train: on GPUs where there is one for each worker; RunError where not even CPUs are."""
+        import ray
+
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        if there.get("GPU", 0) >= workers:
+            return "cuda"
+        if there.get("CPU", 0) < workers + IO_CPUS:
+            raise RunError(
+                f"{workers} workers need a CPU each, and reading needs a share of one; the cluster has"
+                f" {there.get('CPU', 0):g} CPUs: give fewer --workers, or 0 to train in this process"
+            )
+        return "cpu"
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -111,20 +125,31 @@ def lay_out(nodes: list[dict[str, float]]) -> Devices:
     return Devices("cpu", num, size - max(size * _SHARE_KEPT, 2 * IO_CPUS), size, calls=size)
 
 
-def configure_data(devices: Devices) -> None:
-    """Set up Ray Data for a run: quiet, no block ever dropped, and reading no further ahead than memory should hold."""
+@contextmanager
+def data_context(ahead: int | None = None) -> Iterator[None]:
+    """Datasets made inside are quiet, never drop a block, and hold at most `ahead` bytes in the object store.
+
+    The caller's own settings of Ray Data stay as they were.
+    """
     from ray.data.context import DataContext
 
-    context = DataContext.get_current()
+    context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     context.target_max_block_size = _MAX_BLOCK_BYTES
+    if ahead is not None:
+        limits = context.execution_options.resource_limits
+        context.execution_options.resource_limits = limits.copy(object_store_memory=ahead)
+    with DataContext.current(context):
+        yield
+
+
+def read_ahead(devices: Devices) -> int:
+    """Bytes of images that may wait for the predict stage."""
     # Reading is ten times as fast as the network: without a limit a third of the machine's memory would fill with
     # images that wait, and every process that touches them would grow with it.
-    ahead = devices.num_actors * (_MAX_BLOCK_BYTES * 2 + devices.threads * _AHEAD_PER_THREAD)
-    limits = context.execution_options.resource_limits
-    context.execution_options.resource_limits = limits.copy(object_store_memory=ahead)
+    return devices.num_actors * (_MAX_BLOCK_BYTES * 2 + devices.threads * _AHEAD_PER_THREAD)
 
 
 def cause_of(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import PIL.ImageDraw
 import PIL.ImageFilter
 
 from crackbatch import storage
-from crackbatch.cli import print_summary
+from crackbatch.console import print_summary
 
 TILE = 227
 NUM_TILES = 96

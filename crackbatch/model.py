@@ -6,7 +6,6 @@ built, never before: they take longer to import than everything else together.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle, read_weights
+from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.errors import BundleError
 from crackbatch.image import Picture, read_image, to_input
 
@@ -29,7 +28,7 @@ CUDA_BATCH_SIZE = 256
 
 def load_model(location: str = DEFAULT_MODEL, device: str = "cpu") -> Model:
     """Load a shipped model by name or a bundle from a path or URL; raises BundleError."""
-    return Model(read_bundle(location), device)
+    return Model(*read_bundle_and_weights(location), device)
 
 
 def build_network(name: str) -> torch.nn.Module:
@@ -50,14 +49,14 @@ class Model:
     bfloat16. Threads may call `logits` at the same time.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, weights: bytes, device: str = "cpu") -> None:
         import torch
 
         self.bundle = bundle
         self.device = torch.device(device)
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
         network = build_network(bundle.network)
-        _load_weights(network, bundle)
+        _load_weights(network, bundle, weights)
         self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(bundle.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(bundle.std, device=self.device).mul(255).view(1, 3, 1, 1)
@@ -75,8 +74,7 @@ class Model:
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
-        scaled = np.asarray(logits, dtype=np.float64) / self.bundle.temperature
-        return (1 / (1 + np.exp(-scaled))).astype(np.float32)
+        return calibrated(logits, self.bundle.temperature)
 
     def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
         """Probability of a crack for each path, uint8 array (height, width[, 3]) or Pillow image; None if bad."""
@@ -99,14 +97,17 @@ class Model:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
 
-def _load_weights(network: torch.nn.Module, bundle: Bundle) -> None:
+def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Probability of a crack, float32, of logits of any shape: sigmoid(logit / temperature)."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    return (1 / (1 + np.exp(-scaled))).astype(np.float32)
+
+
+def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> None:
     from safetensors.torch import load
 
-    data = read_weights(bundle.location)
-    if hashlib.sha256(data).hexdigest() != bundle.weights_sha256:
-        raise BundleError(f"model {bundle.location}: its weights changed while it was being read")
     try:
-        network.load_state_dict(load(data))
+        network.load_state_dict(load(weights))
     except Exception as error:  # safetensors and torch each raise their own
         first_line = str(error).strip().splitlines()[0]
         raise BundleError(

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from crackbatch import results
-from crackbatch.bundle import read_bundle
-from crackbatch.cluster import IO_CPUS, Cluster, cause_of, configure_data
+from crackbatch.bundle import read_bundle_and_weights
+from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
 from crackbatch.errors import BundleError, RunError
 from crackbatch.fetch import fetch
 from crackbatch.request import Request
@@ -32,48 +32,48 @@ def run_pipeline(
     from ray.exceptions import RayError
 
     devices = cluster.devices()
-    configure_data(devices)
     labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
-    # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
-    # whose sizes Ray asks a worker, and waits seconds for it to start.
-    dataset = (
-        ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
-        .map_batches(
-            _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"folder": run.plan_folder},
-            num_cpus=IO_CPUS,
+    with data_context(read_ahead(devices)):
+        # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
+        # whose sizes Ray asks a worker, and waits seconds for it to start.
+        dataset = (
+            ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
+            .map_batches(
+                _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"folder": run.plan_folder},
+                num_cpus=IO_CPUS,
+            )
+            .map_batches(
+                _Scorer,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_constructor_kwargs={
+                    "location": request.bundle.location,
+                    "labels": labels,
+                    "max_megapixels": request.max_megapixels,
+                    "batch_size": request.batch_size,
+                    "device": devices.kind,
+                    "threads": devices.threads,
+                },
+                compute=ActorPoolStrategy(
+                    size=devices.num_actors,
+                    max_concurrent_calls_per_actor=devices.calls,
+                    max_tasks_in_flight_per_actor=2 * devices.calls,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=devices.num_cpus,
+                num_gpus=1 if devices.kind == "cuda" else 0,
+            )
+            .map_batches(
+                _write_parts,  # type: ignore[arg-type]
+                batch_size=max(256, min(8192, num_rows // 256)),
+                batch_format="pyarrow",
+                fn_kwargs={"run": run},
+                num_cpus=IO_CPUS,
+            )
         )
-        .map_batches(
-            _Scorer,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_constructor_kwargs={
-                "location": request.bundle.location,
-                "labels": labels,
-                "max_megapixels": request.max_megapixels,
-                "batch_size": request.batch_size,
-                "device": devices.kind,
-                "threads": devices.threads,
-            },
-            compute=ActorPoolStrategy(
-                size=devices.num_actors,
-                max_concurrent_calls_per_actor=devices.calls,
-                max_tasks_in_flight_per_actor=2 * devices.calls,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=devices.num_cpus,
-            num_gpus=1 if devices.kind == "cuda" else 0,
-        )
-        .map_batches(
-            _write_parts,  # type: ignore[arg-type]
-            batch_size=max(256, min(8192, num_rows // 256)),
-            batch_format="pyarrow",
-            fn_kwargs={"run": run},
-            num_cpus=IO_CPUS,
-        )
-    )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from pa.table(batch).to_pylist()
@@ -113,10 +113,10 @@ class _Scorer:
         from crackbatch.predict import Labels, Predictor
 
         torch.set_num_threads(1)
-        bundle = read_bundle(location)
+        bundle, weights = read_bundle_and_weights(location)
         if bundle.model_id != labels["model_id"]:
             raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
-        model = Model(bundle, device)
+        model = Model(bundle, weights, device)
         model.batch_size = batch_size or model.batch_size
         decode_threads = threads if device == "cuda" else 1
         self._predict = Predictor(model, Labels(**labels), max_megapixels, decode_threads)

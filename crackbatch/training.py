@@ -1,213 +1,329 @@
-"""Train the shipped model: labelled tiles in an archive → a bundle.
+"""The training job: labelled sources → dataset → epochs, each with its checkpoint → the best one as a bundle.
 
-Labels are the names of the folders. Groups (the photo a tile was cut from) never stand on both sides of the split.
-A plain loop in this process: first at half the input size, then briefly at the full one.
+    OUT/model.safetensors model.json MODEL_CARD.md   the bundle, written last
+    OUT/seen.parquet                                 which images it was trained and tuned on, by their digests
+    OUT/metrics.parquet training.png                 one row for each epoch, and its curves
+    OUT/split.parquet                                which image was in which split
+    OUT/training/                                    checkpoints while it runs, removed at the end
 
-    python jobs/train.py --out BUNDLE ../shared/data/metu.zip ../shared/data/sdnet.tar
+The same command continues what was broken off from its last checkpoint, and does not train again what is finished.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-import tarfile
+import io
+import platform
+import sys
+import tempfile
 import time
-import zipfile
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from crackbatch.bundle import Bundle, OperatingPoint, write_bundle
-from crackbatch.errors import SourceError
-from crackbatch.image import read_image, to_input
-from crackbatch.model import build_network
+from crackbatch import results, storage
+from crackbatch.augment import MARGIN, Augmentation
+from crackbatch.batches import HeldBatches, StreamedBatches
+from crackbatch.bundle import DESCRIPTION, Bundle, read_bundle, write_bundle
+from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
+from crackbatch.checkpoints import Checkpoints
+from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_split
+from crackbatch.errors import OptionError, SourceError
+from crackbatch.fitting import Figures, Fit, best_epoch, fit
+from crackbatch.initial import initial_network
+from crackbatch.labels import LabelRules
+from crackbatch.learner import Learner, runs_bfloat16
+from crackbatch.model import Model, calibrated
+from crackbatch.pixels import Pixels, deal, decode_pixels, fits_memory, number_rows, stream_pixels
+from crackbatch.plots import plot_training
+from crackbatch.progress import duration
+from crackbatch.recipe import Recipe
+from crackbatch.sampling import Sampler
+from crackbatch.seen import write_seen
+from crackbatch.split import SPLITS, write_split
+from crackbatch.trainer import fit_on_ray
 
-POSITIVE = frozenset(["positive", "crack", "cracked", "cd", "cp", "cw"])
-NEGATIVE = frozenset(["negative", "no_crack", "uncracked", "ud", "up", "uw"])
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
-NAMES_PER_GROUP = 40  # tiles with neighbouring names are cut from the same photo
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: its bundle, one dictionary of figures for each epoch, and whether this call trained it."""
+
+    bundle: Bundle
+    history: list[dict[str, float]]
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where to train: how many workers of Ray Train (0: this process), how many failures they may have, which Ray."""
+
+    workers: int
+    max_failures: int
+    address: str | None
 
 
 def train(
-    sources: list[str],
+    sources: str | Sequence[str],
     out: str,
-    name: str = "concrete-resnet18",
-    epochs: int = 3,
-    last_images: int = 8000,
-    input_size: int = 224,
+    *,
+    name: str | None = None,
+    network: str = "resnet18",
+    init: str = "imagenet",
+    freeze: bool = False,
+    epochs: int = 10,
+    batch_size: int = 64,
+    learning_rate: float | None = None,
+    image_size: int = 224,
     seed: int = 0,
-) -> Bundle:
-    """Train a ResNet-18 from scratch on labelled zip and tar archives and write its bundle; raises SourceError."""
-    import torch
-    from safetensors.torch import save
+    balance: str = "none",
+    weights: Mapping[str, float] | None = None,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    group_pattern: str | None = None,
+    group_column: str = "group",
+    split: str | None = None,
+    workers: int = 1,
+    max_failures: int = 3,
+    address: str | None = None,
+) -> TrainResult:
+    """Train a network on labelled sources and write its bundle to `out`; the same call continues a broken one.
 
-    torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
-    samples = [sample for source in sources for sample in _labelled(source)]
-    labels = np.array([label for _, label, _ in samples])
-    if len(set(labels.tolist())) != 2:
-        raise SourceError(f"training needs folders of both classes in {', '.join(sources)}")
-    splits = _split([group for _, _, group in samples], random)
-    network = build_network("resnet18").to(memory_format=torch.channels_last)
-    small = input_size * 4 // 7
-    pixels = _decode([data for data, _, _ in samples], small)
-    network = _fit(network, pixels, labels, np.flatnonzero(splits == "train"), epochs, 0.2, random)
-    del pixels
-    last = random.permutation(np.flatnonzero(splits == "train"))[:last_images]
-    pixels = _decode([samples[index][0] for index in last], input_size)
-    network = _fit(network, pixels, labels[last], np.arange(len(last)), 1, 0.02, random)
-    del pixels
-    held_out = np.flatnonzero(splits == "validation")
-    pixels = _decode([samples[index][0] for index in held_out], input_size)
-    reached = _measure(network, pixels, labels[held_out])
-    print(f"validation: {reached}", flush=True)
-    weights = save({key: _half(value) for key, value in network.state_dict().items()})
-    bundle = Bundle(
+    With 0 workers it trains in this process, else on as many workers of Ray Train, on GPUs where the cluster has them.
+    Raises RequestError where the request is wrong, RunError where the training failed.
+    """
+    recipe = Recipe(
+        network, init, freeze, epochs, batch_size, learning_rate, image_size, seed, balance, dict(weights or {})
+    )  # fmt: skip
+    rules = LabelRules(tuple(positive), tuple(negative), group_pattern)
+    names = [sources] if isinstance(sources, str) else list(sources)
+    if not names:
+        raise SourceError("nothing to train on: name folders or archives of labelled images")
+    if not out:
+        raise OptionError("--out is missing: where should the model go?")
+    if workers < 0 or max_failures < 0:
+        raise OptionError("--workers and --max-failures: give 0 or a number above it")
+    location = storage.normalize(out)
+    storage.check_writable(location)
+    built = initial_network(recipe.network, recipe.init, recipe.seed)
+    with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as scratch:
+        dataset = read_dataset(names, rules, group_column, scratch)
+        dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
+        _check_weights(recipe, dataset)
+        where = Where(workers, max_failures, address)
+        return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
+
+
+def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
+    known = set(dataset.table.column("source").to_pylist())
+    if unknown := sorted(recipe.weights.keys() - known):
+        raise OptionError(f"--weight {unknown[0]}: no such source in the data, which has {', '.join(sorted(known))}")
+
+
+def _train(
+    out: str,
+    name: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    sources: Sequence[str],
+    built: tuple[Any, str],
+    where: Where,
+) -> TrainResult:
+    """Train what OUT does not hold yet, and write the bundle."""
+    request = {"name": name, "recipe": recipe.describe(), "split_digest": dataset.digest}
+    fingerprint = results.fingerprint_of(request)
+    if (finished := _finished(out, fingerprint)) is not None:
+        return TrainResult(finished, _read_history(out), trained=False)
+    folder = storage.join(out, "training")
+    _begin(folder, {"fingerprint": fingerprint, **request})
+    for line in [*dataset.report.lines(), *_describe(dataset)]:
+        _say(line)
+    validation = decode_pixels(number_rows(dataset.part("validation")), recipe.image_size)
+    if where.workers:
+        history = _fit_on_ray(recipe, dataset, folder, where)
+    else:
+        history = _fit_here(recipe, dataset, validation, built, Checkpoints(folder))
+    bundle = _bundle(out, name, recipe, dataset, sources, history, fingerprint)
+    write_seen(out, *(dataset.table.column(name).to_pylist() for name in ("sha256", "split")))
+    bundle = _write(bundle, Checkpoints(folder).best(), validation)
+    _write_history(out, history)
+    write_split(dataset.table, storage.join(out, "split.parquet"))
+    storage.write_whole(storage.join(out, "training.png"), plot_training(history))
+    storage.remove(folder)
+    return TrainResult(bundle, history, trained=True)
+
+
+def _finished(out: str, fingerprint: str) -> Bundle | None:
+    """The bundle that OUT holds already, if this very training made it; OptionError if another did."""
+    if not storage.exists(storage.join(out, DESCRIPTION)):
+        return None
+    bundle = read_bundle(out)
+    if bundle.training.get("fingerprint") != fingerprint:
+        raise OptionError(
+            f"--out {storage.redact(out)} holds a model that other data or options made; choose another --out"
+        )
+    return bundle
+
+
+def _begin(folder: str, request: dict[str, Any]) -> None:
+    location = storage.join(folder, "request.json")
+    known = results.read_json(location)
+    if known is not None and known.get("fingerprint") != request["fingerprint"]:
+        raise OptionError(
+            f"{storage.redact(folder)} holds an unfinished training with other data or options; give those again to"
+            " finish it, choose another --out, or remove the folder"
+        )
+    if known is None:
+        results.write_json(location, request)
+
+
+def _describe(dataset: Dataset) -> list[str]:
+    counts = {split: dataset.part(split) for split in SPLITS}
+    shown = ", ".join(
+        f"{split} {part.num_rows:,} ({int(np.sum(np.asarray(part.column('label')))):,} cracked)"
+        for split, part in counts.items()
+    )
+    return [f"{dataset.table.num_rows:,} images: {shown}"]
+
+
+def _fit_here(
+    recipe: Recipe, dataset: Dataset, validation: Pixels, built: tuple[Any, str], checkpoints: Checkpoints
+) -> list[Figures]:
+    """Train in this process."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
+    rows, size = number_rows(dataset.part("train")), round(recipe.image_size * MARGIN)
+    labels, sources = np.asarray(rows.column("label")).astype(np.int64), np.asarray(rows.column("source").to_pylist())
+    sampler = Sampler(labels, sources.astype(object), recipe.balance, recipe.weights, recipe.seed)
+    batch_size = min(recipe.batch_size, len(sampler))
+    num_steps = len(sampler) // batch_size
+    augmentation = Augmentation(recipe.image_size, recipe.seed)
+    batches: HeldBatches | StreamedBatches
+    if fits_memory(rows.num_rows, size):
+        batches = HeldBatches(decode_pixels(rows, size), sampler, augmentation, batch_size, num_steps)
+    else:
+        _say("the images do not fit into memory: they are read and decoded again in every epoch")
+        stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], size)
+        batches = StreamedBatches(stream, sampler, augmentation, batch_size, num_steps, recipe.seed)
+    network, head = built
+    learner = Learner(network, head, recipe, num_steps, MEAN, STD, device)
+    job = Fit(learner, batches, validation, checkpoints, recipe.epochs, num_steps * batch_size)
+    return fit(job, _Reporter(recipe.epochs))
+
+
+def _fit_on_ray(recipe: Recipe, dataset: Dataset, folder: str, where: Where) -> list[Figures]:
+    """Train on workers of Ray Train, unless the checkpoints hold all epochs already."""
+    if len(history := _history(folder)) < recipe.epochs:
+        rows = [number_rows(dataset.part(split)) for split in ("train", "validation")]
+        fit_on_ray(
+            recipe, folder, rows[0], rows[1], MEAN, STD, where.workers, where.max_failures, where.address,
+            _Reporter(recipe.epochs),
+        )  # fmt: skip
+        history = _history(folder)
+    return history
+
+
+def _history(folder: str) -> list[Figures]:
+    checkpoint = Checkpoints(folder).latest()
+    return [] if checkpoint is None else list(checkpoint["history"])
+
+
+class _Reporter:
+    """One line for each epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._began = time.monotonic()
+        self._first: float | None = None
+
+    def __call__(self, figures: Figures) -> None:
+        self._first = self._first or figures["epoch"]
+        done = figures["epoch"] - self._first + 1
+        left = (time.monotonic() - self._began) / done * (self._epochs - figures["epoch"])
+        _say(
+            f"epoch {figures['epoch']:.0f} of {self._epochs}: train loss {figures['train_loss']:.4f}, validation loss"
+            f" {figures['validation_loss']:.4f}, accuracy {figures['validation_accuracy']:.4f},"
+            f" {figures['images_per_s']:.1f} images/s, {duration(left)} left"
+        )
+
+
+def _bundle(
+    out: str,
+    name: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    sources: Sequence[str],
+    history: list[Figures],
+    fingerprint: str,
+) -> Bundle:
+    return Bundle(
         location=out,
         name=name,
-        network="resnet18",
-        input_size=input_size,
+        network=recipe.network,
+        input_size=recipe.image_size,
         mean=MEAN,
         std=STD,
         temperature=1.0,
-        operating_points={"balanced": OperatingPoint(0.5, reached["precision"], reached["recall"])},
+        operating_points={},
         weights_sha256="",
         training={
-            "data": [PurePosixPath(source).name for source in sources],
-            "epochs": epochs,
-            "seed": seed,
-            "images": {split: int((splits == split).sum()) for split in ("train", "validation", "test")},
-            "validation": reached,
-            "torch": torch.__version__,
+            "fingerprint": fingerprint,
+            "data": [storage.redact(source).rsplit("/", 1)[-1] for source in sources],
+            "images": {split: dataset.part(split).num_rows for split in SPLITS},
+            "split_digest": dataset.digest,
+            "recipe": recipe.describe(),
+            "best": best_epoch(history),
+            "versions": {
+                **{library: installed_version(library) for library in ("crackbatch", "ray", "torch", "torchvision")},
+                "python": platform.python_version(),
+            },
         },
     )
-    return write_bundle(bundle, weights)
+
+
+def _write(bundle: Bundle, state: dict[str, Any], validation: Pixels) -> Bundle:
+    """Calibrate on the validation split with scoring's own forward pass, and write the bundle."""
+    from safetensors.torch import save
+
+    weights = save({key: _half(value) for key, value in state.items()})
+    model = Model(bundle, weights)
+    size = model.batch_size
+    logits = np.concatenate(
+        [model.logits(validation.images[start : start + size]) for start in range(0, len(validation), size)]
+    )
+    if (errors := num_errors(logits, validation.labels)) < FEW_ERRORS:
+        _say(
+            f"warning: only {errors} validation images are on the wrong side, too few to calibrate on: take"
+            " probabilities with a grain of salt, or validate on more and harder images"
+        )
+    temperature = fit_temperature(logits, validation.labels)
+    points = choose_operating_points(calibrated(logits, temperature), validation.labels)
+    return write_bundle(replace(bundle, temperature=temperature, operating_points=points), weights)
 
 
 def _half(value: Any) -> Any:
     return value.half().contiguous() if value.is_floating_point() else value.contiguous()
 
 
-def _labelled(source: str) -> Iterator[tuple[bytes, int, str]]:
-    """(encoded image, label, group) of every image whose folder says what it shows."""
-    for index, (name, data) in enumerate(_members(source)):
-        path = PurePosixPath(name)
-        folder = path.parent.name.lower()
-        if folder not in POSITIVE | NEGATIVE:
-            continue
-        photo = re.match(r"(\d+)-\d+$", path.stem)
-        group = f"{path.parts[0]}/{photo[1]}" if photo else f"{path.parent}/{index // NAMES_PER_GROUP}"
-        yield data, int(folder in POSITIVE), f"{PurePosixPath(source).name}/{group}"
+def _write_history(out: str, history: list[Figures]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(history), sink)
+    storage.write_whole(storage.join(out, "metrics.parquet"), sink.getvalue().to_pybytes())
 
 
-def _members(source: str) -> Iterator[tuple[str, bytes]]:
-    if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                yield name, archive.read(name)
-    else:
-        with tarfile.open(source) as tar:
-            for member in tar:
-                if (file := tar.extractfile(member)) is not None:
-                    yield member.name, file.read()
+def _read_history(out: str) -> list[Figures]:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(out, "metrics.parquet"))))
+    rows: list[Figures] = table.to_pylist()
+    return rows
 
 
-def _split(groups: list[str], random: np.random.Generator) -> np.ndarray:
-    """'train', 'validation' or 'test' for each image, 80:10:10 by group."""
-    names = sorted(set(groups))
-    drawn = random.choice(["train", "validation", "test"], size=len(names), p=[0.8, 0.1, 0.1])
-    by_group = dict(zip(names, drawn, strict=True))
-    return np.array([by_group[group] for group in groups])
-
-
-def _decode(images: list[bytes], size: int) -> np.ndarray:
-    """(images, size, size, 3) uint8."""
-    pixels = np.empty((len(images), size, size, 3), np.uint8)
-    for index, data in enumerate(images):
-        pixels[index] = to_input(read_image(data), size)
-    return pixels
-
-
-def _fit(
-    network: Any,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    indices: np.ndarray,
-    epochs: int,
-    learning_rate: float,
-    random: np.random.Generator,
-) -> Any:
-    """Train by one-cycle SGD and return the exponential moving average of the weights."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    batch_size = 64
-    steps = epochs * (len(indices) // batch_size)
-    optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.25)
-    average = copy.deepcopy(network)
-    mean = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1)
-    std = torch.tensor(STD).mul(255).view(1, 3, 1, 1)
-    network.train()
-    started, step = time.monotonic(), 0
-    for _ in range(epochs):
-        order = random.permutation(indices)
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            batch = np.sort(order[start : start + batch_size])
-            images = torch.from_numpy(_augment(pixels[batch], random)).permute(0, 3, 1, 2).float()
-            loss = cross_entropy(network((images - mean) / std), torch.from_numpy(labels[batch]), label_smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            step += 1
-            _update_average(average, network, 0.99)
-            if step % 20 == 0:
-                speed = step * batch_size / (time.monotonic() - started)
-                print(f"{pixels.shape[1]} px, step {step}/{steps}, loss {loss:.4f}, {speed:.1f} images/s", flush=True)
-    return average.eval()
-
-
-def _update_average(average: Any, network: Any, decay: float) -> None:
-    import torch
-
-    with torch.no_grad():
-        for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, 1 - decay)
-            else:
-                kept.copy_(new)
-
-
-def _augment(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Flips, quarter turns, brightness and contrast, each image its own; (batch, size, size, 3) uint8."""
-    turned = np.empty_like(images)
-    for index, image in enumerate(images):
-        image = np.rot90(image, int(random.integers(4)))
-        if random.random() < 0.5:
-            image = image[::-1]
-        contrast, brightness = random.uniform(0.7, 1.3), random.uniform(-30, 30)
-        turned[index] = np.clip((image.astype(np.float32) - 128) * contrast + 128 + brightness, 0, 255)
-    return turned
-
-
-def _measure(network: Any, pixels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, precision and recall at 0.5."""
-    import torch
-
-    mean = torch.tensor(MEAN).mul(255).view(1, 3, 1, 1)
-    std = torch.tensor(STD).mul(255).view(1, 3, 1, 1)
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(pixels), 64):
-            images = torch.from_numpy(pixels[start : start + 64]).permute(0, 3, 1, 2).float()
-            found.append(network((images - mean) / std).argmax(1).numpy())
-    predicted = np.concatenate(found)
-    hits = int(((predicted == 1) & (labels == 1)).sum())
-    return {
-        "accuracy": round(float((predicted == labels).mean()), 4),
-        "precision": round(hits / max(int((predicted == 1).sum()), 1), 4),
-        "recall": round(hits / max(int((labels == 1).sum()), 1), 4),
-    }
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,14 +1,12 @@
-"""Train the shipped model: `python jobs/train.py --out BUNDLE ARCHIVE…`."""
+"""`crackbatch train` as a Ray job: `ray job submit --working-dir . -- python jobs/train.py DATA… --out MODEL`."""
 
-import argparse
+import sys
+from pathlib import Path
 
-from crackbatch.training import train
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from crackbatch.cli import main
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sources", nargs="+")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--last-images", type=int, default=8000)
-    arguments = parser.parse_args()
-    train(arguments.sources, arguments.out, epochs=arguments.epochs, last_images=arguments.last_images)
+    sys.argv[1:1] = ["train"]
+    main()

@@ -77,11 +77,11 @@ def test_folding_changes_no_probability() -> None:
     import torch
     from safetensors.torch import load
 
-    from crackbatch.bundle import read_weights
+    from crackbatch.bundle import read_bundle_and_weights
 
     found = read_bundle()
     plain = build_network(found.network)
-    plain.load_state_dict(load(read_weights(found.location)))
+    plain.load_state_dict(load(read_bundle_and_weights(found.location)[1]))
     plain.eval()
     pixels = np.stack([np.asarray(PIL.Image.open(_file(index)).resize((224, 224))) for index in range(4)])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,126 @@
+"""Batches of augmented pictures for an epoch, made by threads while the network works on the ones before."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from crackbatch.augment import Augmentation
+from crackbatch.pixels import Pixels
+from crackbatch.sampling import Sampler
+
+_AHEAD = 3  # batches that wait for the network
+_BUFFER_BYTES = 512 << 20
+
+# Images (batch, size, size, 3) uint8 and labels (batch,) int64.
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+class _Shown(NamedTuple):
+    """One picture to augment: its pixels, label and number."""
+
+    pixels: np.ndarray
+    label: int
+    number: int
+
+
+class HeldBatches:
+    """The batches of each epoch from pixels in memory: `num_steps` of `batch_size`.
+
+    A worker that has fewer images than the others shows some again.
+    """
+
+    def __init__(
+        self, pixels: Pixels, sampler: Sampler, augmentation: Augmentation, batch_size: int, num_steps: int
+    ) -> None:
+        self._pixels, self._sampler, self._augmentation = pixels, sampler, augmentation
+        self._shape = (num_steps, batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        order = np.resize(self._sampler.order(epoch), self._shape)
+        return _augmented(([self._shown(index) for index in members] for members in order), self._augmentation, epoch)
+
+    def _shown(self, index: int) -> _Shown:
+        return _Shown(self._pixels.images[index], int(self._pixels.labels[index]), int(self._pixels.numbers[index]))
+
+
+class StreamedBatches:
+    """The batches of each epoch from images that are read and decoded again, because they do not fit into memory.
+
+    `stream` gives the worker's blocks in one order; what is shown is drawn from a buffer of about half a gigabyte.
+    """
+
+    def __init__(
+        self,
+        stream: Callable[[], Iterable[Pixels]],
+        sampler: Sampler,
+        augmentation: Augmentation,
+        batch_size: int,
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        self._stream, self._sampler, self._augmentation = stream, sampler, augmentation
+        self._batch_size, self._num_steps, self._seed = batch_size, num_steps, seed
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        return _augmented(self._batches(epoch), self._augmentation, epoch)
+
+    def _batches(self, epoch: int) -> Iterator[list[_Shown]]:
+        batch: list[_Shown] = []
+        steps = 0
+        while steps < self._num_steps:  # a second time only where this worker has fewer images than the others
+            for shown in self._shuffled(epoch):
+                batch.append(shown)
+                if len(batch) == self._batch_size:
+                    yield batch
+                    batch, steps = [], steps + 1
+                    if steps == self._num_steps:
+                        return
+
+    def _shuffled(self, epoch: int) -> Iterator[_Shown]:
+        """Each picture as often as the sampler says, in the order in which a seeded draw takes them from the buffer."""
+        random = np.random.default_rng((self._seed, epoch))
+        buffer: list[_Shown] = []
+        for block in self._stream():
+            room = max(1, _BUFFER_BYTES // block.images[0].nbytes)
+            times = self._sampler.times(block.labels, block.sources, random)
+            for index in np.repeat(np.arange(len(block)), times):
+                shown = _Shown(block.images[index].copy(), int(block.labels[index]), int(block.numbers[index]))
+                if len(buffer) < room:
+                    buffer.append(shown)
+                else:
+                    at = int(random.integers(room))
+                    yield buffer[at]
+                    buffer[at] = shown
+        for at in random.permutation(len(buffer)):
+            yield buffer[at]
+
+
+def _augmented(batches: Iterable[list[_Shown]], augmentation: Augmentation, epoch: int) -> Iterator[Batch]:
+    """Batches of augmented pictures, a few of them made ahead."""
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="augment") as threads:
+        waiting: deque[tuple[list[_Shown], list[Future[np.ndarray]]]] = deque()
+        place = 0
+        for batch in batches:
+            made = [
+                threads.submit(augmentation, shown.pixels, epoch, place + index, shown.number)
+                for index, shown in enumerate(batch)
+            ]
+            place += len(batch)
+            waiting.append((batch, made))
+            if len(waiting) > _AHEAD:
+                yield _stacked(*waiting.popleft())
+        while waiting:
+            yield _stacked(*waiting.popleft())
+
+
+def _stacked(batch: list[_Shown], made: list[Future[np.ndarray]]) -> Batch:
+    images = np.stack([picture.result() for picture in made])
+    return images, np.array([shown.label for shown in batch], np.int64)

@@ -1,0 +1,76 @@
+"""Checkpoints of a training run, on any storage: one for each epoch, the last two kept, the best weights beside them.
+
+OUT/training/request.json     what was asked
+OUT/training/epoch-0003.pt    all that the next epoch needs
+OUT/training/best.pt          the averaged weights of the best epoch so far
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from typing import Any
+
+from crackbatch import storage
+from crackbatch.errors import RunError
+
+_KEPT = 2
+
+
+class Checkpoints:
+    """Reads and writes the checkpoints below a folder; plain values and tensors only, loaded as such."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def save(self, epoch: int, state: dict[str, Any]) -> None:
+        """Write an epoch's checkpoint, then remove all but the last two."""
+        storage.write_whole(self._location(epoch), _dump(state))
+        for old in self._epochs()[:-_KEPT]:
+            storage.remove(self._location(old))
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, None where there is none."""
+        for epoch in reversed(self._epochs()):
+            try:
+                return _parse(storage.read_bytes(self._location(epoch)))
+            except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # cut off: not written whole
+                continue
+        return None
+
+    def save_best(self, weights: dict[str, Any]) -> None:
+        """Keep these weights as the best so far."""
+        storage.write_whole(storage.join(self.folder, "best.pt"), _dump(weights))
+
+    def best(self) -> dict[str, Any]:
+        """The best weights so far; raises RunError where they are gone."""
+        try:
+            return _parse(storage.read_bytes(storage.join(self.folder, "best.pt")))
+        except FileNotFoundError:
+            raise RunError(
+                f"{storage.redact(self.folder)}/best.pt is gone; remove the folder and train again"
+            ) from None
+
+    def _epochs(self) -> list[int]:
+        files = storage.list_files(self.folder, ".pt")
+        found = (re.fullmatch(r"epoch-(\d+)\.pt", file.rsplit("/", 1)[-1]) for file in files)
+        return sorted(int(match[1]) for match in found if match)
+
+    def _location(self, epoch: int) -> str:
+        return storage.join(self.folder, f"epoch-{epoch:04d}.pt")
+
+
+def _dump(state: dict[str, Any]) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    import torch
+
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state

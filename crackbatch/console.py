@@ -1,0 +1,115 @@
+"""What a person reads on a terminal when a command is done."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from crackbatch import storage
+
+if TYPE_CHECKING:
+    from crackbatch.evaluation import Evaluation
+    from crackbatch.overview import Overview
+    from crackbatch.summary import RunSummary
+    from crackbatch.training import TrainResult
+
+_SPLITS = ("train", "validation", "test")
+
+
+def print_plan(summary: RunSummary) -> None:
+    """What a dry run found."""
+    archives = f", {summary.archives:,} archives opened" if summary.archives else ""
+    print(f"{summary.images:,} images, {_bytes(summary.size_bytes)}{archives}")
+    for reason, count in summary.passed_over.items():
+        print(f"passed over: {count:,} {reason}")
+    for problem in summary.problems:
+        print(f"damaged: {problem}")
+
+
+def print_summary(summary: RunSummary) -> None:
+    """What a person wants to know of a run."""
+    if summary.added:
+        speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
+        print(f"run {summary.run_id}: {summary.added:,} images in {summary.seconds:,.1f} s{speed}")
+    else:
+        print(f"run {summary.run_id}: nothing left to do, all {summary.images:,} images have their rows")
+    print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
+    if summary.passed_over:
+        print("passed over: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
+    for problem in summary.problems:
+        print(f"damaged: {problem}")
+    for file in summary.files:
+        print(f"table: {file}")
+    if summary.error_rate > summary.max_error_rate:
+        print(
+            f"exit code 3: {summary.error_rate:.1%} of the images have no score,"
+            f" more than --max-error-rate {summary.max_error_rate:.1%} allows"
+        )
+    elif summary.problems:
+        print("exit code 3: the rows are published, but archives were damaged and images may be missing")
+
+
+def print_training(result: TrainResult) -> None:
+    """What came of a training."""
+    bundle = result.bundle
+    best = bundle.training["best"]
+    print(
+        f"{bundle.model_id}: epoch {best['epoch']:.0f} of {len(result.history)}, validation loss"
+        f" {best['validation_loss']:.4f}, accuracy {best['validation_accuracy']:.4f}, temperature"
+        f" {bundle.temperature:.2f}"
+    )
+    for name, point in bundle.operating_points.items():
+        print(
+            f"  {name}: threshold {point.threshold:.3f}, precision {point.precision:.3f}, recall {point.recall:.3f},"
+            f" false alarms {point.false_alarm_rate:.3f}"
+        )
+    print(f"model: {storage.redact(bundle.location)}")
+
+
+def print_overview(overview: Overview) -> None:
+    """What labelled data hold: a line for each source and label, and what was left out."""
+    rows: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for (source, label, split), counts in overview.counts.items():
+        rows.setdefault((source, label), {})[split] = counts
+    width = max(len(source) for source, _ in rows)
+    print(f"{'source':{width}}  {'label':8}" + "".join(f"{split:>24}" for split in _SPLITS))
+    for (source, label), counts_of in rows.items():
+        cells = (counts_of.get(split, (0, 0)) for split in _SPLITS)
+        shown = "".join(f"{f'{images:,} in {groups:,} groups':>24}" for images, groups in cells)
+        print(f"{source:{width}}  {label:8}{shown}")
+    for line in [*overview.notes, *overview.files]:
+        print(line)
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """The figures that most people ask for, by source; metrics.json has them all."""
+    metrics = found.metrics
+    for split, count in metrics["left_out"].items():
+        print(f"left out: {count:,} images of the {split} split of {metrics['model_id']} (--include-seen keeps them)")
+    for line in metrics["notes"]:
+        print(line)
+    shown = ("accuracy", "precision", "recall", "f1", "average_precision", "roc_auc")
+    width = max(map(len, metrics["sources"]))
+    print(f"{metrics['model_id']} at threshold {metrics['threshold']:.3f}, with 95 % intervals")
+    print(f"{'':{width}}  {'images':>7}" + "".join(f"{name.replace('_', ' '):>22}" for name in shown))
+    for source, said in metrics["sources"].items():
+        row = "".join(f"{_interval(said['metrics'][name]):>22}" for name in shown)
+        print(f"{source:{width}}  {said['images']:>7,}{row}")
+        if at := said.get("precision_at_prevalence"):
+            print(f"{'':{width}}  where {at['prevalence']:.1%} are cracked: precision {at['precision']:.3f}")
+    print(f"metrics, figures and errors: {storage.redact(found.out)}")
+
+
+def _interval(metric: dict[str, float]) -> str:
+    if not math.isfinite(metric["value"]):
+        return "not defined"
+    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
+
+
+def _bytes(size: int) -> str:
+    value, unit = float(size), "bytes"
+    for unit in ("bytes", "KB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"

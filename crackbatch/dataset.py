@@ -1,0 +1,313 @@
+"""A labelled dataset: images with their labels, groups and splits, duplicates taken out.
+
+    sources ─ plan ─ labels and groups from paths ─ read once: sha256, picture hash ─ duplicates out ─ split
+
+Reading is scoring's (`plan.py`, `fetch.py`, `image.py`), so that what trains is what will be scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from crackbatch import storage
+from crackbatch.duplicates import near_pairs, picture_hash
+from crackbatch.errors import SourceError
+from crackbatch.fetch import fetch
+from crackbatch.image import EXTENSIONS, read_image
+from crackbatch.labels import LabelRules, name_blocks, parse_label
+from crackbatch.plan import SCHEMA as PLAN_SCHEMA
+from crackbatch.plan import make_plan
+from crackbatch.shards import shard_sizes
+from crackbatch.split import digest_of, draw_split, read_split
+from crackbatch.table import CARRIED
+
+LABEL_COLUMN, GROUP_COLUMN = "label", "group"
+# More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.
+_MAX_PARTS = 12
+_MAX_EXAMPLES = 5
+_BATCH = 256
+
+
+@dataclass
+class Report:
+    """What was found in the sources and left out: counts, and examples of what needs a person's look."""
+
+    unlabelled: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    contradictions: list[str] = field(default_factory=list)
+    near_duplicates: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report as a person reads it; nothing where nothing was left out."""
+        said = []
+        if self.unlabelled:
+            said.append(f"{self.unlabelled:,} images without a label were passed over")
+        if self.unreadable:
+            statuses = ", ".join(f"{name} {count:,}" for name, count in self.unreadable.most_common())
+            said.append(f"{self.unreadable.total():,} images cannot be read and were passed over ({statuses})")
+        if self.duplicates:
+            said.append(f"{self.duplicates:,} exact duplicates were dropped")
+        if self.contradictions:
+            examples = "; ".join(self.contradictions[:_MAX_EXAMPLES])
+            said.append(f"{len(self.contradictions):,} images stand under both labels and were dropped: {examples}")
+        if self.near_duplicates:
+            said.append(f"{self.near_duplicates:,} pairs of near-duplicates are kept on one side of the split")
+        return said + [f"damaged: {problem}" for problem in self.problems]
+
+
+@dataclass
+class Dataset:
+    """Labelled images: `table` has the plan's columns and `source, path, label, group, split, sha256`."""
+
+    table: pa.Table
+    report: Report
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(images,) int64: 1 for a crack."""
+        return np.asarray(self.table.column(LABEL_COLUMN)).astype(np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Which image stands in which split."""
+        return digest_of(self.table.column("sha256").to_pylist(), self.table.column("split").to_pylist())
+
+    def part(self, split: str) -> pa.Table:
+        """The rows of one split."""
+        return self.table.filter(pc.equal(self.table.column("split"), split))
+
+
+def read_dataset(
+    sources: Sequence[str],
+    rules: LabelRules | None = None,
+    group_column: str = GROUP_COLUMN,
+    scratch: str | None = None,
+    extensions: frozenset[str] = EXTENSIONS,
+) -> Dataset:
+    """Every labelled, readable image in the sources, each once, without splits; raises SourceError.
+
+    Images of compressed tars are copied below `scratch`, which must outlast the dataset.
+    """
+    rules, report = rules or LabelRules(), Report()
+    tables = []
+    for source, name in zip(sources, _source_names(sources), strict=True):
+        plan = make_plan([source], extensions, scratch=scratch)
+        report.problems.extend(plan.listing.problems)
+        tables.append(_label(plan.table, source, name, rules, group_column, report))
+    table = pa.concat_tables(tables)
+    if not table.num_rows:
+        raise SourceError(
+            f"no labelled images in {', '.join(map(storage.redact, sources))}: {report.unlabelled:,} images, none in a"
+            " folder such as Positive or Negative, crack or no_crack (see --positive, --negative; or give a manifest)"
+        )
+    table, hashes = _read_all(table, report)
+    table, hashes = _drop_duplicates(table, hashes, report)
+    return Dataset(_join_near_duplicates(table, hashes, report), report)
+
+
+def with_split(dataset: Dataset, seed: int = 0) -> Dataset:
+    """The dataset with a split drawn; raises SourceError where it cannot be."""
+    table = dataset.table
+    drawn = draw_split(
+        table.column("source").to_pylist(), dataset.labels, table.column("component").to_pylist(), seed
+    )  # fmt: skip
+    return Dataset(_with_column(table, "split", pa.array(drawn, pa.string())), dataset.report)
+
+
+def with_given_split(dataset: Dataset, location: str, exact: bool = True) -> Dataset:
+    """The dataset with the split of a file; SourceError where the file does not name its images.
+
+    An exact split names no other images either; one of which this dataset is a part may.
+    """
+    known = read_split(location)
+    images = dataset.table.column("sha256").to_pylist()
+    shown = storage.redact(location)
+    if absent := [image for image in images if image not in known]:
+        uri = dataset.table.column("image_uri")[images.index(absent[0])].as_py()
+        raise SourceError(f"split {shown} does not name {len(absent):,} of the {len(images):,} images, such as {uri}")
+    if exact and (others := len(known.keys() - set(images))):
+        raise SourceError(f"split {shown} names {others:,} images that are not in the data; give the same sources")
+    column = pa.array([known[image] for image in images], pa.string())
+    return Dataset(_with_column(dataset.table, "split", column), dataset.report)
+
+
+def _source_names(sources: Sequence[str]) -> list[str]:
+    """The last part of each source's location, or all of it where two end alike."""
+    locations = [storage.normalize(source) for source in sources]
+    names = [PurePosixPath(storage.redact(location)).name for location in locations]
+    return [
+        storage.redact(location) if names.count(name) > 1 else name
+        for name, location in zip(names, locations, strict=True)
+    ]
+
+
+def _label(table: pa.Table, source: str, name: str, rules: LabelRules, group_column: str, report: Report) -> pa.Table:
+    """The plan's rows that have a label, with source, path, label and group."""
+    uris = table.column("image_uri").to_pylist()
+    paths = [_relative_path(uri, source, name) for uri in uris]
+    from_paths = [rules.label(path) for path in paths]
+    labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
+    parts = [name if found is None else found[1] or _parent_name(source) for found in from_paths]
+    groups = [rules.group(path) for path in paths]
+    if (cells := _carried(table, LABEL_COLUMN)) is not None:
+        labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
+    if (cells := _carried(table, group_column)) is not None:
+        groups = [group if cell is None else str(cell) for cell, group in zip(cells, groups, strict=True)]
+    if len(set(parts)) > _MAX_PARTS:
+        parts = [name] * len(uris)
+    known = [f"{name}/{group or block}" for group, block in zip(groups, name_blocks(paths), strict=True)]
+    labelled = pa.table(
+        {
+            **{field.name: table.column(field.name) for field in PLAN_SCHEMA},
+            "source": pa.array(parts, pa.string()),
+            "path": pa.array(paths, pa.string()),
+            LABEL_COLUMN: pa.array(labels, pa.int8()),
+            "group": pa.array(known, pa.string()),
+            "guessed": pa.array([group is None for group in groups]),
+        }
+    )
+    report.unlabelled += labelled.column(LABEL_COLUMN).null_count
+    return labelled.filter(labelled.column(LABEL_COLUMN).is_valid())
+
+
+def _carried(table: pa.Table, name: str) -> list[object] | None:
+    return table.column(CARRIED + name).to_pylist() if CARRIED + name in table.column_names else None
+
+
+def _relative_path(uri: str, source: str, name: str) -> str:
+    """An image's path from its source on, the source's own name first; an archive counts as a folder."""
+    member, _, location = uri.rpartition("::")
+    location = location or uri
+    root = storage.redact(storage.normalize(source))
+    below = location.removeprefix(root).strip("/") if location.startswith(root) else location.partition("://")[2]
+    return "/".join(part for part in (name, below, member.partition("://")[2]) if part)
+
+
+def _parent_name(source: str) -> str:
+    """What to call images whose label is the name of the source itself: `data/Positive` is of `data`."""
+    return PurePosixPath(storage.normalize(source)).parent.name or source
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One image's bytes, or None and why; `row` is its place in the table it was read for."""
+
+    row: int
+    data: bytes | None
+    status: str | None
+
+
+def read_encoded(table: pa.Table) -> Iterator[list[Encoded]]:
+    """The rows of a dataset's table with their bytes, in order and in batches, of which one is in memory at a time."""
+    start = 0
+    for size in shard_sizes(table):
+        row = start
+        for block in fetch(table.slice(start, size).select(PLAN_SCHEMA.names)):
+            data, statuses = block.column("bytes"), block.column("status").to_pylist()
+            for first in range(0, block.num_rows, _BATCH):
+                items = data[first : first + _BATCH].to_pylist()
+                batch = zip(items, statuses[first : first + _BATCH], strict=True)
+                yield [Encoded(row + index, item, status) for index, (item, status) in enumerate(batch)]
+                row += len(items)
+        start += size
+
+
+def _read_all(table: pa.Table, report: Report) -> tuple[pa.Table, list[bytes | None]]:
+    """The rows that can be read, with their sha256, and the hashes of their pictures."""
+    digests: list[str | None] = []
+    hashes: list[bytes | None] = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        for batch in read_encoded(table):
+            for status, digest, looks in threads.map(_inspect, batch):
+                digests.append(digest)
+                hashes.append(looks)
+                if digest is None:
+                    report.unreadable[status] += 1
+    table = table.append_column("sha256", pa.array(digests, pa.string()))
+    kept = np.flatnonzero(np.asarray(table.column("sha256").is_valid()))
+    if not len(kept):
+        raise SourceError(f"none of the {table.num_rows:,} labelled images can be read: {dict(report.unreadable)}")
+    return table.take(kept), [hashes[row] for row in kept]
+
+
+def _inspect(image: Encoded) -> tuple[str, str | None, bytes | None]:
+    """(status, sha256, picture hash); no digest where the image cannot be used."""
+    if image.data is None:
+        return image.status or "failed", None, None
+    picture = read_image(image.data)
+    if picture.status != "ok":
+        return picture.status, None, None
+    return "ok", hashlib.sha256(image.data).hexdigest(), picture_hash(picture)
+
+
+def _drop_duplicates(
+    table: pa.Table, hashes: list[bytes | None], report: Report
+) -> tuple[pa.Table, list[bytes | None]]:
+    """The first of images with the same bytes; none of them where their labels disagree."""
+    digests, labels = table.column("sha256").to_pylist(), table.column(LABEL_COLUMN).to_pylist()
+    said: dict[str, set[int]] = {}
+    for digest, label in zip(digests, labels, strict=True):
+        said.setdefault(digest, set()).add(label)
+    kept, seen = [], set()
+    for row, digest in enumerate(digests):
+        if len(said[digest]) > 1:
+            if digest not in seen:
+                report.contradictions.append(str(table.column("image_uri")[row]))
+        elif digest in seen:
+            report.duplicates += 1
+        else:
+            kept.append(row)
+        seen.add(digest)
+    return table.take(pa.array(kept, pa.int64())), [hashes[row] for row in kept]
+
+
+def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: Report) -> pa.Table:
+    """A column `component`: what a split must not cut, so that near-duplicates never stand on both of its sides.
+
+    A block of names is only a guess at a photo, so a near-duplicate leaves its block for the group of its twin; groups
+    that are known to be photos are joined whole.
+    """
+    groups = table.column("group").to_pylist()
+    pairs = near_pairs(hashes)
+    report.near_duplicates = len(pairs)
+    guessed = table.column("guessed").to_pylist()
+    cluster = _components(pairs, len(groups))
+    rows = np.unique(pairs)
+    leader: dict[int, int] = {}
+    for row in sorted(rows.tolist(), key=lambda row: (guessed[row], row)):
+        leader.setdefault(cluster[row], row)
+    for row in rows.tolist():
+        if guessed[row]:
+            groups[row] = groups[leader[cluster[row]]]
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    joined = _components(codes[pairs], len(names))
+    table = _with_column(table.drop_columns(["guessed"]), "group", pa.array(groups, pa.string()))
+    return table.append_column("component", pa.array(joined[codes].astype(str), pa.string()))
+
+
+def _components(pairs: np.ndarray, num: int) -> np.ndarray:
+    """(num,) the number of the connected component that each node is in."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(num, num))
+    found: np.ndarray = connected_components(links, directed=False)[1]
+    return found
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, values)
+    return table.append_column(name, values)

@@ -1,0 +1,262 @@
+"""How good a model is on labelled images, and where it is wrong.
+
+OUT/metrics.json        metrics with their intervals by source, and what the operating points reached
+OUT/errors.parquet      the images on the wrong side of the threshold, the most suspicious labels first
+OUT/errors.png          the worst false alarms and misses, to be looked at
+OUT/confusion.png ranking.png reliability.png
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, read_bundle_and_weights
+from crackbatch.dataset import Dataset, read_dataset, read_encoded
+from crackbatch.errors import OptionError, SourceError
+from crackbatch.image import read_image
+from crackbatch.labels import LabelRules
+from crackbatch.metrics import Scored, confusion, measure, precision_at
+from crackbatch.model import Model
+from crackbatch.pixels import number_rows, stream_pixels
+from crackbatch.plots import Tile, contact_sheet, plot_confusion, plot_ranking, plot_reliability
+from crackbatch.predictions import read_predictions
+from crackbatch.seen import read_seen, splits_of
+
+ALL = "all"
+_SHOWN = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: as `metrics.json` has it, and where the files lie."""
+
+    out: str
+    metrics: dict[str, Any]
+
+
+def evaluate(
+    sources: str | Sequence[str],
+    out: str,
+    *,
+    model: str = DEFAULT_MODEL,
+    predictions: str | None = None,
+    run_id: str | None = None,
+    threshold: float | None = None,
+    operating_point: str | None = None,
+    prevalence: float | None = None,
+    include_seen: bool = False,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    group_pattern: str | None = None,
+    group_column: str = "group",
+) -> Evaluation:
+    """Measure a model on labelled images that it was not trained or tuned on, and write figures and tables to `out`.
+
+    With `predictions`, the published rows of a run are measured instead of scoring again. Raises RequestError.
+    """
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise OptionError(f"--prevalence {prevalence:g} is no share; give one between 0 and 1")
+    if threshold is not None and operating_point is not None:
+        raise OptionError("--threshold and --operating-point both draw the line; give one of them")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
+    if not out:
+        raise OptionError("--out is missing: where should the figures go?")
+    names = [sources] if isinstance(sources, str) else list(sources)
+    rules = LabelRules(tuple(positive), tuple(negative), group_pattern)
+    bundle, weights = read_bundle_and_weights(model)
+    line = bundle.threshold(operating_point or "balanced") if threshold is None else threshold
+    location = storage.normalize(out)
+    storage.check_writable(location)
+    with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
+        dataset = read_dataset(names, rules, group_column, scratch)
+        rows, left_out = _choose(dataset, bundle, include_seen)
+        if predictions is not None:
+            probabilities = _published(rows, predictions, run_id, bundle)
+        else:
+            probabilities = _score(rows, Model(bundle, weights))
+        metrics = _measure(rows, probabilities, bundle, line, prevalence)
+        metrics |= {"left_out": left_out, "notes": dataset.report.lines()}
+        _write(location, rows, probabilities, line, metrics)
+    return Evaluation(location, metrics)
+
+
+def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Table, dict[str, int]]:
+    """The images to measure on, and how many of the model's own were left out, by split."""
+    table = dataset.table
+    splits = splits_of(table.column("sha256").to_pylist(), read_seen(bundle.location))
+    known = {split: splits.count(split) for split in ("train", "validation") if splits.count(split)}
+    if include_seen or not known:
+        return table, {}
+    kept = [row for row, split in enumerate(splits) if split not in known]
+    if not kept:
+        raise SourceError(
+            f"model {bundle.name} was trained or tuned on all {table.num_rows:,} images, so that they say nothing of"
+            " how good it is; give others, or --include-seen to measure all the same"
+        )
+    return table.take(pa.array(kept)), known
+
+
+def _score(rows: pa.Table, model: Model) -> np.ndarray:
+    """(images,) probabilities by scoring's own forward pass, small batches on as many threads as cores."""
+    import torch
+
+    logits: list[np.ndarray] = []
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict") as threads:
+            for block in stream_pixels(number_rows(rows), model.bundle.input_size):
+                size = model.batch_size
+                batches = [block.images[start : start + size] for start in range(0, len(block), size)]
+                logits.extend(threads.map(model.logits, batches))
+    finally:
+        torch.set_num_threads(threads_before)
+    return model.probability(np.concatenate(logits))
+
+
+def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> np.ndarray:
+    """(images,) probabilities that a run gave with this model to these images, known again by their bytes."""
+    columns = ["sha256", "crack_probability", "model_id", "status"]
+    frame = read_predictions(out, run_id=run_id, columns=columns)
+    frame = frame[(frame["status"] == "ok") & (frame["model_id"] == bundle.model_id)]
+    known = dict(zip(frame["sha256"], frame["crack_probability"], strict=True))
+    digests = rows.column("sha256").to_pylist()
+    if missing := sum(digest not in known for digest in digests):
+        raise SourceError(
+            f"{missing:,} of {len(digests):,} labelled images have no score by {bundle.model_id} in"
+            f" {storage.redact(out)}; score them first, or evaluate without --predictions"
+        )
+    return np.array([known[digest] for digest in digests], np.float32)
+
+
+def _measure(
+    rows: pa.Table, probabilities: np.ndarray, bundle: Bundle, threshold: float, prevalence: float | None
+) -> dict[str, Any]:
+    """What metrics.json holds."""
+    return {
+        "model_id": bundle.model_id,
+        "threshold": threshold,
+        "images": rows.num_rows,
+        "sources": {
+            name: _measure_source(scored, threshold, prevalence, bundle.operating_points)
+            for name, scored in _by_source(rows, probabilities).items()
+        },
+    }
+
+
+def _by_source(rows: pa.Table, probabilities: np.ndarray) -> dict[str, Scored]:
+    """The images of each source, and of all where there are several."""
+    names = np.asarray(rows.column("source").to_pylist(), dtype=object)
+    groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
+    scored = Scored(probabilities, np.asarray(rows.column("label")).astype(np.int64), groups)
+    parts = {name: scored.where(names == name) for name in sorted(set(names.tolist()))}
+    return parts if len(parts) == 1 else {**parts, ALL: scored}
+
+
+def _measure_source(
+    scored: Scored, threshold: float, prevalence: float | None, points: dict[str, OperatingPoint]
+) -> dict[str, Any]:
+    hits, false, missed, right = confusion(scored, threshold)
+    said: dict[str, Any] = {
+        "images": len(scored.labels),
+        "cracked": int(scored.labels.sum()),
+        "groups": len(set(scored.groups.tolist())),
+        "confusion": {"hits": hits, "false_alarms": false, "misses": missed, "correct_rejections": right},
+        "metrics": {name: asdict(metric) for name, metric in measure(scored, threshold).items()},
+        "operating_points": {name: _reached(scored, point.threshold) for name, point in points.items()},
+    }
+    if prevalence is not None:
+        reached = _reached(scored, threshold)
+        said["precision_at_prevalence"] = {
+            "prevalence": prevalence,
+            "precision": precision_at(prevalence, reached["recall"], reached["false_alarm_rate"]),
+        }
+    return said
+
+
+def _reached(scored: Scored, threshold: float) -> dict[str, float]:
+    hits, false, missed, right = confusion(scored, threshold)
+    return {
+        "threshold": threshold,
+        "precision": hits / (hits + false) if hits + false else math.nan,
+        "recall": hits / (hits + missed) if hits + missed else math.nan,
+        "false_alarm_rate": false / (false + right) if false + right else math.nan,
+    }
+
+
+def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float, metrics: dict[str, Any]) -> None:
+    scored = _by_source(rows, probabilities)
+    counts = {name: confusion(part, threshold) for name, part in scored.items()}
+    wrong = _errors(rows, probabilities, threshold)
+    sink = pa.BufferOutputStream()
+    pq.write_table(wrong.drop_columns(["row"]), sink, compression="zstd")
+    files = {
+        "errors.parquet": sink.getvalue().to_pybytes(),
+        "errors.png": _draw_errors(rows, wrong),
+        "confusion.png": plot_confusion(counts, threshold),
+        "ranking.png": plot_ranking(scored, threshold),
+        "reliability.png": plot_reliability(scored),
+        "metrics.json": json.dumps(_without_nan(metrics), indent=2).encode() + b"\n",
+    }
+    for name, data in files.items():
+        storage.write_whole(storage.join(out, name), data)
+
+
+def _errors(rows: pa.Table, probabilities: np.ndarray, threshold: float) -> pa.Table:
+    """The images on the wrong side of the threshold; those that the model disputes most stand first."""
+    labels = np.asarray(rows.column("label")).astype(np.int64)
+    sure = np.where(labels == 1, 1 - probabilities, probabilities)  # how sure the model is that the label is wrong
+    wrong = np.flatnonzero((probabilities >= np.float32(threshold)) != (labels == 1))
+    wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
+    return pa.table(
+        {
+            "row": wrong,
+            "kind": ["miss" if labels[row] else "false alarm" for row in wrong],
+            **{name: rows.column(name).take(wrong) for name in ("image_uri", "path", "source", "group")},
+            "label": ["crack" if labels[row] else "no_crack" for row in wrong],
+            "crack_probability": probabilities[wrong],
+            "sha256": rows.column("sha256").take(wrong),
+        }
+    )
+
+
+def _draw_errors(rows: pa.Table, wrong: pa.Table) -> bytes:
+    """A contact sheet of the worst of either kind."""
+    sections = {}
+    for kind, title in (("false alarm", "False alarms"), ("miss", "Misses")):
+        mine = wrong.filter(pa.array([found == kind for found in wrong.column("kind").to_pylist()], pa.bool_()))
+        shown = mine.slice(0, _SHOWN)
+        tiles = []
+        chosen = rows.take(shown.column("row"))
+        images = [image for batch in read_encoded(chosen) for image in batch]
+        for image, path, probability in zip(
+            images, shown.column("path").to_pylist(), shown.column("crack_probability").to_pylist(), strict=True
+        ):
+            picture = read_image(image.data or b"")
+            if picture.pixels is not None:
+                folder, _, name = path.rpartition("/")
+                tiles.append(Tile(picture.pixels, [f"crack {probability:.3f}", name, folder]))
+        sections[f"{title}: {mine.num_rows:,}, the worst {len(tiles)}"] = tiles
+    return contact_sheet(sections)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for what is not defined: NaN is no JSON."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,71 @@
+"""Epoch after epoch, each with its checkpoint: the same in this process and in each worker of Ray Train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from crackbatch.batches import HeldBatches, StreamedBatches
+from crackbatch.checkpoints import Checkpoints
+from crackbatch.learner import Learner
+from crackbatch.pixels import Pixels
+
+# One row of metrics.parquet.
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one worker needs: its learner and batches, the validation images (the first worker's), and what it keeps.
+
+    An epoch shows `num_images` to all workers together.
+    """
+
+    learner: Learner
+    batches: HeldBatches | StreamedBatches
+    validation: Pixels | None
+    checkpoints: Checkpoints
+    epochs: int
+    num_images: int
+
+
+def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
+    """Train all epochs that the checkpoints do not hold yet and return the figures of every epoch.
+
+    Only the worker with the validation images writes; `on_epoch` is called by each, and may wait for the others.
+    """
+    history: list[Figures] = []
+    if (checkpoint := job.checkpoints.latest()) is not None:
+        job.learner.load_state(checkpoint["learner"])
+        history = checkpoint["history"]
+    for epoch in range(len(history) + 1, job.epochs + 1):
+        began = time.monotonic()
+        loss = job.learner.train_epoch(epoch, job.batches.epoch(epoch))
+        seconds = time.monotonic() - began
+        figures = {"epoch": epoch, "train_loss": loss, "images_per_s": job.num_images / seconds}
+        if job.validation is not None:
+            figures |= _validate(job.learner, job.validation)
+            history.append({**figures, "seconds": time.monotonic() - began})
+            _save(job, epoch, history)
+        on_epoch(figures)
+    return history
+
+
+def best_epoch(history: list[Figures]) -> Figures:
+    """The first epoch with the least validation loss."""
+    return min(history, key=lambda figures: figures["validation_loss"])
+
+
+def _validate(learner: Learner, validation: Pixels) -> Figures:
+    loss, logits = learner.validate(validation.images, validation.labels)
+    accuracy = float(((logits > 0) == (validation.labels == 1)).mean())
+    return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+
+def _save(job: Fit, epoch: int, history: list[Figures]) -> None:
+    if best_epoch(history)["epoch"] == epoch:
+        job.checkpoints.save_best(job.learner.weights())
+    state: dict[str, Any] = {"learner": job.learner.state(), "history": history}
+    job.checkpoints.save(epoch, state)

@@ -1,0 +1,109 @@
+"""The network that training starts from: torchvision's architecture, with the weights of `--init`."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from crackbatch import storage
+from crackbatch.bundle import DESCRIPTION, read_bundle_and_weights, shipped_models
+from crackbatch.errors import BundleError, CrackbatchError
+from crackbatch.model import build_network
+
+if TYPE_CHECKING:
+    import torch
+
+
+def initial_network(name: str, init: str, seed: int = 0) -> tuple[torch.nn.Module, str]:
+    """A network with two classes, and the name of its head (the last linear layer); raises BundleError.
+
+    `init` is `imagenet` (torchvision's weights, downloaded), `none` (random), the name of a shipped model, or the
+    location of a bundle or of a torchvision state dict (.pth, .safetensors). A head that does not fit stays random.
+    What is random follows from the seed.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    network = build_network(name)
+    head = head_of(network, name)
+    if init != "none":
+        state = _imagenet(name) if init == "imagenet" else _read_state(init)
+        _load(network, head, state, init, name)
+    return network, head
+
+
+def head_of(network: torch.nn.Module, name: str) -> str:
+    """The name of the last linear layer, which tells the classes apart."""
+    import torch
+
+    linear: list[str] = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not linear:
+        raise BundleError(f"network {name} has no linear layer as its head and cannot be trained here; resnet18 can")
+    return linear[-1]
+
+
+def _imagenet(name: str) -> dict[str, Any]:
+    from torchvision.models import get_model_weights
+
+    try:
+        weights = get_model_weights(name).DEFAULT
+        state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # urllib's, the hub's, or of a server in between
+        raise BundleError(
+            f"the ImageNet weights of {name} cannot be downloaded ({error}); start from others: --init none,"
+            f" --init {', '.join(shipped_models())}, or --init PATH with a state dict or a bundle"
+        ) from None
+    return state
+
+
+def _read_state(init: str) -> dict[str, Any]:
+    """Tensors by name from a bundle or a file; nothing in it is unpickled but tensors."""
+    from safetensors.torch import load
+
+    location = init if init in shipped_models() else storage.normalize(init)
+    if init in shipped_models() or storage.exists(storage.join(location, DESCRIPTION)):
+        return dict(load(read_bundle_and_weights(init)[1]))
+    shown = storage.redact(init)
+    try:
+        data = storage.read_bytes(location)
+    except CrackbatchError:
+        raise
+    except Exception as error:  # each storage raises its own
+        raise BundleError(
+            f"--init {shown}: no bundle and no weights there ({storage.redact(str(error))}); give imagenet, none,"
+            f" {', '.join(shipped_models())}, a bundle, or a state dict (.pth, .safetensors)"
+        ) from None
+    return _parse_state(data, shown)
+
+
+def _parse_state(data: bytes, shown: str) -> dict[str, Any]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        state = load(data) if data[8:9] == b"{" else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise BundleError(
+            f"--init {shown} holds more or less than tensors, and is not loaded ({reason[:200]})"
+        ) from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as training scripts save it
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise BundleError(f"--init {shown} is no state dict: it does not map names to tensors")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _load(network: torch.nn.Module, head: str, state: dict[str, Any], init: str, name: str) -> None:
+    wanted = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
+    missing = [key for key in wanted if key not in fitting and not key.startswith(f"{head}.")]
+    if missing:
+        found = tuple(state[missing[0]].shape) if missing[0] in state else "nothing"
+        raise BundleError(
+            f"--init {storage.redact(init)} does not fit a {name}: {len(missing)} tensors differ, such as {missing[0]}"
+            f" (expected {tuple(wanted[missing[0]].shape)}, found {found})"
+        )
+    network.load_state_dict(fitting, strict=False)

@@ -1,0 +1,113 @@
+"""What an image's path says about it: its label, and the group (the photo it was cut from) that must stay together.
+
+sdnet.tar, D/CD/7001-115.jpg   →  source sdnet.tar/D, label crack, group D/7001
+metu.zip, Positive/00042.jpg   →  source metu.zip, label crack, group: a block of neighbouring names
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+
+from crackbatch.archive import kind_of
+from crackbatch.errors import OptionError
+
+# Folder names of published crack datasets and of what people make themselves; SDNET2018's are (C)racked and
+# (U)ncracked (D)ecks, (P)avements and (W)alls.
+POSITIVE = ("positive", "crack", "cracks", "cracked", "with_crack", "cd", "cp", "cw")
+NEGATIVE = (
+    "negative", "no_crack", "no_cracks", "nocrack", "non_crack", "non-crack", "noncrack", "no-crack", "no crack",
+    "uncracked", "without_crack", "sound", "intact", "ud", "up", "uw",
+)  # fmt: skip
+_WORDS = {
+    **dict.fromkeys(["1", "true", "yes", *POSITIVE], 1),
+    **dict.fromkeys(["0", "false", "no", "none", *NEGATIVE], 0),
+}
+
+# SDNET2018: surface, then a folder of cracked or uncracked ones, then photo-tile.
+_SDNET = re.compile(r"(?:^|/)([DPW])/[CU][DPW]/(\d+)-\d+\.[^/]*$")
+# METU's photos gave about 44 tiles each of 20,000; blocks longer than that keep most photos in one piece.
+_MAX_BLOCK = 100
+_MIN_BLOCKS = 50
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How paths are read: patterns for folder names of either class, and one for the group.
+
+    Patterns are globs that ignore case, matched against each folder's name, or against the whole path where they
+    hold a `/`. `group_pattern` is a regular expression searched in the path; its parenthesised parts are the group.
+    Raises OptionError for a pattern that is none.
+    """
+
+    positive: Sequence[str] = ()
+    negative: Sequence[str] = ()
+    group_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            raise OptionError(f"--group-pattern {self.group_pattern!r} is no regular expression ({error})") from None
+
+    def label(self, path: str) -> tuple[int, str] | None:
+        """(1 for a crack or 0, the path above the folder that says so), by the innermost folder that says anything."""
+        folders = PurePosixPath(path).parts[:-1]
+        rules = ((1, self.positive or POSITIVE), (0, self.negative or NEGATIVE))
+        for depth in range(len(folders), 0, -1):
+            for label, patterns in rules:
+                folder = _without_archive_suffix(folders[depth - 1])
+                if any(_matches(pattern, folder, path) for pattern in patterns):
+                    return label, "/".join(folders[: depth - 1])
+        return None
+
+    def group(self, path: str) -> str | None:
+        """The photo that an image was cut from, None where the path does not say."""
+        pattern = re.compile(self.group_pattern) if self.group_pattern else _SDNET
+        found = pattern.search(path)
+        if found is None:
+            return None
+        return "/".join(part or "" for part in found.groups()) if found.groups() else found[0]
+
+
+def _without_archive_suffix(folder: str) -> str:
+    """`Positive.zip` says as much as a folder `Positive`."""
+    return re.sub(r"(\.tar)?\.\w+$", "", folder) if kind_of(folder) else folder
+
+
+def _matches(pattern: str, folder: str, path: str) -> bool:
+    return fnmatchcase((path if "/" in pattern else folder).lower(), pattern.lower())
+
+
+def parse_label(value: object) -> int | None:
+    """1 for a crack, 0 for none, from a manifest's cell (`crack`, `no_crack`, 1, 0, true, …); None if unknown."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _WORDS.get(str(value).strip().lower())
+
+
+def name_blocks(paths: Iterable[str]) -> list[str]:
+    """A group for each path where nothing names its photo: blocks of neighbouring names in a folder.
+
+    Tiles are numbered as they were cut, so neighbours in name are neighbours in the photo.
+    """
+    folders: dict[str, list[tuple[list[tuple[int, int | str]], int]]] = defaultdict(list)
+    groups = []
+    for index, path in enumerate(paths):
+        folder, _, name = path.rpartition("/")
+        folders[folder].append((_natural(name), index))
+        groups.append(folder)
+    for members in folders.values():
+        size = max(1, min(_MAX_BLOCK, len(members) // _MIN_BLOCKS))
+        for place, (_, index) in enumerate(sorted(members)):
+            groups[index] += f"/block-{place // size:05d}"
+    return groups
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """A key that puts `2.jpg` before `10.jpg`; digits and text never meet in a comparison."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]

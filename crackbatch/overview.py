@@ -1,0 +1,99 @@
+"""What labelled data hold, before anyone trains on them: counts, what was left out, and a sheet of pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from crackbatch import storage
+from crackbatch.dataset import Dataset, read_dataset, read_encoded, with_given_split, with_split
+from crackbatch.errors import OptionError
+from crackbatch.image import read_image
+from crackbatch.labels import LabelRules
+from crackbatch.plots import Tile, contact_sheet
+from crackbatch.split import SPLITS, write_split
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Counts of labelled images.
+
+    `counts` maps (source, label, split) to (images, groups), with labels `crack` and `no_crack`; `notes` say what was
+    left out and why; `digest` is that of the split.
+    """
+
+    counts: dict[tuple[str, str, str], tuple[int, int]]
+    notes: list[str]
+    digest: str
+    files: list[str]
+
+
+def describe_dataset(
+    sources: str | Sequence[str],
+    out: str = "dataset",
+    *,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    group_pattern: str | None = None,
+    group_column: str = "group",
+    split: str | None = None,
+    seed: int = 0,
+) -> Overview:
+    """Count labelled images by source, label, split and group, and write `split.parquet` and `dataset.png` to `out`.
+
+    The split is the one that `train` would draw with the same seed. Raises RequestError.
+    """
+    names = [sources] if isinstance(sources, str) else list(sources)
+    rules = LabelRules(tuple(positive), tuple(negative), group_pattern)
+    if not out:
+        raise OptionError("--out is missing: where should the split and the pictures go?")
+    location = storage.normalize(out)
+    storage.check_writable(location)
+    with tempfile.TemporaryDirectory(prefix="crackbatch-dataset-") as scratch:
+        dataset = read_dataset(names, rules, group_column, scratch)
+        dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
+        files = [storage.join(location, name) for name in ("split.parquet", "dataset.png")]
+        write_split(dataset.table, files[0])
+        storage.write_whole(files[1], _sheet(dataset, seed))
+    return Overview(_count(dataset), dataset.report.lines(), dataset.digest, files)
+
+
+def _count(dataset: Dataset) -> dict[tuple[str, str, str], tuple[int, int]]:
+    images: Counter[tuple[str, str, str]] = Counter()
+    groups: dict[tuple[str, str, str], set[str]] = {}
+    columns = [dataset.table.column(name).to_pylist() for name in ("source", "label", "split", "group")]
+    for source, label, split, group in zip(*columns, strict=True):
+        key = (source, "crack" if label else "no_crack", split)
+        images[key] += 1
+        groups.setdefault(key, set()).add(group)
+    order = sorted(images, key=lambda key: (key[0], key[1], SPLITS.index(key[2])))
+    return {key: (images[key], len(groups[key])) for key in order}
+
+
+def _sheet(dataset: Dataset, seed: int) -> bytes:
+    """Pictures of each source and label, drawn at random: wrong labels show here first."""
+    random = np.random.default_rng(seed)
+    sections = {}
+    names = np.asarray(dataset.table.column("source").to_pylist(), dtype=object)
+    for source in sorted(set(names.tolist())):
+        for label, shown in ((1, "crack"), (0, "no crack")):
+            mine = np.flatnonzero((names == source) & (dataset.labels == label))
+            chosen = np.sort(random.choice(mine, min(_SHOWN, len(mine)), replace=False)) if len(mine) else mine
+            rows = dataset.table.take(pa.array(chosen))
+            images = [image for batch in read_encoded(rows) for image in batch]
+            pictures = [read_image(image.data or b"").pixels for image in images]
+            paths = rows.column("path").to_pylist()
+            tiles = [
+                Tile(picture, [path.rpartition("/")[2], path.rpartition("/")[0]])
+                for picture, path in zip(pictures, paths, strict=True)
+                if picture is not None
+            ]
+            sections[f"{source}: {shown} ({len(mine):,})"] = tiles
+    return contact_sheet(sections)

@@ -1,0 +1,155 @@
+"""Figures that a person reads: training curves, confusion, precision-recall and ROC, reliability, contact sheets."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from crackbatch.metrics import Scored, curves, reliability
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_THUMBNAIL, _CAPTION, _GAP, _COLUMNS = 150, 46, 8, 8
+_DPI = 130
+
+
+class Tile(NamedTuple):
+    """One picture of a contact sheet with up to three lines below it."""
+
+    picture: PIL.Image.Image
+    lines: Sequence[str]
+
+
+def plot_training(history: Sequence[Mapping[str, float]]) -> bytes:
+    """PNG of losses and accuracy by epoch, the kept epoch marked."""
+    figure, (left, right) = _figure(1, 2, (10, 4))
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], marker=".", label="training (smoothed labels)")
+    left.plot(epochs, [row["validation_loss"] for row in history], marker=".", label="validation")
+    right.plot(
+        epochs, [row["validation_accuracy"] for row in history], marker=".", color="tab:orange", label="validation"
+    )
+    best = min(history, key=lambda row: row["validation_loss"])["epoch"]
+    for axes, name in ((left, "loss"), (right, "accuracy")):
+        axes.axvline(best, color="0.6", linestyle=":", label=f"kept: epoch {best:.0f}")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return _png(figure)
+
+
+def plot_confusion(counts: Mapping[str, tuple[int, int, int, int]], threshold: float) -> bytes:
+    """PNG of a confusion matrix for each source, from (hits, false alarms, misses, correct rejections)."""
+    columns = min(4, len(counts))
+    rows = -(-len(counts) // columns)
+    figure, grid = _figure(rows, columns, (3.1 * columns, 3.2 * rows + 0.4))
+    for axes in np.atleast_1d(grid).ravel()[len(counts) :]:
+        axes.set_axis_off()
+    for axes, (name, (hits, false, missed, right)) in zip(np.atleast_1d(grid).ravel(), counts.items(), strict=False):
+        table = np.array([[right, false], [missed, hits]])
+        shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(table):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=shade)
+        axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["no crack", "crack"], yticklabels=["no crack", "crack"])
+        axes.set(xlabel="said", ylabel="is", title=name)
+    figure.suptitle(f"threshold {threshold:.3f}")
+    return _png(figure)
+
+
+def plot_ranking(sources: Mapping[str, Scored], threshold: float) -> bytes:
+    """PNG of precision-recall and ROC curves of each source, the threshold marked on each."""
+    figure, (left, right) = _figure(1, 2, (11, 5))
+    for name, scored in sources.items():
+        if len(set(scored.labels.tolist())) < 2:
+            continue
+        recall, precision, false, thresholds = curves(scored)
+        at = int(np.searchsorted(-thresholds, -threshold, side="right")) - 1
+        (line,) = left.plot(recall, precision, drawstyle="steps-post", label=name)
+        right.plot(np.insert(false, 0, 0), np.insert(recall, 0, 0), color=line.get_color(), label=name)
+        if at >= 0:
+            left.plot(recall[at], precision[at], "o", color=line.get_color())
+            right.plot(false[at], recall[at], "o", color=line.get_color())
+    right.plot([0, 1], [0, 1], color="0.8", linestyle=":")
+    left.set(xlabel="recall: share of the cracks found", ylabel="precision: share of the alarms that are cracks")
+    right.set(xlabel="false alarms: share of the sound images", ylabel="recall")
+    for axes in (left, right):
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.grid(alpha=0.3)
+    left.legend(loc="lower left")
+    figure.suptitle(f"dots: threshold {threshold:.3f}")
+    return _png(figure)
+
+
+def plot_reliability(sources: Mapping[str, Scored]) -> bytes:
+    """PNG of what probabilities said against what was, and how many images said it."""
+    figure, (above, below) = _figure(2, 1, (6, 7), height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="0.8", linestyle=":")
+    for name, scored in sources.items():
+        said, was, count = reliability(scored)
+        there = count > 0
+        above.plot(said[there], was[there], marker="o", markersize=4, label=name)
+        below.step(np.linspace(0, 1, len(count) + 1), np.append(count, count[-1]), where="post")
+    above.set(xlabel="probability said", ylabel="share that is cracked", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    below.set(xlabel="probability said", ylabel="images", yscale="symlog", xlim=(-0.02, 1.02))
+    above.legend()
+    return _png(figure)
+
+
+def contact_sheet(sections: Mapping[str, Sequence[Tile]]) -> bytes:
+    """PNG of tiles in rows of eight under the title of their section, each with its lines of text."""
+    font, title_font = PIL.ImageFont.load_default(11), PIL.ImageFont.load_default(17)
+    step, row_height = _THUMBNAIL + _GAP, _THUMBNAIL + _CAPTION
+    heights = [34 + row_height * max(1, math.ceil(len(tiles) / _COLUMNS)) for tiles in sections.values()]
+    sheet = PIL.Image.new("RGB", (_COLUMNS * step + _GAP, sum(heights) + _GAP), "white")
+    pen = PIL.ImageDraw.Draw(sheet)
+    top = 0
+    for (title, tiles), height in zip(sections.items(), heights, strict=True):
+        pen.text((_GAP, top + 8), title, fill="black", font=title_font)
+        for place, tile in enumerate(tiles):
+            left, upper = _GAP + place % _COLUMNS * step, top + 34 + place // _COLUMNS * row_height
+            thumbnail = tile.picture.convert("RGB")
+            thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            sheet.paste(thumbnail, (left, upper))
+            for number, line in enumerate(tile.lines[:3]):
+                shown = _shortened(line, font, _THUMBNAIL)
+                pen.text((left, upper + _THUMBNAIL + 2 + 13 * number), shown, fill="black", font=font)
+        if not tiles:
+            pen.text((_GAP, top + 40), "none", fill="grey", font=font)
+        top += height
+    target = io.BytesIO()
+    sheet.save(target, "PNG", optimize=True)
+    return target.getvalue()
+
+
+def _shortened(line: str, font: Any, width: int) -> str:
+    """A line that fits: the end of a path says more than its beginning."""
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"…{line}") > width:
+        line = line[1:]
+    return f"…{line}"
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, gridspec_kw=grid or None)
+
+
+def _png(figure: Figure) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=_DPI)
+    return target.getvalue()

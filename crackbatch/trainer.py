@@ -1,0 +1,252 @@
+"""Epochs on Ray Train: the images read and decoded by Ray Data, each worker with its own, fixed part of them.
+
+Which worker trains on which image follows from the seed and the number of workers alone, so that two runs give the
+same weights. Checkpoints are ours (`fitting.py`), so that a run continues whatever happened to Ray's own state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from crackbatch import storage
+from crackbatch.augment import MARGIN, Augmentation
+from crackbatch.batches import HeldBatches, StreamedBatches
+from crackbatch.checkpoints import Checkpoints
+from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
+from crackbatch.errors import RunError
+from crackbatch.fitting import Figures, Fit, fit
+from crackbatch.initial import initial_network
+from crackbatch.learner import Learner
+from crackbatch.pixels import Pixels, deal, fits_memory, hold, stream_pixels
+from crackbatch.recipe import Recipe
+from crackbatch.sampling import Sampler
+from crackbatch.shards import read_shard, write_shards
+
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One worker's training images, or the validation images: what is needed of them before they are decoded."""
+
+    shards: str
+    num_shards: int
+    labels: np.ndarray
+    sources: np.ndarray
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker of Ray Train is told."""
+
+    recipe: Recipe
+    folder: str
+    workers: int
+    train: list[Part]
+    validation: Part
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: str
+
+
+def fit_on_ray(
+    recipe: Recipe,
+    folder: str,
+    train: pa.Table,
+    validation: pa.Table,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    workers: int,
+    max_failures: int,
+    address: str | None,
+    on_epoch: Callable[[Figures], None],
+) -> None:
+    """Train all epochs that the checkpoints below `folder` do not hold; raises RunError where Ray gives up."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    with Cluster(address) as cluster:
+        cluster.start()
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        device = cluster.train_device(workers)
+        data = storage.join(folder, "data")
+        storage.remove(data)
+        parts = [
+            _write_part(part, storage.join(data, f"train-{rank}"))
+            for rank, part in enumerate(deal(train, workers, recipe.seed))
+        ]
+        job = Job(
+            recipe, folder, workers, parts, _write_part(validation, storage.join(data, "validation")), mean, std, device
+        )
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"job": job},
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
+            run_config=_run_config(folder, max_failures),
+            datasets=_datasets(job),
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        )
+        with _Watch(folder, on_epoch):
+            try:
+                trainer.fit()
+            except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
+                raise RunError(f"the training broke off ({cause_of(error)}); the same command continues it") from None
+
+
+def _write_part(rows: pa.Table, folder: str) -> Part:
+    num_shards = write_shards(rows, folder)
+    labels = np.asarray(rows.column("label")).astype(np.int64)
+    return Part(folder, num_shards, labels, np.asarray(rows.column("source").to_pylist(), dtype=object))
+
+
+def _run_config(folder: str, max_failures: int) -> Any:
+    import pyarrow.fs
+    import ray.train
+
+    location = storage.join(folder, "ray")
+    filesystem, path = storage.filesystem(location)
+    remote = None if storage.is_local(location) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
+    return ray.train.RunConfig(
+        name=uuid.uuid4().hex,  # a name that was used before would be taken for finished, and train nothing
+        storage_path=path,
+        storage_filesystem=remote,
+        failure_config=ray.train.FailureConfig(max_failures=max_failures),
+    )
+
+
+def _datasets(job: Job) -> dict[str, Any]:
+    """One dataset of decoded images for each worker, and one to validate on."""
+    size = job.recipe.image_size
+    named = {f"train-{rank}": (part, round(size * MARGIN)) for rank, part in enumerate(job.train)}
+    named["validation"] = (job.validation, size)
+    return {name: _dataset(part, size) for name, (part, size) in named.items()}
+
+
+def _dataset(part: Part, size: int) -> Any:
+    import ray.data
+
+    with data_context():
+        return ray.data.from_items(
+            [{"shard": index} for index in range(part.num_shards)], override_num_blocks=part.num_shards
+        ).map_batches(
+            _decode_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
+            batch_size=None,
+            fn_kwargs={"folder": part.shards, "size": size},
+            num_cpus=IO_CPUS,
+        )
+
+
+def _decode_shards(batch: dict[str, np.ndarray], folder: str, size: int) -> Iterator[dict[str, np.ndarray]]:
+    for index in batch["shard"].tolist():
+        for block in stream_pixels(read_shard(folder, index), size):
+            yield {
+                "image": block.images,
+                "label": block.labels,
+                "number": block.numbers,
+                "source": block.sources.astype(str),
+            }
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker does: its part of the images in memory if there is room, then epoch after epoch."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    job: Job = config["job"]
+    recipe = job.recipe
+    rank = ray.train.get_context().get_world_rank()
+    if job.device == "cpu":  # Ray allows a worker one thread, which would leave most of the machine idle
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+    total = sum(len(part.labels) for part in job.train)
+    samplers = [
+        Sampler(part.labels, part.sources, recipe.balance, recipe.weights, recipe.seed + place)
+        for place, part in enumerate(job.train)
+    ]
+    batch_size = max(2, min(recipe.batch_size, total) // job.workers)
+    num_steps = max(1, sum(map(len, samplers)) // (batch_size * job.workers))
+    batches = _batches(job, rank, samplers[rank], batch_size, num_steps)
+    network, head = initial_network(recipe.network, recipe.init, recipe.seed)
+    learner = Learner(
+        network,
+        head,
+        recipe,
+        num_steps,
+        job.mean,
+        job.std,
+        job.device,
+        ray.train.torch.prepare_model if job.workers > 1 else None,
+    )
+    validation = hold(_stream("validation"), len(job.validation.labels)) if rank == 0 else None
+
+    def report(figures: Figures) -> None:
+        if rank == 0:
+            storage.write_whole(_progress_file(job.folder, int(figures["epoch"])), json.dumps(figures).encode())
+        ray.train.report(figures)
+
+    shown = num_steps * batch_size * job.workers
+    fit(Fit(learner, batches, validation, Checkpoints(job.folder), recipe.epochs, shown), report)
+
+
+def _batches(job: Job, rank: int, sampler: Sampler, batch_size: int, num_steps: int) -> HeldBatches | StreamedBatches:
+    recipe, part, name = job.recipe, job.train[rank], f"train-{rank}"
+    augmentation = Augmentation(recipe.image_size, recipe.seed + rank)
+    if fits_memory(len(part.labels), round(recipe.image_size * MARGIN)):
+        pixels = hold(_stream(name), len(part.labels))
+        sampler = Sampler(pixels.labels, pixels.sources, recipe.balance, recipe.weights, recipe.seed + rank)
+        return HeldBatches(pixels, sampler, augmentation, batch_size, num_steps)
+    return StreamedBatches(lambda: _stream(name), sampler, augmentation, batch_size, num_steps, recipe.seed + rank)
+
+
+def _stream(name: str) -> Iterator[Pixels]:
+    import ray.train
+
+    for block in ray.train.get_dataset_shard(name).iter_batches(batch_size=None, batch_format="numpy"):
+        yield Pixels(block["image"], block["label"], block["number"], block["source"].astype(object))
+
+
+class _Watch:
+    """Tells of epochs as their figures appear: the workers' own output stays on their machines."""
+
+    def __init__(self, folder: str, on_epoch: Callable[[Figures], None]) -> None:
+        self._folder, self._on_epoch = folder, on_epoch
+        self._epoch = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="watch epochs", daemon=True)
+
+    def __enter__(self) -> None:
+        for file in storage.list_files(self._folder, ".json"):
+            if "/progress-" in file:
+                storage.remove(file)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._tell()
+
+    def _poll(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._tell()
+
+    def _tell(self) -> None:
+        files = [file for file in storage.list_files(self._folder, ".json") if "/progress-" in file]
+        for file in files:
+            figures = json.loads(storage.read_bytes(file))
+            if figures["epoch"] > self._epoch:
+                self._epoch = figures["epoch"]
+                self._on_epoch(figures)
+
+
+def _progress_file(folder: str, epoch: int) -> str:
+    return storage.join(folder, f"progress-{epoch:04d}.json")

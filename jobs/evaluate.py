@@ -1,0 +1,12 @@
+"""`crackbatch evaluate` as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py DATA… --out DIR`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from crackbatch.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["evaluate"]
+    main()
