@@ -43,6 +43,7 @@ class Report:
     """What was found in the sources and left out: counts, and examples of what needs a person's look."""
 
     unlabelled: int = 0
+    listed_twice: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     contradictions: list[str] = field(default_factory=list)
@@ -54,6 +55,10 @@ class Report:
         said = []
         if self.unlabelled:
             said.append(f"{self.unlabelled:,} images without a label were passed over")
+        if self.listed_twice:
+            said.append(
+                f"{self.listed_twice:,} images are listed twice in a manifest: the first line of each was taken"
+            )
         if self.unreadable:
             statuses = ", ".join(f"{name} {count:,}" for name, count in self.unreadable.most_common())
             said.append(f"{self.unreadable.total():,} images cannot be read and were passed over ({statuses})")
@@ -105,6 +110,7 @@ def read_dataset(
     for source, name in zip(sources, _source_names(sources), strict=True):
         plan = make_plan([source], extensions, scratch=scratch)
         report.problems.extend(plan.listing.problems)
+        report.listed_twice += plan.listing.passed_over["images listed twice"]
         tables.append(_label(plan.table, source, name, rules, group_column, report))
     table = pa.concat_tables(tables)
     if not table.num_rows:
@@ -294,7 +300,8 @@ def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: R
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
     joined = _components(codes[pairs], len(names))
     table = _with_column(table.drop_columns(["guessed"]), "group", pa.array(groups, pa.string()))
-    return table.append_column("component", pa.array(joined[codes].astype(str), pa.string()))
+    first = names[np.unique(joined, return_index=True)[1]]  # a component is called after its first group
+    return table.append_column("component", pa.array(first[joined[codes]], pa.string()))
 
 
 def _components(pairs: np.ndarray, num: int) -> np.ndarray:

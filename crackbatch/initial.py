@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crackbatch import storage
 from crackbatch.bundle import DESCRIPTION, read_bundle_and_weights, shipped_models
@@ -15,8 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 
-def initial_network(name: str, init: str, seed: int = 0) -> tuple[torch.nn.Module, str]:
-    """A network with two classes, and the name of its head (the last linear layer); raises BundleError.
+class Initial(NamedTuple):
+    """A network to be trained, the name of its head (the last linear layer), and where its weights are from."""
+
+    network: torch.nn.Module
+    head: str
+    origin: str
+
+
+def initial_network(name: str, init: str, input_size: int = 224, seed: int = 0) -> Initial:
+    """A network with two classes; raises BundleError.
 
     `init` is `imagenet` (torchvision's weights, downloaded), `none` (random), the name of a shipped model, or the
     location of a bundle or of a torchvision state dict (.pth, .safetensors). A head that does not fit stays random.
@@ -25,12 +35,13 @@ def initial_network(name: str, init: str, seed: int = 0) -> tuple[torch.nn.Modul
     import torch
 
     torch.manual_seed(seed)
-    network = build_network(name)
+    network = build_network(name, input_size)
     head = head_of(network, name)
-    if init != "none":
-        state = _imagenet(name) if init == "imagenet" else _read_state(init)
-        _load(network, head, state, init, name)
-    return network, head
+    if init == "none":
+        return Initial(network, head, "none")
+    state, origin = (_imagenet(name), "imagenet") if init == "imagenet" else _read_state(init)
+    _load(network, head, state, init, name)
+    return Initial(network, head, origin)
 
 
 def head_of(network: torch.nn.Module, name: str) -> str:
@@ -57,13 +68,14 @@ def _imagenet(name: str) -> dict[str, Any]:
     return state
 
 
-def _read_state(init: str) -> dict[str, Any]:
-    """Tensors by name from a bundle or a file; nothing in it is unpickled but tensors."""
+def _read_state(init: str) -> tuple[dict[str, Any], str]:
+    """Tensors by name from a bundle or a file, and what to call them; nothing is unpickled but tensors."""
     from safetensors.torch import load
 
     location = init if init in shipped_models() else storage.normalize(init)
     if init in shipped_models() or storage.exists(storage.join(location, DESCRIPTION)):
-        return dict(load(read_bundle_and_weights(init)[1]))
+        bundle, weights = read_bundle_and_weights(init)
+        return dict(load(weights)), bundle.model_id
     shown = storage.redact(init)
     try:
         data = storage.read_bytes(location)
@@ -74,7 +86,7 @@ def _read_state(init: str) -> dict[str, Any]:
             f"--init {shown}: no bundle and no weights there ({storage.redact(str(error))}); give imagenet, none,"
             f" {', '.join(shipped_models())}, a bundle, or a state dict (.pth, .safetensors)"
         ) from None
-    return _parse_state(data, shown)
+    return _parse_state(data, shown), f"{PurePosixPath(shown).name}@{hashlib.sha256(data).hexdigest()[:12]}"
 
 
 def _parse_state(data: bytes, shown: str) -> dict[str, Any]:

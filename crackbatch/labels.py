@@ -85,6 +85,8 @@ def _matches(pattern: str, folder: str, path: str) -> bool:
 
 def parse_label(value: object) -> int | None:
     """1 for a crack, 0 for none, from a manifest's cell (`crack`, `no_crack`, 1, 0, true, …); None if unknown."""
+    if value is None:
+        return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return _WORDS.get(str(value).strip().lower())

@@ -31,14 +31,19 @@ def load_model(location: str = DEFAULT_MODEL, device: str = "cpu") -> Model:
     return Model(*read_bundle_and_weights(location), device)
 
 
-def build_network(name: str) -> torch.nn.Module:
+def build_network(name: str, input_size: int = 224) -> torch.nn.Module:
     """One of torchvision's classifiers with two classes (no crack, crack) and no trained weights."""
-    from torchvision.models import get_model
+    import torchvision.models
 
-    try:
-        network: torch.nn.Module = get_model(name, weights=None, num_classes=2)
-    except ValueError:
-        raise BundleError(f"torchvision has no network {name!r}; resnet18 is one") from None
+    # Detectors and others that torchvision has beside classifiers are not in this list, and would fetch weights.
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise BundleError(f"torchvision has no classifier {name!r}; resnet18 is one")
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):  # is built for one size of input; the others take any
+        options["image_size"] = input_size
+    if name in ("googlenet", "inception_v3"):  # have further outputs to help their training along
+        options |= {"aux_logits": False, "init_weights": True}
+    network: torch.nn.Module = torchvision.models.get_model(name, weights=None, num_classes=2, **options)
     return network
 
 
@@ -55,7 +60,7 @@ class Model:
         self.bundle = bundle
         self.device = torch.device(device)
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
-        network = build_network(bundle.network)
+        network = build_network(bundle.network, bundle.input_size)
         _load_weights(network, bundle, weights)
         self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(bundle.mean, device=self.device).mul(255).view(1, 3, 1, 1)

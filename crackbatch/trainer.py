@@ -176,7 +176,7 @@ def _work(config: dict[str, Any]) -> None:
     batch_size = max(2, min(recipe.batch_size, total) // job.workers)
     num_steps = max(1, sum(map(len, samplers)) // (batch_size * job.workers))
     batches = _batches(job, rank, samplers[rank], batch_size, num_steps)
-    network, head = initial_network(recipe.network, recipe.init, recipe.seed)
+    network, head, _ = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
     learner = Learner(
         network,
         head,

@@ -11,6 +11,7 @@ The same command continues what was broken off from its last checkpoint, and doe
 
 from __future__ import annotations
 
+import hashlib
 import io
 import platform
 import sys
@@ -31,11 +32,12 @@ from crackbatch.augment import MARGIN, Augmentation
 from crackbatch.batches import HeldBatches, StreamedBatches
 from crackbatch.bundle import DESCRIPTION, Bundle, read_bundle, write_bundle
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
+from crackbatch.card import write_card
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_split
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.fitting import Figures, Fit, best_epoch, fit
-from crackbatch.initial import initial_network
+from crackbatch.initial import Initial, initial_network
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.model import Model, calibrated
@@ -111,7 +113,7 @@ def train(
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     location = storage.normalize(out)
     storage.check_writable(location)
-    built = initial_network(recipe.network, recipe.init, recipe.seed)
+    built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
     with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as scratch:
         dataset = read_dataset(names, rules, group_column, scratch)
         dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
@@ -132,11 +134,12 @@ def _train(
     recipe: Recipe,
     dataset: Dataset,
     sources: Sequence[str],
-    built: tuple[Any, str],
+    built: Initial,
     where: Where,
 ) -> TrainResult:
     """Train what OUT does not hold yet, and write the bundle."""
-    request = {"name": name, "recipe": recipe.describe(), "split_digest": dataset.digest}
+    described = {**recipe.describe(), "init": built.origin}
+    request = {"name": name, "recipe": described, "split_digest": dataset.digest}
     fingerprint = results.fingerprint_of(request)
     if (finished := _finished(out, fingerprint)) is not None:
         return TrainResult(finished, _read_history(out), trained=False)
@@ -149,12 +152,14 @@ def _train(
         history = _fit_on_ray(recipe, dataset, folder, where)
     else:
         history = _fit_here(recipe, dataset, validation, built, Checkpoints(folder))
-    bundle = _bundle(out, name, recipe, dataset, sources, history, fingerprint)
+    about = {"fingerprint": fingerprint, "recipe": described, "data": [_short(source) for source in sources]}
+    bundle = _bundle(out, name, recipe, dataset, history, about)
+    bundle, weights = _calibrate(bundle, Checkpoints(folder).best(), validation)
     write_seen(out, *(dataset.table.column(name).to_pylist() for name in ("sha256", "split")))
-    bundle = _write(bundle, Checkpoints(folder).best(), validation)
-    _write_history(out, history)
     write_split(dataset.table, storage.join(out, "split.parquet"))
-    storage.write_whole(storage.join(out, "training.png"), plot_training(history))
+    _write_history(out, history)
+    write_card(bundle)
+    write_bundle(bundle, weights)
     storage.remove(folder)
     return TrainResult(bundle, history, trained=True)
 
@@ -193,7 +198,7 @@ def _describe(dataset: Dataset) -> list[str]:
 
 
 def _fit_here(
-    recipe: Recipe, dataset: Dataset, validation: Pixels, built: tuple[Any, str], checkpoints: Checkpoints
+    recipe: Recipe, dataset: Dataset, validation: Pixels, built: Initial, checkpoints: Checkpoints
 ) -> list[Figures]:
     """Train in this process."""
     import torch
@@ -213,8 +218,7 @@ def _fit_here(
         _say("the images do not fit into memory: they are read and decoded again in every epoch")
         stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], size)
         batches = StreamedBatches(stream, sampler, augmentation, batch_size, num_steps, recipe.seed)
-    network, head = built
-    learner = Learner(network, head, recipe, num_steps, MEAN, STD, device)
+    learner = Learner(built.network, built.head, recipe, num_steps, MEAN, STD, device)
     job = Fit(learner, batches, validation, checkpoints, recipe.epochs, num_steps * batch_size)
     return fit(job, _Reporter(recipe.epochs))
 
@@ -256,13 +260,7 @@ class _Reporter:
 
 
 def _bundle(
-    out: str,
-    name: str,
-    recipe: Recipe,
-    dataset: Dataset,
-    sources: Sequence[str],
-    history: list[Figures],
-    fingerprint: str,
+    out: str, name: str, recipe: Recipe, dataset: Dataset, history: list[Figures], about: dict[str, Any]
 ) -> Bundle:
     return Bundle(
         location=out,
@@ -275,11 +273,9 @@ def _bundle(
         operating_points={},
         weights_sha256="",
         training={
-            "fingerprint": fingerprint,
-            "data": [storage.redact(source).rsplit("/", 1)[-1] for source in sources],
+            **about,
             "images": {split: dataset.part(split).num_rows for split in SPLITS},
             "split_digest": dataset.digest,
-            "recipe": recipe.describe(),
             "best": best_epoch(history),
             "versions": {
                 **{library: installed_version(library) for library in ("crackbatch", "ray", "torch", "torchvision")},
@@ -289,8 +285,13 @@ def _bundle(
     )
 
 
-def _write(bundle: Bundle, state: dict[str, Any], validation: Pixels) -> Bundle:
-    """Calibrate on the validation split with scoring's own forward pass, and write the bundle."""
+def _short(source: str) -> str:
+    """A source's own name: where it lay on somebody's machine is nobody's business."""
+    return storage.redact(source).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _calibrate(bundle: Bundle, state: dict[str, Any], validation: Pixels) -> tuple[Bundle, bytes]:
+    """Temperature and operating points on the validation split, by scoring's own forward pass; and the weights."""
     from safetensors.torch import save
 
     weights = save({key: _half(value) for key, value in state.items()})
@@ -306,7 +307,8 @@ def _write(bundle: Bundle, state: dict[str, Any], validation: Pixels) -> Bundle:
         )
     temperature = fit_temperature(logits, validation.labels)
     points = choose_operating_points(calibrated(logits, temperature), validation.labels)
-    return write_bundle(replace(bundle, temperature=temperature, operating_points=points), weights)
+    digest = hashlib.sha256(weights).hexdigest()
+    return replace(bundle, temperature=temperature, operating_points=points, weights_sha256=digest), weights
 
 
 def _half(value: Any) -> Any:
@@ -317,6 +319,7 @@ def _write_history(out: str, history: list[Figures]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(history), sink)
     storage.write_whole(storage.join(out, "metrics.parquet"), sink.getvalue().to_pybytes())
+    storage.write_whole(storage.join(out, "training.png"), plot_training(history))
 
 
 def _read_history(out: str) -> list[Figures]:

@@ -79,16 +79,16 @@ def test_folding_changes_no_probability() -> None:
 
     from crackbatch.bundle import read_bundle_and_weights
 
-    found = read_bundle()
-    plain = build_network(found.network)
-    plain.load_state_dict(load(read_bundle_and_weights(found.location)[1]))
+    found, weights = read_bundle_and_weights()
+    plain = build_network(found.network, found.input_size)
+    plain.load_state_dict(load(weights))
     plain.eval()
     pixels = np.stack([np.asarray(PIL.Image.open(_file(index)).resize((224, 224))) for index in range(4)])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (found.mean, found.std))
     with torch.inference_mode():
         expected = torch.softmax(plain((images - mean) / std), 1)[:, 1].numpy()
-    model = Model(found)
+    model = Model(found, weights)
     assert np.abs(model.probability(model.logits(pixels) * found.temperature) - expected).max() < 1e-4
 
 

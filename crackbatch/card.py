@@ -1,0 +1,83 @@
+"""MODEL_CARD.md of a bundle: what made it, how good it is on its validation split, and what it is not for."""
+
+from __future__ import annotations
+
+from crackbatch import storage
+from crackbatch.bundle import Bundle
+
+FILE = "MODEL_CARD.md"
+
+
+def write_card(bundle: Bundle) -> None:
+    """Write the card beside the bundle's other files."""
+    storage.write_whole(storage.join(bundle.location, FILE), draw_card(bundle).encode())
+
+
+def draw_card(bundle: Bundle) -> str:
+    """The card as Markdown."""
+    training, best = bundle.training, bundle.training["best"]
+    return f"""# {bundle.name}
+
+`{bundle.model_id}`: {bundle.network} with two classes, which says how likely a tile of concrete, scaled to
+{bundle.input_size} pixels, shows a crack.
+
+**Not for** deciding that a structure is safe, for measuring a crack, or for anything but pictures like those it was
+trained on. It flags candidates for an inspector.
+
+## Made by
+
+`crackbatch train` {training["versions"]["crackbatch"]} (torch {training["versions"]["torch"]}):
+
+{_table(_made_by(bundle))}
+
+## On its validation split
+
+Loss {best["validation_loss"]:.4f}, accuracy {best["validation_accuracy"]:.4f} at a threshold of 0.5; calibrated there
+with a temperature of {bundle.temperature:.3f}. `crackbatch evaluate` measures it on images that it has not seen.
+
+{_table(_operating_points(bundle))}
+"""
+
+
+def _made_by(bundle: Bundle) -> list[list[str]]:
+    training, recipe = bundle.training, bundle.training["recipe"]
+    kept = training["best"]["epoch"]
+    weights = [f"{name} {weight:g}" for name, weight in recipe["weights"].items()]
+    steps = f"learning rate {recipe['learning_rate']:g}, batches of {recipe['batch_size']}"
+    return [
+        ["", ""],
+        ["data", ", ".join(training["data"])],
+        ["images", ", ".join(f"{split} {count:,}" for split, count in training["images"].items())],
+        ["split", "by group: the photo where it is known, else blocks of neighbouring names"],
+        ["started from", recipe["init"]],
+        [
+            "epochs",
+            f"{recipe['epochs']}, the one with the least validation loss kept ({training['best']['epoch']:.0f})",
+        ],
+        [
+            "optimizer",
+            f"{recipe['optimizer']}, learning rate {recipe['learning_rate']:g}, batches of {recipe['batch_size']}",
+        ],
+        ["label smoothing", f"{recipe['label_smoothing']:g}"],
+        ["balance", recipe["balance"]],
+        [
+            "shown more or less often",
+            ", ".join(f"{name} {weight:g}" for name, weight in recipe["weights"].items()) or "-",
+        ],
+        ["seed", str(recipe["seed"])],
+        ["weights", "moving average, stored as float16"],
+    ]
+
+
+def _operating_points(bundle: Bundle) -> list[list[str]]:
+    shown = [["operating point", "threshold", "precision", "recall", "false alarms"]]
+    for name, point in bundle.operating_points.items():
+        reached = (point.precision, point.recall, point.false_alarm_rate)
+        shown.append([f"`{name}`", f"{point.threshold:.4f}", *(f"{value:.3f}" for value in reached)])
+    return shown
+
+
+def _table(rows: list[list[str]]) -> str:
+    header, *others = rows
+    lines = [header, ["---"] * len(header), *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,207 @@
+"""A labelled dataset holds each picture once, and no photo stands on two sides of its split."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+
+from crackbatch import describe_dataset
+from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_split
+from crackbatch.demo import draw_tile
+from crackbatch.errors import SourceError
+from crackbatch.labels import LabelRules
+from crackbatch.split import write_split
+
+
+def make_photos(folder: Path, num_photos: int = 12, tiles_each: int = 4, seed: int = 0) -> Path:
+    """Tiles named as SDNET2018's: cracked and sound ones of the same photos."""
+    for photo in range(num_photos):
+        for tile in range(tiles_each):
+            cracked = tile % 2 == 0
+            path = folder / "D" / ("CD" if cracked else "UD") / f"{7000 + photo}-{tile}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(draw_tile(seed + photo * tiles_each + tile, cracked))
+    return folder
+
+
+def sides(dataset: Dataset, column: str) -> dict[str, set[str]]:
+    found = defaultdict(set)
+    names = dataset.table.column(column).to_pylist()
+    for name, split in zip(names, dataset.table.column("split").to_pylist(), strict=True):
+        found[name].add(split)
+    return found
+
+
+def test_no_photo_stands_on_two_sides_and_every_side_has_both_labels(tmp_path: Path) -> None:
+    dataset = with_split(read_dataset([str(make_photos(tmp_path / "deck"))]))
+    assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
+    for split in ("train", "validation", "test"):
+        assert set(dataset.part(split).column("label").to_pylist()) == {0, 1}
+
+
+def test_the_same_seed_draws_the_same_split(tmp_path: Path) -> None:
+    dataset = read_dataset([str(make_photos(tmp_path / "deck"))])
+    assert with_split(dataset, 3).digest == with_split(dataset, 3).digest != with_split(dataset, 4).digest
+
+
+def test_exact_duplicates_are_kept_once_and_contradictions_not_at_all(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "deck")
+    first, contested = draw_tile(0, True), draw_tile(1, False)
+    (folder / "D" / "CD" / "9000-1.jpg").write_bytes(first)
+    (folder / "D" / "CD" / "9001-1.jpg").write_bytes(contested)  # lies in UD as well
+    before = read_dataset([str(make_photos(tmp_path / "plain"))])
+    dataset = read_dataset([str(folder)])
+    assert dataset.report.duplicates == 1
+    assert len(dataset.report.contradictions) == 1
+    assert dataset.table.num_rows == before.table.num_rows - 1
+    digests = dataset.table.column("sha256").to_pylist()
+    assert len(set(digests)) == len(digests)
+
+
+def test_near_duplicates_are_joined_whatever_photo_they_claim(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "deck")
+    for photo in range(0, 12, 2):  # each even photo's first tile again, saved anew, under the next photo's number
+        picture = PIL.Image.open(io.BytesIO(draw_tile(photo * 4, True)))
+        picture.save(folder / "D" / "CD" / f"{7000 + photo + 1}-99.jpg", quality=70)
+    dataset = with_split(read_dataset([str(folder)]))
+    assert dataset.report.near_duplicates >= 6
+    splits = dict(zip(*(dataset.table.column(name).to_pylist() for name in ("group", "split")), strict=True))
+    for photo in range(0, 12, 2):
+        assert splits[f"deck/D/{7000 + photo}"] == splits[f"deck/D/{7000 + photo + 1}"]
+
+
+def test_a_near_duplicate_leaves_its_block_of_names_and_does_not_join_blocks(tmp_path: Path) -> None:
+    for index in range(120):
+        path = tmp_path / "site" / ("crack" if index % 2 else "sound") / f"{index:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_tile(index, cracked=bool(index % 2)))
+    twin = PIL.Image.open(tmp_path / "site" / "crack" / "0001.jpg")
+    twin.save(tmp_path / "site" / "crack" / "9999.jpg", quality=70)
+    table = read_dataset([str(tmp_path / "site")]).table
+    groups = dict(zip(*(table.column(name).to_pylist() for name in ("path", "group")), strict=True))
+    assert groups["site/crack/9999.jpg"] == groups["site/crack/0001.jpg"]
+    assert len(set(table.column("component").to_pylist())) == len(set(groups.values()))
+
+
+def test_other_pictures_are_no_near_duplicates(tmp_path: Path) -> None:
+    assert read_dataset([str(make_photos(tmp_path / "deck", 40))]).report.near_duplicates == 0
+
+
+def test_what_cannot_be_read_or_has_no_label_is_counted_and_passed_over(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "deck")
+    (folder / "D" / "CD" / "8000-1.jpg").write_bytes(b"")
+    (folder / "D" / "CD" / "8000-2.jpg").write_bytes(draw_tile(1, True)[:2000])
+    (folder / "readme.jpg").write_bytes(draw_tile(999, True))
+    report = read_dataset([str(folder)]).report
+    assert dict(report.unreadable) == {"empty": 1, "truncated": 1}
+    assert report.unlabelled == 1
+    assert len(report.lines()) == 2
+
+
+def test_a_folder_and_a_zip_of_it_are_the_same_dataset(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "deck")
+    with zipfile.ZipFile(tmp_path / "deck.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.jpg")):
+            archive.write(file, file.relative_to(folder))
+    one, other = (with_split(read_dataset([str(tmp_path / name)])) for name in ("deck", "deck.zip"))
+    assert one.digest == other.digest
+
+
+def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image_uri", "label", "pier"])
+        for index in range(24):
+            (tmp_path / f"{index}.jpg").write_bytes(draw_tile(index, cracked=index % 2 == 0))
+            rows.writerow([f"{index}.jpg", "crack" if index % 2 == 0 else "no_crack", f"pier {index // 4}"])
+        rows.writerow(["0.jpg", "no_crack", "pier 9"])
+        (tmp_path / "unknown.jpg").write_bytes(draw_tile(99, cracked=True))
+        rows.writerow(["unknown.jpg", "", "pier 9"])
+    dataset = with_split(read_dataset([str(tmp_path / "labels.csv")], group_column="pier"))
+    assert dataset.labels.sum() == 12
+    assert set(dataset.table.column("group").to_pylist()) == {f"labels.csv/pier {pier}" for pier in range(6)}
+    assert (dataset.report.unlabelled, dataset.report.listed_twice) == (1, 1)
+    assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
+
+
+def test_sources_are_kept_apart_by_the_folders_above_their_labels(tmp_path: Path) -> None:
+    make_photos(tmp_path / "north", 3)
+    make_photos(tmp_path / "south", 3, seed=100)
+    dataset = read_dataset([str(tmp_path / "north"), str(tmp_path / "south")])
+    assert set(dataset.table.column("source").to_pylist()) == {"north/D", "south/D"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ({"crack": 4}, "no sound images.*--negative"),
+        ({"sound": 4}, "no cracked images.*--positive"),
+        ({"other": 4}, "no labelled images.*--positive"),
+    ],
+)
+def test_data_of_one_class_are_refused_in_one_line(tmp_path: Path, folders: dict[str, int], message: str) -> None:
+    for folder, num in folders.items():
+        (tmp_path / "site" / folder).mkdir(parents=True)
+        for index in range(num):
+            (tmp_path / "site" / folder / f"{index}.jpg").write_bytes(draw_tile(index, True))
+    with pytest.raises(SourceError, match=message) as raised:
+        with_split(read_dataset([str(tmp_path / "site")]))
+    assert "\n" not in str(raised.value)
+
+
+def test_one_photo_cannot_be_split(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "deck", num_photos=1)
+    with pytest.raises(SourceError, match=r"one group \(deck/D/7000\).*--group-pattern"):
+        with_split(read_dataset([str(folder)]))
+
+
+def test_a_given_split_is_the_same_wherever_the_files_lie(tmp_path: Path) -> None:
+    here = with_split(read_dataset([str(make_photos(tmp_path / "here" / "deck"))]))
+    write_split(here.table, str(tmp_path / "split.parquet"))
+    there = read_dataset([str(make_photos(tmp_path / "there" / "deck"))])
+    assert with_given_split(there, str(tmp_path / "split.parquet")).digest == here.digest
+    assert pq.read_schema(tmp_path / "split.parquet").names == ["image_uri", "label", "group", "split", "sha256"]
+
+
+def test_a_split_of_other_images_is_refused(tmp_path: Path) -> None:
+    dataset = with_split(read_dataset([str(make_photos(tmp_path / "deck"))]))
+    write_split(dataset.table, str(tmp_path / "split.parquet"))
+    fewer = read_dataset([str(make_photos(tmp_path / "fewer" / "deck", 6))])
+    with pytest.raises(SourceError, match="names 24 images that are not in the data"):
+        with_given_split(fewer, str(tmp_path / "split.parquet"))
+    more = read_dataset([str(make_photos(tmp_path / "more" / "deck", 13))])
+    with pytest.raises(SourceError, match="does not name 4 of the 52 images, such as"):
+        with_given_split(more, str(tmp_path / "split.parquet"))
+    (tmp_path / "none.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SourceError, match="cannot be read as a split"):
+        with_given_split(dataset, str(tmp_path / "none.parquet"))
+
+
+def test_an_overview_counts_every_image_and_draws_them(tmp_path: Path) -> None:
+    overview = describe_dataset(str(make_photos(tmp_path / "deck")), str(tmp_path / "out"))
+    assert sum(images for images, _ in overview.counts.values()) == 48
+    sheet = np.asarray(PIL.Image.open(tmp_path / "out" / "dataset.png"))
+    assert sheet.std() > 10
+    train = [
+        groups for (_, label, split), (_, groups) in overview.counts.items() if (label, split) == ("crack", "train")
+    ]
+    table = pq.read_table(tmp_path / "out" / "split.parquet").to_pandas()
+    assert train == [table[(table["split"] == "train") & (table["label"] == 1)]["group"].nunique()]
+
+
+def test_a_group_pattern_keeps_what_it_names_together(tmp_path: Path) -> None:
+    for index in range(40):
+        path = tmp_path / "site" / ("crack" if index % 2 else "sound") / f"flight{index % 8}_{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_tile(index, cracked=bool(index % 2)))
+    dataset = with_split(read_dataset([str(tmp_path / "site")], LabelRules(group_pattern=r"flight\d+")))
+    assert set(sides(dataset, "group")) == {f"site/flight{flight}" for flight in range(8)}
+    assert all(len(splits) == 1 for splits in sides(dataset, "group").values())

@@ -1,0 +1,84 @@
+"""Labels and groups are read from paths as people name them."""
+
+from __future__ import annotations
+
+import pytest
+
+from crackbatch.errors import OptionError
+from crackbatch.labels import LabelRules, name_blocks, parse_label
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "above"),
+    [
+        ("metu.zip/Positive/00001.jpg", 1, "metu.zip"),
+        ("metu.zip/Negative/00001.jpg", 0, "metu.zip"),
+        ("sdnet.tar/D/CD/7001-115.jpg", 1, "sdnet.tar/D"),
+        ("sdnet.tar/W/UW/7069-1.jpg", 0, "sdnet.tar/W"),
+        ("site/crack/a.jpg", 1, "site"),
+        ("site/NO_CRACK/deep/er/a.jpg", 0, "site"),
+        ("cracks/2024/sound/a.jpg", 0, "cracks/2024"),  # the innermost folder that says anything
+        ("site/Positive.zip/a.jpg", 1, "site"),
+        ("site/negative.tar.gz/a.jpg", 0, "site"),
+    ],
+)
+def test_the_innermost_folder_that_says_anything_is_the_label(path: str, label: int, above: str) -> None:
+    assert LabelRules().label(path) == (label, above)
+
+
+@pytest.mark.parametrize("path", ["site/2024/a.jpg", "crack.jpg", "site/crackers/a.jpg"])
+def test_a_path_that_says_nothing_has_no_label(path: str) -> None:
+    assert LabelRules().label(path) is None
+
+
+def test_patterns_name_other_folders() -> None:
+    rules = LabelRules(positive=["schaden*"], negative=["*/ok/*"])
+    assert rules.label("a/Schaden-3/x.jpg") == (1, "a")
+    assert rules.label("a/ok/x.jpg") == (0, "a")
+    assert rules.label("a/crack/x.jpg") is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "group"),
+    [
+        (None, "sdnet.tar/D/CD/7001-115.jpg", "D/7001"),
+        (None, "sdnet.tar/D/UD/7001-3.jpg", "D/7001"),  # cracked and sound tiles of one photo are one group
+        (None, "sdnet.tar/W/UW/7001-3.jpg", "W/7001"),
+        (None, "metu.zip/Positive/00001.jpg", None),
+        (r"(bridge-\d+)/.*_(\d+)_tile", "x/bridge-12/a_7_tile3.jpg", "bridge-12/7"),
+        (r"IMG_\d+", "x/IMG_0042_3.jpg", "IMG_0042"),
+    ],
+)
+def test_a_group_is_the_photo_that_a_path_names(pattern: str | None, path: str, group: str | None) -> None:
+    assert LabelRules(group_pattern=pattern).group(path) == group
+
+
+def test_a_group_pattern_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(OptionError, match="--group-pattern"):
+        LabelRules(group_pattern="(")
+
+
+def test_blocks_hold_neighbours_in_number_not_in_spelling() -> None:
+    paths = [f"a/{number}.jpg" for number in range(1000)]
+    blocks = name_blocks(sorted(paths))
+    by_path = dict(zip(sorted(paths), blocks, strict=True))
+    sizes = {blocks.count(block) for block in blocks}
+    assert sizes == {20}
+    assert by_path["a/2.jpg"] == by_path["a/10.jpg"] != by_path["a/100.jpg"]
+
+
+def test_blocks_never_span_folders() -> None:
+    paths = [f"{folder}/{number}.jpg" for folder in "ab" for number in range(500)]
+    owners: dict[str, set[str]] = {}
+    for path, block in zip(paths, name_blocks(paths), strict=True):
+        owners.setdefault(block, set()).add(path[0])
+    assert all(len(folders) == 1 for folders in owners.values())
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [("crack", 1), ("no_crack", 0), (1, 1), (0, 0), (1.0, 1), ("0", 0), (True, 1), (False, 0), ("Negative ", 0),
+     ("maybe", None), (None, None), (2, None), (0.5, None)],
+)  # fmt: skip
+def test_a_manifests_cell_is_a_label_or_none(cell: object, label: int | None) -> None:
+    assert parse_label(cell) == label

@@ -1,0 +1,264 @@
+"""A training gives the same weights whatever stops it on its way, and a model that scores."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from test_dataset import make_photos
+
+from crackbatch import load_model, train
+from crackbatch.bundle import read_bundle
+from crackbatch.dataset import read_dataset, with_split
+from crackbatch.errors import BundleError, OptionError, RunError, SourceError
+from crackbatch.initial import initial_network
+from crackbatch.pixels import decode_pixels, number_rows
+
+CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
+SMALL = {"init": "none", "image_size": 64, "batch_size": 16, "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """96 drawn tiles of 24 photos."""
+    return str(make_photos(tmp_path_factory.mktemp("photos") / "deck", 24))
+
+
+@pytest.fixture(scope="module")
+def trained(photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model trained in this process without interruption."""
+    out = tmp_path_factory.mktemp("model") / "small"
+    train(photos, str(out), workers=0, **SMALL)
+    return out
+
+
+def command(photos: str, out: Path, *more: str) -> list[str]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    return [CRACKBATCH, "train", photos, "--out", str(out), "--name", "small", *options, *more]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_bundle_says_how_it_was_made_and_scores(trained: Path, photos: str) -> None:
+    bundle = read_bundle(str(trained))
+    assert set(bundle.operating_points) == {"balanced", "recall_99", "precision_95", "false_alarms_1pct"}
+    dataset = with_split(read_dataset([photos]))
+    assert bundle.training["split_digest"] == dataset.digest
+    assert bundle.training["images"] == {name: dataset.part(name).num_rows for name in ("train", "validation", "test")}
+    assert bundle.training["data"] == ["deck"]
+    file = next(Path(photos).rglob("*.jpg"))
+    assert 0 <= load_model(str(trained)).predict([file])[0] <= 1
+    history = pq.read_table(trained / "metrics.parquet").to_pylist()
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert bundle.training["best"]["validation_loss"] == min(row["validation_loss"] for row in history)
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "MODEL_CARD.md", "metrics.parquet", "model.json", "model.safetensors", "seen.parquet", "split.parquet",
+        "training.png",
+    ]  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    trained: Path, photos: str, tmp_path: Path
+) -> None:
+    train(photos, str(tmp_path / "again"), name="small", workers=0, **SMALL)
+    train(photos, str(tmp_path / "other"), name="small", workers=0, **SMALL, seed=1)
+    assert weights(tmp_path / "again") == weights(trained) != weights(tmp_path / "other")
+
+
+def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
+    photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crackbatch.training.fits_memory", lambda *_: False)
+    results = [train(photos, str(tmp_path / name), workers=0, **SMALL) for name in "ab"]
+    assert "do not fit into memory" in capfd.readouterr().err
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert all(result.trained and len(result.history) == 3 for result in results)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(trained: Path, photos: str, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(photos, out, "--workers=0"), stderr=subprocess.DEVNULL)
+    wait_for((out / "training" / "epoch-0001.pt").exists, process)
+    process.kill()
+    process.wait()
+    assert not (out / "model.json").exists()
+    again = subprocess.run(command(photos, out, "--workers=0"), capture_output=True, text=True, check=True)
+    assert "epoch 1 of 3" not in again.stderr
+    assert weights(out) == weights(trained)
+    assert not (out / "training").exists()
+
+
+def test_ray_train_gives_the_same_weights_and_survives_its_workers_death(
+    trained: Path, photos: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "ray"
+    process = subprocess.Popen(command(photos, out, "--workers=1"), stderr=subprocess.PIPE, start_new_session=True)
+    wait_for((out / "training" / "epoch-0001.pt").exists, process, 200)
+    (worker,) = train_workers(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors.decode()
+    assert weights(out) == weights(trained)
+    assert [line.split()[1] for line in errors.decode().splitlines() if line.startswith("epoch ")] == ["1", "2", "3"]
+
+
+def train_workers(driver: int) -> list[int]:
+    """Ray Train's workers among the processes that descend from a driver."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[int(folder.name)] = (int(fields[1]), (folder / "cmdline").read_bytes())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = []
+    for process, (parent, name) in parents.items():
+        while parent not in (0, driver):
+            parent = parents.get(parent, (0, b""))[0]
+        if parent == driver and b"RayTrainWorker" in name:
+            found.append(process)
+    return found
+
+
+def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Path, photos: str) -> None:
+    before = (trained / "model.json").stat().st_mtime_ns
+    assert not train(photos, str(trained), workers=0, **SMALL).trained
+    with pytest.raises(OptionError, match="other data or options"):
+        train(photos, str(trained), workers=0, **{**SMALL, "epochs": 4})
+    assert (trained / "model.json").stat().st_mtime_ns == before
+
+
+def test_an_unfinished_training_with_other_options_is_kept(photos: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    (tmp_path / "out" / "training" / "request.json").write_text('{"fingerprint": "of another"}')
+    with pytest.raises(OptionError, match="unfinished training"):
+        train(photos, str(tmp_path / "out"), workers=0, **SMALL)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(photos: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"the loss is nan in epoch \d.*--learning-rate"):
+        train(photos, str(tmp_path / "out"), workers=0, **SMALL, learning_rate=1e30)
+    assert (tmp_path / "out" / "training" / "request.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 1}, "--batch-size"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"image_size": 8}, "--image-size"),
+        ({"balance": "all"}, "--balance"),
+        ({"weights": {"deck/D": 0.0}}, "--weight"),
+        ({"workers": -1}, "--workers"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_before_reading(options, message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        train("nowhere", str(tmp_path / "out"), **{**SMALL, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_for_an_unknown_source_names_the_known_ones(photos: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="deck/D"):
+        train(photos, str(tmp_path / "out"), workers=0, **SMALL, weights={"decks": 2.0})
+
+
+def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file or folder"):
+        train("nowhere", str(tmp_path / "out"), workers=0, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet34", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16",
+             "googlenet"]
+)  # fmt: skip
+def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str, tmp_path: Path) -> None:
+    out = str(tmp_path / name)
+    result = train(photos, out, workers=0, network=name, init="none", image_size=64, batch_size=64, epochs=1)
+    model = load_model(out)
+    assert model.bundle.network == name == result.bundle.network
+    pixels = decode_pixels(number_rows(with_split(read_dataset([photos])).part("test")), 64)
+    assert np.isfinite(model.logits(pixels.images)).all()
+
+
+def test_freezing_trains_the_head_alone(trained: Path, photos: str, tmp_path: Path) -> None:
+    train(photos, str(tmp_path / "frozen"), workers=0, **{**SMALL, "init": str(trained), "epochs": 1}, freeze=True)
+    before, after = (safetensors.torch.load(weights(folder)) for folder in (trained, tmp_path / "frozen"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert read_bundle(str(tmp_path / "frozen")).training["recipe"]["init"] == read_bundle(str(trained)).model_id
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_torchvision_state_dict_is_where_training_starts(wrapped: bool, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    state = resnet18(num_classes=1000).state_dict()  # as ImageNet's, with another head
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, tmp_path / "r.pth")
+    network, head, origin = initial_network("resnet18", str(tmp_path / "r.pth"))
+    assert head == "fc"
+    assert origin.startswith("r.pth@")
+    assert torch.equal(network.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+    assert network.state_dict()["fc.weight"].shape == (2, 512)
+
+
+class _Exploding:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(pickle.dumps(_Exploding())), "is not loaded"),
+        (lambda path: torch.save({"a": _Exploding()}, path), "is not loaded"),
+        (lambda path: path.write_bytes(b""), "is not loaded"),
+        (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit a resnet18"),
+        (lambda path: torch.save([1, 2], path), "is no state dict"),
+        (lambda path: None, "no bundle and no weights there"),
+    ],
+)
+def test_initial_weights_that_are_none_are_refused_and_never_run(
+    make, message: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "weights.pth")
+    with pytest.raises(BundleError, match=message) as raised:
+        initial_network("resnet18", str(tmp_path / "weights.pth"))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_imagenet_weights_without_a_connection_name_the_other_choices(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(BundleError, match=r"--init none.*concrete-resnet18"):
+        initial_network("resnet18", "imagenet")
+
+
+@pytest.mark.parametrize("network", ["resnet99", "fcn_resnet50", "squeezenet1_0"])
+def test_what_is_no_classifier_of_torchvision_is_refused(network: str) -> None:
+    with pytest.raises(BundleError, match=network):
+        initial_network(network, "none")
