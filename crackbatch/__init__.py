@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crackbatch.comparison import Comparison, compare
     from crackbatch.evaluation import Evaluation, evaluate
     from crackbatch.model import Model, load_model
     from crackbatch.overview import Overview, describe_dataset
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from crackbatch.training import TrainResult, train
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Model",
     "Overview",
     "RunSummary",
     "TrainResult",
+    "compare",
     "describe_dataset",
     "evaluate",
     "load_model",
@@ -32,6 +35,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
+    "compare": "comparison",
     "Evaluation": "evaluation",
     "Model": "model",
     "Overview": "overview",

@@ -50,20 +50,11 @@ def _made_by(bundle: Bundle) -> list[list[str]]:
         ["images", ", ".join(f"{split} {count:,}" for split, count in training["images"].items())],
         ["split", "by group: the photo where it is known, else blocks of neighbouring names"],
         ["started from", recipe["init"]],
-        [
-            "epochs",
-            f"{recipe['epochs']}, the one with the least validation loss kept ({training['best']['epoch']:.0f})",
-        ],
-        [
-            "optimizer",
-            f"{recipe['optimizer']}, learning rate {recipe['learning_rate']:g}, batches of {recipe['batch_size']}",
-        ],
+        ["epochs", f"{recipe['epochs']}, the one with the least validation loss kept ({kept:.0f})"],
+        ["optimizer", f"{recipe['optimizer']}, {steps}"],
         ["label smoothing", f"{recipe['label_smoothing']:g}"],
         ["balance", recipe["balance"]],
-        [
-            "shown more or less often",
-            ", ".join(f"{name} {weight:g}" for name, weight in recipe["weights"].items()) or "-",
-        ],
+        ["shown more or less often", ", ".join(weights) or "-"],
         ["seed", str(recipe["seed"])],
         ["weights", "moving average, stored as float16"],
     ]

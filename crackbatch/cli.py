@@ -13,7 +13,14 @@ from typing import Annotated
 
 import typer
 
-from crackbatch.console import print_evaluation, print_overview, print_plan, print_summary, print_training
+from crackbatch.console import (
+    print_comparison,
+    print_evaluation,
+    print_overview,
+    print_plan,
+    print_summary,
+    print_training,
+)
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError
 
 app = typer.Typer(
@@ -34,6 +41,14 @@ _Model = Annotated[str, typer.Option(help="A shipped model's name, or a bundle's
 _Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, instead of drawing one.")]
 _Threshold = Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")]
 _OperatingPoint = Annotated[str | None, typer.Option(help="A threshold that the model names [default: balanced].")]
+_Init = Annotated[
+    str, typer.Option(help="Weights to start from: imagenet, none, a shipped model's name, a bundle or state dict.")
+]
+_Epochs = Annotated[int, typer.Option(help="Times to go through the training images.")]
+_BatchSize = Annotated[int, typer.Option(help="Images in a step, of all workers together.")]
+_ImageSize = Annotated[int, typer.Option(help="Width and height of the network's input, in pixels.")]
+_Seed = Annotated[int, typer.Option(help="The same seed on the same machine gives the same weights.")]
+_Workers = Annotated[int, typer.Option(help="Workers of Ray Train; 0 trains in this process.")]
 _Positive = Annotated[
     list[str] | None, typer.Option(help="Folder names (globs) of cracked images; may be repeated [default: crack, …].")
 ]
@@ -115,15 +130,13 @@ def train(
     out: Annotated[str, typer.Option(help="Where the model goes: a folder or URL.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the model [default: the last part of --out].")] = None,
     network: Annotated[str, typer.Option(help="A torchvision classifier, such as resnet50 or vit_b_16.")] = "resnet18",
-    init: Annotated[
-        str, typer.Option(help="Weights to start from: imagenet, none, a shipped model's name, a bundle or state dict.")
-    ] = "imagenet",
+    init: _Init = "imagenet",
     freeze: Annotated[bool, typer.Option("--freeze", help="Train the last layer alone.")] = False,
-    epochs: Annotated[int, typer.Option(help="Times to go through the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images in a step, of all workers together.")] = 64,
+    epochs: _Epochs = 10,
+    batch_size: _BatchSize = 64,
     learning_rate: Annotated[float | None, typer.Option(help="Its peak [default: by network and --init].")] = None,
-    image_size: Annotated[int, typer.Option(help="Width and height of the network's input, in pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same weights.")] = 0,
+    image_size: _ImageSize = 224,
+    seed: _Seed = 0,
     balance: Annotated[
         str, typer.Option(help="Show cracked and sound images equally often (class), and all sources too (source).")
     ] = "none",
@@ -135,7 +148,7 @@ def train(
     group_pattern: _GroupPattern = None,
     group_column: _GroupColumn = "group",
     split: _Split = None,
-    workers: Annotated[int, typer.Option(help="Workers of Ray Train; 0 trains in this process.")] = 1,
+    workers: _Workers = 1,
     max_failures: Annotated[int, typer.Option(help="Failures of workers to recover from.")] = 3,
     address: _Address = None,
 ) -> None:
@@ -243,6 +256,54 @@ def evaluate(
         group_column=group_column,
     )
     print_evaluation(found)
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    networks: Annotated[
+        list[str] | None, typer.Option(help="Torchvision classifiers, with commas between; may be repeated.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Where the models and the table go: a folder or URL.")] = "",
+    init: _Init = "imagenet",
+    epochs: _Epochs = 10,
+    batch_size: _BatchSize = 64,
+    image_size: _ImageSize = 224,
+    seed: _Seed = 0,
+    threshold: _Threshold = None,
+    positive: _Positive = None,
+    negative: _Negative = None,
+    group_pattern: _GroupPattern = None,
+    group_column: _GroupColumn = "group",
+    split: _Split = None,
+    workers: _Workers = 1,
+    address: _Address = None,
+) -> None:
+    """Train several networks on the same split and put them side by side."""
+    from crackbatch import comparison
+
+    try:
+        found = comparison.compare(
+            sources,
+            out,
+            networks=networks or (),
+            threshold=threshold,
+            positive=positive or (),
+            negative=negative or (),
+            group_pattern=group_pattern,
+            group_column=group_column,
+            split=split,
+            init=init,
+            epochs=epochs,
+            batch_size=batch_size,
+            image_size=image_size,
+            seed=seed,
+            workers=workers,
+            address=address,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command continues from the last epoch's checkpoint") from None
+    print_comparison(found)
 
 
 @app.command()

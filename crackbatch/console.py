@@ -6,8 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from crackbatch import storage
+from crackbatch.progress import duration
 
 if TYPE_CHECKING:
+    from crackbatch.comparison import Comparison
     from crackbatch.evaluation import Evaluation
     from crackbatch.overview import Overview
     from crackbatch.summary import RunSummary
@@ -98,6 +100,27 @@ def print_evaluation(found: Evaluation) -> None:
         if at := said.get("precision_at_prevalence"):
             print(f"{'':{width}}  where {at['prevalence']:.1%} are cracked: precision {at['precision']:.3f}")
     print(f"metrics, figures and errors: {storage.redact(found.out)}")
+
+
+def print_comparison(found: Comparison) -> None:
+    """One line for each network, the best first."""
+    print(
+        f"{'network':24}{'accuracy':>10}{'average precision':>24}{'F1':>8}{'parameters':>14}{'MB':>8}"
+        f"{'images/s':>10}{'training':>12}"
+    )
+    for row in found.rows:
+        precision = _interval(
+            {
+                "value": row["average_precision"],
+                "low": row["average_precision_low"],
+                "high": row["average_precision_high"],
+            }
+        )
+        print(
+            f"{row['network']:24}{row['accuracy']:>10.3f}{precision:>24}{row['f1']:>8.3f}{row['parameters']:>14,}"
+            f"{row['size_mb']:>8.1f}{row['images_per_s']:>10.1f}{duration(row['training_s']):>12}"
+        )
+    print(f"table: {storage.redact(found.out)}")
 
 
 def _interval(metric: dict[str, float]) -> str:

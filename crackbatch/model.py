@@ -62,6 +62,7 @@ class Model:
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
         network = build_network(bundle.network, bundle.input_size)
         _load_weights(network, bundle, weights)
+        self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(bundle.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(bundle.std, device=self.device).mul(255).view(1, 3, 1, 1)

@@ -85,7 +85,8 @@ def plot_ranking(sources: Mapping[str, Scored], threshold: float) -> bytes:
     for axes in (left, right):
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.grid(alpha=0.3)
-    left.legend(loc="lower left")
+    if left.lines:
+        left.legend(loc="lower left")
     figure.suptitle(f"dots: threshold {threshold:.3f}")
     return _png(figure)
 

@@ -1,0 +1,111 @@
+"""Several networks on the same data: each trained on the same split, measured on the same test images, in one table.
+
+OUT/<network>/                 a bundle each, as `train` leaves it; OUT/<network>/evaluation/ its measures
+OUT/comparison.parquet         one row for each network
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.errors import OptionError, SourceError
+from crackbatch.evaluation import ALL, evaluate
+from crackbatch.model import Model, load_model
+from crackbatch.training import train
+
+_SPEED_S = 2.0
+_SHOWN = ("accuracy", "average_precision", "f1")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One dictionary for each network, the best average precision first, and where the table lies."""
+
+    rows: list[dict[str, Any]]
+    out: str
+
+
+def compare(
+    sources: str | Sequence[str],
+    out: str,
+    *,
+    networks: Sequence[str],
+    threshold: float | None = None,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    group_pattern: str | None = None,
+    group_column: str = "group",
+    split: str | None = None,
+    **training: Any,
+) -> Comparison:
+    """Train each network on the same split (options as for `train`) and measure it on the test split.
+
+    A network that is trained already is not trained again. Raises RequestError and RunError.
+    """
+    names = [name.strip() for item in networks for name in item.split(",") if name.strip()]
+    if not names:
+        raise OptionError("--networks is missing: name torchvision classifiers, such as resnet18,mobilenet_v3_small")
+    if len(set(names)) < len(names):
+        raise OptionError(f"--networks {','.join(names)}: one stands there twice")
+    if not out:
+        raise OptionError("--out is missing: where should the models go?")
+    location = storage.normalize(out)
+    labels: dict[str, Any] = {
+        "positive": positive,
+        "negative": negative,
+        "group_pattern": group_pattern,
+        "group_column": group_column,
+    }
+    rows = []
+    for name in names:
+        folder = storage.join(location, name)
+        result = train(sources, folder, name=name, network=name, split=split, **labels, **training)
+        if not result.bundle.training["images"]["test"]:
+            raise SourceError(
+                "there is no test split to compare on: the data have too few groups (see --group-pattern)"
+            )
+        measured = evaluate(
+            sources, storage.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
+        ).metrics["sources"]
+        rows.append(_row(name, folder, measured.get(ALL) or next(iter(measured.values())), result.history))
+    rows.sort(key=lambda row: -row["average_precision"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    table = storage.join(location, "comparison.parquet")
+    storage.write_whole(table, sink.getvalue().to_pybytes())
+    return Comparison(rows, table)
+
+
+def _row(name: str, folder: str, measured: dict[str, Any], history: list[dict[str, float]]) -> dict[str, Any]:
+    model = load_model(folder)
+    return {
+        "network": name,
+        **{metric: measured["metrics"][metric]["value"] for metric in _SHOWN},
+        "average_precision_low": measured["metrics"]["average_precision"]["low"],
+        "average_precision_high": measured["metrics"]["average_precision"]["high"],
+        "parameters": model.num_parameters,
+        "size_mb": round(model.num_parameters * 2 / 1e6, 2),  # float16, as bundles are stored
+        "images_per_s": round(_speed(model), 1),
+        "training_s": round(sum(epoch["seconds"] for epoch in history), 1),
+        "model_id": model.bundle.model_id,
+    }
+
+
+def _speed(model: Model) -> float:
+    """Images/s of the forward pass on this machine, in scoring's batches."""
+    size = model.bundle.input_size
+    pixels = np.zeros((model.batch_size, size, size, 3), np.uint8)
+    model.logits(pixels)
+    began, done = time.monotonic(), 0
+    while time.monotonic() - began < _SPEED_S:
+        model.logits(pixels)
+        done += model.batch_size
+    return done / (time.monotonic() - began)

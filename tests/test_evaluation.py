@@ -1,0 +1,138 @@
+"""An evaluation measures what was scored, leaves out what the model has seen, and shows where it is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+from test_dataset import make_photos
+
+from crackbatch import evaluate, load_model, score, train
+from crackbatch.cli import app
+from crackbatch.demo import draw_tile
+from crackbatch.errors import OptionError, OutputError, SourceError
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn tiles of twenty photos, two of which lie in the wrong folder."""
+    folder = make_photos(tmp_path_factory.mktemp("photos") / "deck", 20)
+    (folder / "D" / "CD" / "7900-1.jpg").write_bytes(draw_tile(7901, cracked=False))
+    (folder / "D" / "UD" / "7900-2.jpg").write_bytes(draw_tile(7902, cracked=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    evaluate(str(photos), str(out), threshold=0.5, prevalence=0.02)
+    return out
+
+
+def test_figures_are_those_of_scoring_each_image(photos: Path, evaluated: Path) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    labels = np.array([file.parent.name == "CD" for file in files])
+    alarms = np.array(load_model().predict(files)) >= 0.5
+    said = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
+    assert said["confusion"] == {
+        "hits": int((alarms & labels).sum()),
+        "false_alarms": int((alarms & ~labels).sum()),
+        "misses": int((~alarms & labels).sum()),
+        "correct_rejections": int((~alarms & ~labels).sum()),
+    }
+    assert said["metrics"]["accuracy"]["value"] == pytest.approx((alarms == labels).mean())
+    assert said["groups"] == 21
+    assert said["metrics"]["accuracy"]["low"] < said["metrics"]["accuracy"]["value"]
+    assert 0 <= said["precision_at_prevalence"]["precision"] <= 1
+
+
+def test_wrong_labels_stand_first_among_the_errors(photos: Path, evaluated: Path) -> None:
+    errors = pq.read_table(evaluated / "errors.parquet").to_pandas()
+    wrong = {"deck/D/CD/7900-1.jpg", "deck/D/UD/7900-2.jpg"}
+    assert wrong <= set(errors["path"])
+    sure = np.where(errors["label"] == "crack", 1 - errors["crack_probability"], errors["crack_probability"])
+    assert (np.diff(sure) <= 0).all()
+    counts = errors["kind"].value_counts()
+    said = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]["confusion"]
+    assert (counts["miss"], counts["false alarm"]) == (said["misses"], said["false_alarms"])
+
+
+@pytest.mark.parametrize("name", ["confusion.png", "ranking.png", "reliability.png", "errors.png"])
+def test_figures_are_pictures(evaluated: Path, name: str) -> None:
+    picture = np.asarray(PIL.Image.open(evaluated / name).convert("L"))
+    assert min(picture.shape) >= 200
+    assert picture.std() > 5
+
+
+def test_published_rows_are_measured_without_scoring_again(
+    photos: Path, evaluated: Path, tmp_path: Path, ray_here: None
+) -> None:
+    score(str(photos), str(tmp_path / "results"))
+    found = evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"), threshold=0.5)
+    before = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
+    assert found.metrics["sources"]["deck/D"]["confusion"] == before["confusion"]
+    (photos / "D" / "CD" / "7999-1.jpg").write_bytes(draw_tile(7999, cracked=True))
+    try:
+        with pytest.raises(SourceError, match="1 of 83 labelled images have no score by concrete-resnet18@"):
+            evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"))
+    finally:
+        (photos / "D" / "CD" / "7999-1.jpg").unlink()
+
+
+def test_a_model_is_not_measured_on_what_it_was_trained_on(photos: Path, tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    train(str(photos), model, workers=0, init="none", image_size=64, epochs=1, batch_size=16)
+    found = evaluate(str(photos), str(tmp_path / "out"), model=model)
+    images = load_model(model).bundle.training["images"]
+    assert found.metrics["left_out"] == {"train": images["train"], "validation": images["validation"]}
+    assert found.metrics["images"] == images["test"]
+    everything = evaluate(str(photos), str(tmp_path / "all"), model=model, include_seen=True)
+    assert everything.metrics["images"] == sum(images.values())
+    train_only = tmp_path / "seen"
+    split = pq.read_table(tmp_path / "model" / "split.parquet").to_pandas()
+    for uri in split[split["split"] == "train"]["image_uri"]:
+        target = train_only / Path(uri).relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(Path(uri).read_bytes())
+    with pytest.raises(SourceError, match="--include-seen"):
+        evaluate(str(train_only), str(tmp_path / "none"), model=model)
+
+
+def test_a_source_of_one_class_has_what_can_be_measured(tmp_path: Path) -> None:
+    for index in range(6):
+        path = tmp_path / "site" / "sound" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_tile(index, cracked=False))
+    evaluate(str(tmp_path / "site"), str(tmp_path / "out"))
+    said = json.loads((tmp_path / "out" / "metrics.json").read_text())["sources"]["site"]["metrics"]
+    assert said["roc_auc"]["value"] is None
+    assert said["accuracy"]["value"] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"prevalence": 2.0}, OptionError, "--prevalence 2"),
+        ({"threshold": -1.0}, OptionError, "--threshold -1"),
+        ({"threshold": 0.5, "operating_point": "balanced"}, OptionError, "give one of them"),
+        ({"predictions": "nowhere"}, OutputError, "no predictions in"),
+    ],
+)
+def test_a_wrong_request_is_one_line(photos: Path, tmp_path: Path, options, error, message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        evaluate(str(photos), str(tmp_path / "out"), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_commands_print_what_they_found(photos: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    shown = CliRunner().invoke(app, ["evaluate", str(photos), "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert re.search(r"deck/D +82 ", shown.output)
+    shown = CliRunner().invoke(app, ["dataset", str(photos), "--out", str(tmp_path / "ds")], catch_exceptions=False)
+    assert re.search(r"deck/D +crack .*in \d+ groups", shown.output)
