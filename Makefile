@@ -1,12 +1,13 @@
 # make demo     set up in .venv and score a drawn archive
 # make test     set up and test             make check    lint and types
+# make test-training    trainings whose workers die, on several workers: minutes
 # make model    train the shipped model     make bench    speed and planning, as ratios
 PYTHON ?= python3
 BIN := .venv/bin
 # METU and SDNET2018, whose addresses are in the model's card
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
 
-.PHONY: demo test check format model bench setup clean
+.PHONY: demo test test-training check format model bench setup clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -21,6 +22,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-training: setup
+	$(BIN)/python -m pytest -m slow tests/test_training.py tests/test_jobs.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -42,6 +46,7 @@ model: setup
 bench: setup
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/train.py
 
 clean:
 	rm -rf .venv demo build *.egg-info

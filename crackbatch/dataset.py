@@ -94,6 +94,14 @@ class Dataset:
         return self.table.filter(pc.equal(self.table.column("split"), split))
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Labelled images that were listed and not read yet."""
+
+    table: pa.Table
+    report: Report
+
+
 def read_dataset(
     sources: Sequence[str],
     rules: LabelRules | None = None,
@@ -105,6 +113,17 @@ def read_dataset(
 
     Images of compressed tars are copied below `scratch`, which must outlast the dataset.
     """
+    return read_listed(list_labelled(sources, rules, group_column, scratch, extensions))
+
+
+def list_labelled(
+    sources: Sequence[str],
+    rules: LabelRules | None = None,
+    group_column: str = GROUP_COLUMN,
+    scratch: str | None = None,
+    extensions: frozenset[str] = EXTENSIONS,
+) -> Listed:
+    """The images that have a label, none of them read; raises SourceError where there are none."""
     rules, report = rules or LabelRules(), Report()
     tables = []
     for source, name in zip(sources, _source_names(sources), strict=True):
@@ -118,9 +137,14 @@ def read_dataset(
             f"no labelled images in {', '.join(map(storage.redact, sources))}: {report.unlabelled:,} images, none in a"
             " folder such as Positive or Negative, crack or no_crack (see --positive, --negative; or give a manifest)"
         )
-    table, hashes = _read_all(table, report)
-    table, hashes = _drop_duplicates(table, hashes, report)
-    return Dataset(_join_near_duplicates(table, hashes, report), report)
+    return Listed(table, report)
+
+
+def read_listed(listed: Listed) -> Dataset:
+    """The images that can be read, each once; raises SourceError where none can be."""
+    table, hashes = _read_all(listed.table, listed.report)
+    table, hashes = _drop_duplicates(table, hashes, listed.report)
+    return Dataset(_join_near_duplicates(table, hashes, listed.report), listed.report)
 
 
 def with_split(dataset: Dataset, seed: int = 0) -> Dataset:

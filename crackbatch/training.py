@@ -34,8 +34,8 @@ from crackbatch.bundle import DESCRIPTION, Bundle, read_bundle, write_bundle
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.card import write_card
 from crackbatch.checkpoints import Checkpoints
-from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_split
-from crackbatch.errors import OptionError, SourceError
+from crackbatch.dataset import Dataset, list_labelled, read_listed, with_given_split, with_split
+from crackbatch.errors import OptionError, RunError, SourceError
 from crackbatch.fitting import Figures, Fit, best_epoch, fit
 from crackbatch.initial import Initial, initial_network
 from crackbatch.labels import LabelRules
@@ -113,13 +113,19 @@ def train(
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     location = storage.normalize(out)
     storage.check_writable(location)
-    built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
-    with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as scratch:
-        dataset = read_dataset(names, rules, group_column, scratch)
-        dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
-        _check_weights(recipe, dataset)
-        where = Where(workers, max_failures, address)
-        return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
+    where = Where(workers, max_failures, address)
+    try:
+        with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as scratch:
+            listed = list_labelled(names, rules, group_column, scratch)
+            # Importing torch and fetching weights take seconds, reading all images may take hours.
+            built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
+            dataset = read_listed(listed)
+            dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
+            _check_weights(recipe, dataset)
+            return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
+    except OSError as error:  # a full disk, a storage that went away: the checkpoints are kept
+        reason = storage.redact(str(error) or repr(error))
+        raise RunError(f"the training broke off ({reason}); the same command continues it") from error
 
 
 def _check_weights(recipe: Recipe, dataset: Dataset) -> None:

@@ -39,6 +39,40 @@ def test_help_and_wrong_usage_are_answered_without_torch_or_ray(arguments: list[
     assert result.returncode == (2 if "--no-such-option" in arguments else 0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere", "--out", "OUT"], "no such file or folder: nowhere"),
+        (["train", "IN"], "--out is missing"),
+        (["train", "IN", "--out", "OUT"], "no labelled images in IN: 1 images, none in a folder such as Positive"),
+        (["train", "IN", "--out", "OUT", "--epochs", "0"], "--epochs 0"),
+        (["train", "IN", "--out", "OUT", "--weight", "much"], "--weight 'much': write it as SOURCE=0.5"),
+        (["train", "IN", "--out", "OUT", "--group-pattern", "("], "--group-pattern '(' is no regular expression"),
+        (["dataset", "IN", "--out", "OUT"], "no labelled images in IN"),
+        (["evaluate", "IN"], "--out is missing"),
+        (["evaluate", "IN", "--out", "OUT", "--model", "no-such-model"], "no model at no-such-model"),
+        (["evaluate", "IN", "--out", "OUT", "--operating-point", "sharp"], "has no operating point 'sharp'"),
+        (["compare", "IN", "--out", "OUT"], "--networks is missing"),
+    ],
+)
+def test_a_wrong_request_to_train_or_measure_is_one_line_and_exit_2(
+    arguments: list[str], message: str, image: Path, tmp_path: Path
+) -> None:
+    names = {"IN": str(image.parent), "OUT": str(tmp_path / "out")}
+    code = (
+        "import sys, crackbatch.cli\n"
+        f"sys.argv[1:] = {[names.get(argument, argument) for argument in arguments]!r}\n"
+        "try: crackbatch.cli.main()\n"
+        "finally: print('loaded', [name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert message.replace(" IN", f" {image.parent}") in result.stderr
+    assert "'ray'" not in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_takes_less_than_a_second() -> None:
     fastest = min(_timed("--help") for _ in range(3))
     assert fastest < 1

@@ -10,12 +10,12 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from test_dataset import make_photos
 
 from crackbatch import evaluate, load_model, score, train
 from crackbatch.cli import app
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
+from test_dataset import make_photos
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from test_dataset import make_photos
 
 from crackbatch import load_model, train
 from crackbatch.bundle import read_bundle
@@ -24,6 +24,7 @@ from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, OptionError, RunError, SourceError
 from crackbatch.initial import initial_network
 from crackbatch.pixels import decode_pixels, number_rows
+from test_dataset import make_photos
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
 SMALL = {"init": "none", "image_size": 64, "batch_size": 16, "epochs": 3}
@@ -109,6 +110,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained: Path, photos: st
     assert not (out / "training").exists()
 
 
+def test_ray_train_gives_the_same_weights(trained: Path, photos: str, tmp_path: Path, ray_here: None) -> None:
+    train(photos, str(tmp_path / "ray"), name="small", workers=1, **SMALL)
+    assert weights(tmp_path / "ray") == weights(trained)
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(photos: str, tmp_path: Path, ray_here: None) -> None:
+    with pytest.raises(RunError, match=r"2 workers need a CPU each.*fewer --workers"):
+        train(photos, str(tmp_path / "ray"), workers=2, **SMALL)
+
+
+@pytest.mark.slow
 def test_ray_train_gives_the_same_weights_and_survives_its_workers_death(
     trained: Path, photos: str, tmp_path: Path
 ) -> None:
@@ -147,6 +159,23 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Pat
     with pytest.raises(OptionError, match="other data or options"):
         train(photos, str(trained), workers=0, **{**SMALL, "epochs": 4})
     assert (trained / "model.json").stat().st_mtime_ns == before
+
+
+def test_a_disk_that_is_full_ends_with_the_cause_and_the_training_goes_on_later(
+    trained: Path, photos: str, tmp_path: Path
+) -> None:
+    def no_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, 50 << 20))  # a checkpoint takes more
+
+    out = tmp_path / "full"
+    failed = subprocess.run(
+        command(photos, out, "--workers=0"), capture_output=True, text=True, preexec_fn=no_large_files
+    )
+    assert failed.returncode == 1
+    assert "the same command continues it" in failed.stderr.splitlines()[-1]
+    assert "Traceback" not in failed.stderr
+    subprocess.run(command(photos, out, "--workers=0"), capture_output=True, check=True)
+    assert weights(out) == weights(trained)
 
 
 def test_an_unfinished_training_with_other_options_is_kept(photos: str, tmp_path: Path) -> None:
