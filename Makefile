@@ -1,13 +1,13 @@
 # make demo     set up in .venv and score a drawn archive
 # make test     set up and test             make check    lint and types
-# make test-training    trainings whose workers die, on several workers: minutes
+# make test-slow    trainings whose workers die, or that have several; long runs
 # make model    train the shipped model     make bench    speed and planning, as ratios
 PYTHON ?= python3
 BIN := .venv/bin
 # METU and SDNET2018, whose addresses are in the model's card
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
 
-.PHONY: demo test test-training check format model bench setup clean
+.PHONY: demo test test-slow check format model bench setup clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -23,8 +23,8 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-training: setup
-	$(BIN)/python -m pytest -m slow tests/test_training.py tests/test_jobs.py
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 check: setup
 	$(BIN)/ruff check .

@@ -26,6 +26,9 @@ _SHARE_KEPT = 1 / 8
 _MAX_THREADS = 16
 _MAX_BLOCK_BYTES = 32 << 20
 _AHEAD_PER_THREAD = 16 << 20
+# Ray Data reserves this share of all CPUs for its stages in equal parts, the first stages first. Its own half would go
+# to reading, leave nothing for writing beside the actors, and no row would be kept before the last image was read.
+_RESERVED_SHARE = 0.1
 
 
 class Cluster:
@@ -79,10 +82,15 @@ class Cluster:
         self._is_ours = True
 
     def devices(self) -> Devices:
+        """How the predict stage is laid out here."""
+        return lay_out(self.node_resources())
+
+    def node_resources(self) -> list[dict[str, float]]:
+        """The resources of each node that is alive."""
         import ray
 
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return lay_out([node["Resources"] for node in nodes if node["Alive"]])
+        return [node["Resources"] for node in nodes if node["Alive"]]
 
     def train_device(self, workers: int) -> str:
         """Where to train: on GPUs where there is one for each worker; RunError where not even CPUs are."""
@@ -141,6 +149,7 @@ def data_context(ahead: int | None = None) -> Iterator[None]:
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
     context.target_max_block_size = _MAX_BLOCK_BYTES
+    context.op_resource_reservation_ratio = _RESERVED_SHARE
     if ahead is not None:
         limits = context.execution_options.resource_limits
         context.execution_options.resource_limits = limits.copy(object_store_memory=ahead)

@@ -20,6 +20,7 @@ from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
 from crackbatch.model import Model, load_model
 from crackbatch.training import train
+from crackbatch.tuner import train_side_by_side
 
 _SPEED_S = 2.0
 _SHOWN = ("accuracy", "average_precision", "f1")
@@ -44,11 +45,14 @@ def compare(
     group_pattern: str | None = None,
     group_column: str = "group",
     split: str | None = None,
+    workers: int = 1,
+    address: str | None = None,
     **training: Any,
 ) -> Comparison:
     """Train each network on the same split (options as for `train`) and measure it on the test split.
 
-    A network that is trained already is not trained again. Raises RequestError and RunError.
+    With workers, they are trained side by side where the cluster has room for several. A network that is trained
+    already is not trained again. Raises RequestError and RunError.
     """
     names = [name.strip() for item in networks for name in item.split(",") if name.strip()]
     if not names:
@@ -64,10 +68,17 @@ def compare(
         "group_pattern": group_pattern,
         "group_column": group_column,
     }
+    trainings = [
+        {"sources": sources, "out": storage.join(location, name), "name": name, "network": name, "split": split,
+         **labels, **training}
+        for name in names
+    ]  # fmt: skip
+    if workers and len(names) > 1:  # on a cluster there may be room for several at once
+        train_side_by_side(trainings, location, address)
     rows = []
-    for name in names:
-        folder = storage.join(location, name)
-        result = train(sources, folder, name=name, network=name, split=split, **labels, **training)
+    for name, arguments in zip(names, trainings, strict=True):
+        folder = arguments["out"]
+        result = train(**arguments, workers=workers, address=address)  # says what was trained, or trains it now
         if not result.bundle.training["images"]["test"]:
             raise SourceError(
                 "there is no test split to compare on: the data have too few groups (see --group-pattern)"

@@ -60,6 +60,14 @@ def filesystem(location: str) -> tuple[Any, str]:
     return found, path
 
 
+def arrow_filesystem(location: str) -> tuple[Any, str]:
+    """The same for libraries that know PyArrow's filesystems; None stands for this machine's."""
+    import pyarrow.fs
+
+    found, path = filesystem(location)
+    return None if is_local(location) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found)), path
+
+
 def join(location: str, *parts: str) -> str:
     """A location below another."""
     return "/".join([location.rstrip("/"), *parts])

@@ -110,16 +110,13 @@ def _write_part(rows: pa.Table, folder: str) -> Part:
 
 
 def _run_config(folder: str, max_failures: int) -> Any:
-    import pyarrow.fs
     import ray.train
 
-    location = storage.join(folder, "ray")
-    filesystem, path = storage.filesystem(location)
-    remote = None if storage.is_local(location) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
+    filesystem, path = storage.arrow_filesystem(storage.join(folder, "ray"))
     return ray.train.RunConfig(
         name=uuid.uuid4().hex,  # a name that was used before would be taken for finished, and train nothing
         storage_path=path,
-        storage_filesystem=remote,
+        storage_filesystem=filesystem,
         failure_config=ray.train.FailureConfig(max_failures=max_failures),
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +13,7 @@ import pytest
 from crackbatch import compare
 from crackbatch.bundle import read_bundle
 from crackbatch.errors import OptionError
+from crackbatch.tuner import Room, find_room
 from test_dataset import make_photos
 
 SMALL = {"workers": 0, "init": "none", "image_size": 64, "batch_size": 16, "epochs": 1}
@@ -39,3 +43,44 @@ def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path) -> No
 def test_a_list_of_networks_that_means_nothing_is_refused(networks: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=message):
         compare("nowhere", str(tmp_path), networks=networks)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "room"),
+    [
+        ([{"CPU": 2.0}], Room(1, 2, 0)),
+        ([{"CPU": 8.0}, {"CPU": 4.0}, {}], Room(2, 4, 0)),
+        ([{"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}], Room(2, 7, 1)),
+        ([{"CPU": 1.0, "GPU": 1.0}], Room(1, 1, 1)),
+    ],
+)
+def test_there_is_room_for_a_training_on_each_gpu_or_each_node(nodes: list[dict[str, float]], room: Room) -> None:
+    assert find_room(nodes) == room
+
+
+ON_TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+import crackbatch
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+found = crackbatch.compare(sys.argv[1], sys.argv[2], networks=["resnet18", "mobilenet_v3_small"], workers=1,
+                           address=cluster.address, init="none", image_size=64, batch_size=16, epochs=1)
+print("best", found.rows[0]["model_id"])
+"""
+
+
+@pytest.mark.slow
+def test_two_nodes_train_two_networks_at_once(tmp_path: Path) -> None:
+    photos, out = make_photos(tmp_path / "deck", 20), tmp_path / "out"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    result = subprocess.run(
+        [sys.executable, "-c", ON_TWO_NODES, str(photos), str(out)], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    began = {name: (out / name / "split.parquet").stat().st_mtime for name in ("resnet18", "mobilenet_v3_small")}
+    assert (out / "comparison.parquet").stat().st_mtime > max(began.values())
+    assert not (out / "tune").exists()
+    assert f"best {pq.read_table(out / 'comparison.parquet').to_pylist()[0]['model_id']}" in result.stdout
+    assert "epoch 1 of 1" not in result.stderr  # nothing was trained by the driver itself

@@ -31,6 +31,8 @@ from crackbatch.model import load_model
 from crackbatch.table import COLUMNS, STATUSES
 from test_archive import write_files, zip_with
 
+CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
+
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 
@@ -366,6 +368,23 @@ def wait_for(condition, process: subprocess.Popen[str], timeout_s: float = 120) 
         assert process.poll() is None, process.stderr.read() if process.stderr else "it ended"
         ticks.wait(0.05)
     raise AssertionError("it did not happen in time")
+
+
+@pytest.mark.slow  # enough shards that reading does not end before the first image is scored
+def test_rows_are_kept_as_they_come_and_not_at_the_end_of_the_run(tmp_path: Path) -> None:
+    tiles = [draw_tile(seed, cracked=False) for seed in range(20)]
+    source = write_files(tmp_path / "in", {f"{index:04d}.jpg": tiles[index % 20] for index in range(6000)})
+    command = [CRACKBATCH, "score", str(source), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    tick = threading.Event()
+    first = None
+    while first is None and process.poll() is None:
+        first = next((path.stat().st_mtime for path in (tmp_path / "out").glob("runs/*/parts/*.part")), None)
+        tick.wait(0.05)
+    assert process.wait(200) == 0
+    scored = crackbatch.read_predictions(str(tmp_path / "out"))["scored_at"]
+    assert first is not None
+    assert pd.Timestamp(first, unit="s", tz="UTC") < scored.quantile(0.4)
 
 
 def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
