@@ -23,6 +23,7 @@ _MIN_WARM_UP = 50  # steps, or half of all: a random network thrown at the full 
 # Weights are averaged over about 500 steps (Tarvainen & Valpola 2017), over fewer at the beginning.
 _AVERAGE_DECAY = 0.998
 _VALIDATION_BATCH = 64
+_CHECK_STEPS = 50
 
 
 class Learner:
@@ -77,7 +78,7 @@ class Learner:
             self._update_average()
             total += loss.detach()
             num += 1
-            if num % 50 == 0:
+            if num % _CHECK_STEPS == 0 and self._module is self._network:  # one of several workers must not stop alone
                 _check(float(total), epoch)
         mean = float(_summed(total)) / max(float(_summed(torch.tensor(float(num), device=self._device))), 1)
         _check(mean, epoch)

@@ -12,13 +12,14 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from crackbatch import storage
+from crackbatch import results, storage
 from crackbatch.augment import MARGIN, Augmentation
 from crackbatch.batches import HeldBatches, StreamedBatches
 from crackbatch.checkpoints import Checkpoints
@@ -101,6 +102,8 @@ def fit_on_ray(
                 trainer.fit()
             except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
                 raise RunError(f"the training broke off ({cause_of(error)}); the same command continues it") from None
+    if (failure := results.read_json(_failure_file(folder))) is not None:
+        raise RunError(failure["error"])
 
 
 def _write_part(rows: pa.Table, folder: str) -> Part:
@@ -155,12 +158,23 @@ def _decode_shards(batch: dict[str, np.ndarray], folder: str, size: int) -> Iter
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker does: its part of the images in memory if there is room, then epoch after epoch."""
+    """What each worker does; what would fail again (a loss that is no number) is told and not tried again."""
+    import ray.train
+
+    job: Job = config["job"]
+    try:
+        _train(job)
+    except RunError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            results.write_json(_failure_file(job.folder), {"error": str(error)})
+
+
+def _train(job: Job) -> None:
+    """A worker's part of the images in memory if there is room, then epoch after epoch."""
     import ray.train
     import ray.train.torch
     import torch
 
-    job: Job = config["job"]
     recipe = job.recipe
     rank = ray.train.get_context().get_world_rank()
     if job.device == "cpu":  # Ray allows a worker one thread, which would leave most of the machine idle
@@ -223,7 +237,7 @@ class _Watch:
 
     def __enter__(self) -> None:
         for file in storage.list_files(self._folder, ".json"):
-            if "/progress-" in file:
+            if "/progress-" in file or file == _failure_file(self._folder):
                 storage.remove(file)
         self._thread.start()
 
@@ -234,7 +248,8 @@ class _Watch:
 
     def _poll(self) -> None:
         while not self._stop.wait(_POLL_S):
-            self._tell()
+            with suppress(OSError):  # a storage that does not answer now will be asked again
+                self._tell()
 
     def _tell(self) -> None:
         files = [file for file in storage.list_files(self._folder, ".json") if "/progress-" in file]
@@ -243,6 +258,10 @@ class _Watch:
             if figures["epoch"] > self._epoch:
                 self._epoch = figures["epoch"]
                 self._on_epoch(figures)
+
+
+def _failure_file(folder: str) -> str:
+    return storage.join(folder, "failure.json")
 
 
 def _progress_file(folder: str, epoch: int) -> str:

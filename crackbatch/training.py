@@ -17,7 +17,8 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -115,7 +116,7 @@ def train(
     storage.check_writable(location)
     where = Where(workers, max_failures, address)
     try:
-        with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as scratch:
+        with _scratch(location, workers) as scratch:
             listed = list_labelled(names, rules, group_column, scratch)
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
@@ -126,6 +127,20 @@ def train(
     except OSError as error:  # a full disk, a storage that went away: the checkpoints are kept
         reason = storage.redact(str(error) or repr(error))
         raise RunError(f"the training broke off ({reason}); the same command continues it") from error
+
+
+@contextmanager
+def _scratch(out: str, workers: int) -> Iterator[str]:
+    """A place for the images of compressed tars that every worker can read: below OUT, or on this machine for one."""
+    if not workers:
+        with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as folder:
+            yield folder
+        return
+    location = storage.join(out, "training", "scratch")
+    try:
+        yield location
+    finally:
+        storage.remove(location)
 
 
 def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
@@ -232,6 +247,7 @@ def _fit_here(
 def _fit_on_ray(recipe: Recipe, dataset: Dataset, folder: str, where: Where) -> list[Figures]:
     """Train on workers of Ray Train, unless the checkpoints hold all epochs already."""
     if len(history := _history(folder)) < recipe.epochs:
+        _say(f"training on Ray Train, {where.workers} workers")
         rows = [number_rows(dataset.part(split)) for split in ("train", "validation")]
         fit_on_ray(
             recipe, folder, rows[0], rows[1], MEAN, STD, where.workers, where.max_failures, where.address,

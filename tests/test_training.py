@@ -120,6 +120,11 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(photos: str, tmp
         train(photos, str(tmp_path / "ray"), workers=2, **SMALL)
 
 
+def test_a_loss_that_is_no_number_stops_ray_train_at_once(photos: str, tmp_path: Path, ray_here: None) -> None:
+    with pytest.raises(RunError, match=r"the loss is nan in epoch \d.*--learning-rate"):
+        train(photos, str(tmp_path / "out"), workers=1, **SMALL, learning_rate=1e30)
+
+
 @pytest.mark.slow
 def test_ray_train_gives_the_same_weights_and_survives_its_workers_death(
     trained: Path, photos: str, tmp_path: Path
