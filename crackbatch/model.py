@@ -51,14 +51,15 @@ class Model:
     """A network ready to score: `predict` for people, `logits` for pipelines.
 
     On CPUs batch normalisation is folded into the convolutions and memory is channels-last; on CUDA it also runs in
-    bfloat16. Threads may call `logits` at the same time.
+    bfloat16, unless told otherwise. Threads may call `logits` at the same time.
     """
 
-    def __init__(self, bundle: Bundle, weights: bytes, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, weights: bytes, device: str = "cpu", bfloat16: bool | None = None) -> None:
         import torch
 
         self.bundle = bundle
         self.device = torch.device(device)
+        self._bfloat16 = self.device.type == "cuda" if bfloat16 is None else bfloat16
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
         network = build_network(bundle.network, bundle.input_size)
         _load_weights(network, bundle, weights)
@@ -100,7 +101,7 @@ class Model:
     def _precision(self) -> Any:
         import torch
 
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import PIL.Image
 import pytest
 
 import crackbatch
-from crackbatch.bundle import DEFAULT_MODEL, read_bundle, shipped_models
+from crackbatch.bundle import DEFAULT_MODEL, read_bundle, read_bundle_and_weights, shipped_models
 from crackbatch.demo import draw_tile
 from crackbatch.errors import BundleError
+from crackbatch.image import read_image, to_input
 from crackbatch.model import Model, build_network, load_model
 
 SHIPPED = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL
@@ -77,8 +80,6 @@ def test_folding_changes_no_probability() -> None:
     import torch
     from safetensors.torch import load
 
-    from crackbatch.bundle import read_bundle_and_weights
-
     found, weights = read_bundle_and_weights()
     plain = build_network(found.network, found.input_size)
     plain.load_state_dict(load(weights))
@@ -90,6 +91,29 @@ def test_folding_changes_no_probability() -> None:
         expected = torch.softmax(plain((images - mean) / std), 1)[:, 1].numpy()
     model = Model(found, weights)
     assert np.abs(model.probability(model.logits(pixels) * found.temperature) - expected).max() < 1e-4
+
+
+def test_float16_on_disk_and_bfloat16_at_work_change_no_probability_by_a_hundredth(shared_data: Path) -> None:
+    """The second is what a GPU computes in; here the same network is run so on the CPU."""
+    import torch
+    from safetensors.torch import load, save
+
+    bundle, weights = read_bundle_and_weights()
+    with zipfile.ZipFile(shared_data / "metu.zip") as metu, tarfile.open(shared_data / "sdnet.tar") as sdnet:
+        data = [metu.read(name) for name in metu.namelist()[::400]]
+        data += [sdnet.extractfile(member).read() for member in sdnet.getmembers()[::200] if member.isfile()]
+    pixels = np.stack([to_input(read_image(item), bundle.input_size) for item in data])
+    model = Model(bundle, weights)
+    expected = model.probability(model.logits(pixels))
+    random = torch.Generator().manual_seed(0)
+    full = {name: value.float() if value.is_floating_point() else value for name, value in load(weights).items()}
+    for value in full.values():  # as float32 weights are before they are rounded: about half a step away
+        if value.is_floating_point():
+            value *= 1 + (torch.rand(value.shape, generator=random) - 0.5) * 2**-11
+    unrounded = Model(bundle, save(full))
+    assert np.abs(unrounded.probability(unrounded.logits(pixels)) - expected).max() < 0.01
+    short = Model(bundle, weights, bfloat16=True)
+    assert np.abs(short.probability(short.logits(pixels)) - expected).max() < 0.01
 
 
 def _file(index: int):
