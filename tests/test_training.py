@@ -120,6 +120,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(photos: str, tmp
         train(photos, str(tmp_path / "ray"), workers=2, **SMALL)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_ray_train_at_once(photos: str, tmp_path: Path, ray_here: None) -> None:
     with pytest.raises(RunError, match=r"the loss is nan in epoch \d.*--learning-rate"):
         train(photos, str(tmp_path / "out"), workers=1, **SMALL, learning_rate=1e30)
@@ -166,6 +167,7 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Pat
     assert (trained / "model.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_with_the_cause_and_the_training_goes_on_later(
     trained: Path, photos: str, tmp_path: Path
 ) -> None:
@@ -225,9 +227,15 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet34", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16",
-             "googlenet"]
-)  # fmt: skip
+    "name",
+    [
+        "mobilenet_v3_small",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet34", "resnet50", "efficientnet_b0", "convnext_tiny", "vit_b_16", "googlenet")
+        ),
+    ],
+)
 def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str, tmp_path: Path) -> None:
     out = str(tmp_path / name)
     result = train(photos, out, workers=0, network=name, init="none", image_size=64, batch_size=64, epochs=1)
