@@ -68,6 +68,7 @@ cluster.add_node(num_cpus=1)
 found = crackbatch.compare(sys.argv[1], sys.argv[2], networks=["resnet18", "mobilenet_v3_small"], workers=1,
                            address=cluster.address, init="none", image_size=64, batch_size=16, epochs=1)
 print("best", found.rows[0]["model_id"])
+cluster.shutdown()
 """
 
 
