@@ -29,9 +29,8 @@ from crackbatch.image import read_image, to_input
 from crackbatch.initial import initial_network
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.pixels import Pixels
-from crackbatch.recipe import Recipe
+from crackbatch.recipe import MEAN, STD, Recipe
 from crackbatch.sampling import Sampler
-from crackbatch.training import MEAN, STD
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "metu.zip"
 
@@ -50,7 +49,7 @@ def main() -> None:
     num_steps = len(pixels) // batch_size
     sampler = Sampler(pixels.labels, pixels.sources, "none", {}, 0)
     batches = HeldBatches(pixels, sampler, Augmentation(size, 0), batch_size, num_steps)
-    learner = Learner(*initial_network("resnet18", "none")[:2], recipe, num_steps, MEAN, STD, device)
+    learner = Learner(*initial_network("resnet18", "none")[:2], recipe, num_steps, device)
     plain = Plain(list(batches.epoch(0)), device)
     print(f"{len(pixels):,} images of {size} px, batches of {batch_size}, {os.cpu_count()} cores, {device}", flush=True)
     ours, theirs, waits = [], [], []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from crackbatch.augment import Augmentation
-from crackbatch.pixels import Pixels
+from crackbatch.augment import MARGIN, Augmentation
+from crackbatch.pixels import Marks, Pixels, fits_memory, hold
+from crackbatch.recipe import Recipe
 from crackbatch.sampling import Sampler
 
 _AHEAD = 3  # batches that wait for the network
@@ -19,6 +20,32 @@ _BUFFER_BYTES = 512 << 20
 
 # Images (batch, size, size, 3) uint8 and labels (batch,) int64.
 Batch = tuple[np.ndarray, np.ndarray]
+
+
+def stored_size(recipe: Recipe) -> int:
+    """Width and height, in pixels, of the training pictures that batches are made from."""
+    return round(recipe.image_size * MARGIN)
+
+
+def make_batches(
+    recipe: Recipe, workers: Sequence[Marks], rank: int, stream: Callable[[], Iterable[Pixels]]
+) -> HeldBatches | StreamedBatches:
+    """One worker's batches, as many as each other worker's; `stream` gives its pictures, of `stored_size`.
+
+    They are held in memory if there is room, else read again in every epoch.
+    """
+    samplers = [
+        Sampler(marks.labels, marks.sources, recipe.balance, recipe.weights, recipe.seed + place)
+        for place, marks in enumerate(workers)
+    ]
+    shown = sum(map(len, samplers))
+    batch_size = max(2, min(recipe.batch_size, shown) // len(workers))
+    num_steps = max(1, shown // (batch_size * len(workers)))
+    augmentation = Augmentation(recipe.image_size, recipe.seed + rank)
+    if fits_memory(len(workers[rank]), stored_size(recipe)):
+        pixels = hold(stream(), workers[rank])
+        return HeldBatches(pixels, samplers[rank], augmentation, batch_size, num_steps)
+    return StreamedBatches(stream, samplers[rank], augmentation, batch_size, num_steps, recipe.seed + rank)
 
 
 class _Shown(NamedTuple):
@@ -39,11 +66,11 @@ class HeldBatches:
         self, pixels: Pixels, sampler: Sampler, augmentation: Augmentation, batch_size: int, num_steps: int
     ) -> None:
         self._pixels, self._sampler, self._augmentation = pixels, sampler, augmentation
-        self._shape = (num_steps, batch_size)
+        self.batch_size, self.num_steps = batch_size, num_steps
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""
-        order = np.resize(self._sampler.order(epoch), self._shape)
+        order = np.resize(self._sampler.order(epoch), (self.num_steps, self.batch_size))
         return _augmented(([self._shown(index) for index in members] for members in order), self._augmentation, epoch)
 
     def _shown(self, index: int) -> _Shown:
@@ -66,7 +93,8 @@ class StreamedBatches:
         seed: int,
     ) -> None:
         self._stream, self._sampler, self._augmentation = stream, sampler, augmentation
-        self._batch_size, self._num_steps, self._seed = batch_size, num_steps, seed
+        self.batch_size, self.num_steps = batch_size, num_steps
+        self._seed = seed
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -75,13 +103,13 @@ class StreamedBatches:
     def _batches(self, epoch: int) -> Iterator[list[_Shown]]:
         batch: list[_Shown] = []
         steps = 0
-        while steps < self._num_steps:  # a second time only where this worker has fewer images than the others
+        while steps < self.num_steps:  # a second time only where this worker has fewer images than the others
             for shown in self._shuffled(epoch):
                 batch.append(shown)
-                if len(batch) == self._batch_size:
+                if len(batch) == self.batch_size:
                     yield batch
                     batch, steps = [], steps + 1
-                    if steps == self._num_steps:
+                    if steps == self.num_steps:
                         return
 
     def _shuffled(self, epoch: int) -> Iterator[_Shown]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from crackbatch import storage
-from crackbatch.errors import BundleError, SourceError
+from crackbatch.errors import BundleError, OptionError, SourceError
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "concrete-resnet18"
+DEFAULT_OPERATING_POINT = "balanced"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 _SHIPPED = Path(__file__).parent / "models"
@@ -61,12 +62,22 @@ class Bundle:
         """`name@` and the first 12 hexadecimal digits of the weights' sha256."""
         return f"{self.name}@{self.weights_sha256[:12]}"
 
-    def threshold(self, operating_point: str) -> float:
-        """The threshold of a named operating point; BundleError names the ones there are."""
-        if operating_point not in self.operating_points:
+    def draw_line(self, threshold: float | None, operating_point: str | None) -> float:
+        """The probability from which an image is a crack: as given, or as the named operating point has it.
+
+        Raises OptionError for what is no probability, BundleError for an operating point that the model does not name.
+        """
+        if threshold is not None and operating_point is not None:
+            raise OptionError("--threshold and --operating-point both draw the line; give one of them")
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
+            return threshold
+        name = operating_point or DEFAULT_OPERATING_POINT
+        if name not in self.operating_points:
             known = ", ".join(sorted(self.operating_points)) or "none"
-            raise BundleError(f"model {self.name} has no operating point {operating_point!r}; it has: {known}")
-        return self.operating_points[operating_point].threshold
+            raise BundleError(f"model {self.name} has no operating point {name!r}; it has: {known}")
+        return self.operating_points[name].threshold
 
 
 def shipped_models() -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -98,7 +100,7 @@ def score(
     """Score every image in the sources; the same command continues a run that was broken off."""
     from crackbatch import scoring
 
-    try:
+    with _interruptible("what is done is kept, and the same command continues the run"):
         summary = scoring.score(
             sources,
             out,
@@ -115,8 +117,6 @@ def score(
             address=address,
             batch_size=batch_size,
         )
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; what is done is kept, and the same command continues the run") from None
     if dry_run:
         print_plan(summary)
         return
@@ -155,7 +155,7 @@ def train(
     """Train a network on labelled images; the same command continues a training that was broken off."""
     from crackbatch import training
 
-    try:
+    with _interruptible("the same command continues from the last epoch's checkpoint"):
         result = training.train(
             sources,
             out,
@@ -179,8 +179,6 @@ def train(
             max_failures=max_failures,
             address=address,
         )
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command continues from the last epoch's checkpoint") from None
     if not result.trained:
         print(f"{out} holds this very training already, finished; give another --out or --seed to train again")
     print_training(result)
@@ -282,7 +280,7 @@ def compare(
     """Train several networks on the same split and put them side by side."""
     from crackbatch import comparison
 
-    try:
+    with _interruptible("the same command continues from the last epoch's checkpoint"):
         found = comparison.compare(
             sources,
             out,
@@ -301,8 +299,6 @@ def compare(
             workers=workers,
             address=address,
         )
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command continues from the last epoch's checkpoint") from None
     print_comparison(found)
 
 
@@ -332,6 +328,15 @@ def main() -> None:
     except BrokenPipeError:  # `crackbatch … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextmanager
+def _interruptible(mend: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a command in one line that says what becomes of its work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {mend}") from None
 
 
 def _parse_weights(weights: list[str]) -> dict[str, float]:

@@ -59,9 +59,7 @@ def compare(
         raise OptionError("--networks is missing: name torchvision classifiers, such as resnet18,mobilenet_v3_small")
     if len(set(names)) < len(names):
         raise OptionError(f"--networks {','.join(names)}: one stands there twice")
-    if not out:
-        raise OptionError("--out is missing: where should the models go?")
-    location = storage.normalize(out)
+    location = storage.check_output(out)
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,

@@ -31,7 +31,7 @@ from crackbatch.shards import shard_sizes
 from crackbatch.split import digest_of, draw_split, read_split
 from crackbatch.table import CARRIED
 
-LABEL_COLUMN, GROUP_COLUMN = "label", "group"
+LABEL_COLUMN = "label"
 # More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.
 _MAX_PARTS = 12
 _MAX_EXAMPLES = 5
@@ -105,32 +105,28 @@ class Listed:
 def read_dataset(
     sources: Sequence[str],
     rules: LabelRules | None = None,
-    group_column: str = GROUP_COLUMN,
     scratch: str | None = None,
-    extensions: frozenset[str] = EXTENSIONS,
 ) -> Dataset:
     """Every labelled, readable image in the sources, each once, without splits; raises SourceError.
 
     Images of compressed tars are copied below `scratch`, which must outlast the dataset.
     """
-    return read_listed(list_labelled(sources, rules, group_column, scratch, extensions))
+    return read_listed(list_labelled(sources, rules, scratch))
 
 
 def list_labelled(
     sources: Sequence[str],
     rules: LabelRules | None = None,
-    group_column: str = GROUP_COLUMN,
     scratch: str | None = None,
-    extensions: frozenset[str] = EXTENSIONS,
 ) -> Listed:
     """The images that have a label, none of them read; raises SourceError where there are none."""
     rules, report = rules or LabelRules(), Report()
     tables = []
     for source, name in zip(sources, _source_names(sources), strict=True):
-        plan = make_plan([source], extensions, scratch=scratch)
+        plan = make_plan([source], EXTENSIONS, scratch=scratch)
         report.problems.extend(plan.listing.problems)
         report.listed_twice += plan.listing.passed_over["images listed twice"]
-        tables.append(_label(plan.table, source, name, rules, group_column, report))
+        tables.append(_label(plan.table, source, name, rules, report))
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise SourceError(
@@ -183,7 +179,7 @@ def _source_names(sources: Sequence[str]) -> list[str]:
     ]
 
 
-def _label(table: pa.Table, source: str, name: str, rules: LabelRules, group_column: str, report: Report) -> pa.Table:
+def _label(table: pa.Table, source: str, name: str, rules: LabelRules, report: Report) -> pa.Table:
     """The plan's rows that have a label, with source, path, label and group."""
     uris = table.column("image_uri").to_pylist()
     paths = [_relative_path(uri, source, name) for uri in uris]
@@ -193,7 +189,7 @@ def _label(table: pa.Table, source: str, name: str, rules: LabelRules, group_col
     groups = [rules.group(path) for path in paths]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
-    if (cells := _carried(table, group_column)) is not None:
+    if (cells := _carried(table, rules.group_column)) is not None:
         groups = [group if cell is None else str(cell) for cell, group in zip(cells, groups, strict=True)]
     if len(set(parts)) > _MAX_PARTS:
         parts = [name] * len(uris)

@@ -33,6 +33,7 @@ from crackbatch.pixels import number_rows, stream_pixels
 from crackbatch.plots import Tile, contact_sheet, plot_confusion, plot_ranking, plot_reliability
 from crackbatch.predictions import read_predictions
 from crackbatch.seen import read_seen, splits_of
+from crackbatch.source import check_sources
 
 ALL = "all"
 _SHOWN = 32
@@ -68,20 +69,13 @@ def evaluate(
     """
     if prevalence is not None and not 0 < prevalence < 1:
         raise OptionError(f"--prevalence {prevalence:g} is no share; give one between 0 and 1")
-    if threshold is not None and operating_point is not None:
-        raise OptionError("--threshold and --operating-point both draw the line; give one of them")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
-    if not out:
-        raise OptionError("--out is missing: where should the figures go?")
-    names = [sources] if isinstance(sources, str) else list(sources)
-    rules = LabelRules(tuple(positive), tuple(negative), group_pattern)
+    names = check_sources(sources)
+    rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     bundle, weights = read_bundle_and_weights(model)
-    line = bundle.threshold(operating_point or "balanced") if threshold is None else threshold
-    location = storage.normalize(out)
-    storage.check_writable(location)
+    line = bundle.draw_line(threshold, operating_point)
+    location = storage.check_output(out)
     with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
-        dataset = read_dataset(names, rules, group_column, scratch)
+        dataset = read_dataset(names, rules, scratch)
         rows, left_out = _choose(dataset, bundle, include_seen)
         if predictions is not None:
             probabilities = _published(rows, predictions, run_id, bundle)

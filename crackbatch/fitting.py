@@ -20,7 +20,7 @@ Figures = dict[str, float]
 class Fit:
     """What one worker needs: its learner and batches, the validation images (the first worker's), and what it keeps.
 
-    An epoch shows `num_images` to all workers together.
+    It is one of `workers` that show as many images as it does.
     """
 
     learner: Learner
@@ -28,7 +28,7 @@ class Fit:
     validation: Pixels | None
     checkpoints: Checkpoints
     epochs: int
-    num_images: int
+    workers: int
 
 
 def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
@@ -44,7 +44,8 @@ def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
         began = time.monotonic()
         loss = job.learner.train_epoch(epoch, job.batches.epoch(epoch))
         seconds = time.monotonic() - began
-        figures = {"epoch": epoch, "train_loss": loss, "images_per_s": job.num_images / seconds}
+        shown = job.batches.num_steps * job.batches.batch_size * job.workers
+        figures = {"epoch": epoch, "train_loss": loss, "images_per_s": shown / seconds}
         if job.validation is not None:
             figures |= _validate(job.learner, job.validation)
             history.append({**figures, "seconds": time.monotonic() - began})

@@ -41,12 +41,14 @@ class LabelRules:
 
     Patterns are globs that ignore case, matched against each folder's name, or against the whole path where they
     hold a `/`. `group_pattern` is a regular expression searched in the path; its parenthesised parts are the group.
+    Where a manifest has a column `group_column`, that says the group instead.
     Raises OptionError for a pattern that is none.
     """
 
     positive: Sequence[str] = ()
     negative: Sequence[str] = ()
     group_pattern: str | None = None
+    group_column: str = "group"
 
     def __post_init__(self) -> None:
         try:

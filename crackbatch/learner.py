@@ -11,7 +11,7 @@ import numpy as np
 
 from crackbatch.batches import Batch
 from crackbatch.errors import RunError
-from crackbatch.recipe import Recipe
+from crackbatch.recipe import MEAN, STD, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,6 @@ class Learner:
         head: str,
         recipe: Recipe,
         num_steps: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
         device: str = "cpu",
         wrap: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ) -> None:
@@ -59,8 +57,8 @@ class Learner:
             self._optimizer, lambda step: _rate(step, recipe.epochs * num_steps)
         )
         self._step = 0
-        self._mean = torch.tensor(mean, device=self._device).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=self._device).mul(255).view(1, 3, 1, 1)
+        self._mean = torch.tensor(MEAN, device=self._device).mul(255).view(1, 3, 1, 1)
+        self._std = torch.tensor(STD, device=self._device).mul(255).view(1, 3, 1, 1)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> float:
         """Train on the batches and return their mean loss; raises RunError where the loss is no number."""

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from crackbatch import storage
 from crackbatch.dataset import Dataset, read_dataset, read_encoded, with_given_split, with_split
-from crackbatch.errors import OptionError
 from crackbatch.image import read_image
 from crackbatch.labels import LabelRules
 from crackbatch.plots import Tile, contact_sheet
+from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
 
 _SHOWN = 8
@@ -50,14 +50,11 @@ def describe_dataset(
 
     The split is the one that `train` would draw with the same seed. Raises RequestError.
     """
-    names = [sources] if isinstance(sources, str) else list(sources)
-    rules = LabelRules(tuple(positive), tuple(negative), group_pattern)
-    if not out:
-        raise OptionError("--out is missing: where should the split and the pictures go?")
-    location = storage.normalize(out)
-    storage.check_writable(location)
+    names = check_sources(sources)
+    rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
+    location = storage.check_output(out)
     with tempfile.TemporaryDirectory(prefix="crackbatch-dataset-") as scratch:
-        dataset = read_dataset(names, rules, group_column, scratch)
+        dataset = read_dataset(names, rules, scratch)
         dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
         files = [storage.join(location, name) for name in ("split.parquet", "dataset.png")]
         write_split(dataset.table, files[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,25 @@ from crackbatch.image import Picture, read_image, to_input
 _RUN = 64
 
 
-@dataclass
-class Pixels:
-    """Images (images, size, size, 3) uint8, labels (images,) int64, numbers (images,) int64, sources (images,) str.
+@dataclass(frozen=True)
+class Marks:
+    """What is known of images before they are decoded: labels (images,) int64, numbers (images,) int64, sources
+    (images,) str.
 
     A number is an image's place in its split, the same in every run and worker.
     """
+
+    labels: np.ndarray
+    numbers: np.ndarray
+    sources: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images (images, size, size, 3) uint8 with their labels, numbers and sources, as `Marks` has them."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -38,6 +51,19 @@ class Pixels:
 def number_rows(rows: pa.Table) -> pa.Table:
     """The rows of a split with their numbers."""
     return rows.append_column("number", pa.array(np.arange(rows.num_rows)))
+
+
+def marks_of(rows: pa.Table) -> Marks:
+    """The marks of numbered rows, in the order of their numbers."""
+    return _marks(rows.sort_by("number"))
+
+
+def _marks(rows: pa.Table) -> Marks:
+    return Marks(
+        np.asarray(rows.column(LABEL_COLUMN)).astype(np.int64),
+        np.asarray(rows.column("number")),
+        np.asarray(rows.column("source").to_pylist(), dtype=object),
+    )
 
 
 def deal(rows: pa.Table, workers: int, seed: int) -> list[pa.Table]:
@@ -62,39 +88,28 @@ def stream_pixels(rows: pa.Table, size: int) -> Iterator[Pixels]:
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as threads:
         for batch in read_encoded(rows):
             images = np.stack(list(threads.map(decode, batch)))
-            mine = rows.slice(start, len(batch))
+            mine = _marks(rows.slice(start, len(batch)))
             start += len(batch)
-            yield Pixels(
-                images,
-                np.asarray(mine.column(LABEL_COLUMN)).astype(np.int64),
-                np.asarray(mine.column("number")),
-                np.asarray(mine.column("source").to_pylist(), dtype=object),
-            )
+            yield Pixels(images, mine.labels, mine.numbers, mine.sources)
 
 
-def hold(blocks: Iterator[Pixels], num_images: int) -> Pixels:
+def hold(blocks: Iterable[Pixels], marks: Marks) -> Pixels:
     """All blocks as one, in the order of their numbers, however they came; RunError where some are missing."""
-    held: Pixels | None = None
-    at = 0
+    images = np.empty((0, 0, 0, 3), np.uint8)
+    came = np.zeros(len(marks), bool)
     for block in blocks:
-        if held is None:
-            shape = (num_images, *block.images.shape[1:])
-            held = Pixels(np.empty(shape, np.uint8), *(np.empty(num_images, kind) for kind in (int, int, object)))
-        stop = at + len(block)
-        held.images[at:stop], held.labels[at:stop] = block.images, block.labels
-        held.numbers[at:stop], held.sources[at:stop] = block.numbers, block.sources
-        at = stop
-    if held is None or at != num_images:
-        raise RunError(f"{at:,} of {num_images:,} images came out of the reading; run again")
-    order = np.argsort(held.numbers)
-    if (order == np.arange(num_images)).all():
-        return held
-    return Pixels(held.images[order], held.labels[order], held.numbers[order], held.sources[order])
+        if not images.size:
+            images = np.empty((len(marks), *block.images.shape[1:]), np.uint8)
+        places = np.searchsorted(marks.numbers, block.numbers)
+        images[places], came[places] = block.images, True
+    if not came.all():
+        raise RunError(f"{came.sum():,} of {len(marks):,} images came out of the reading; run again")
+    return Pixels(images, marks.labels, marks.numbers, marks.sources)
 
 
 def decode_pixels(rows: pa.Table, size: int) -> Pixels:
     """All numbered rows, decoded, in memory."""
-    return hold(stream_pixels(rows, size), rows.num_rows)
+    return hold(stream_pixels(rows, size), marks_of(rows))
 
 
 def fits_memory(num_images: int, size: int, share: float = 0.4) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from crackbatch.errors import OptionError
 
 BALANCES = ("none", "class", "source")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
 # Transformers and their like do not train by plain SGD; torchvision's own recipes make the same distinction.
 _ADAMW_NETWORKS = ("convnext", "maxvit", "swin", "vit")
 

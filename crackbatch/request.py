@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 
 from crackbatch import results, storage
 from crackbatch.bundle import Bundle, read_bundle
-from crackbatch.errors import OptionError, SourceError
+from crackbatch.errors import OptionError
 from crackbatch.image import EXTENSIONS
+from crackbatch.source import check_sources
 
-DEFAULT_OPERATING_POINT = "balanced"
 DEFAULT_MAX_ERROR_RATE = 0.05
 
 
@@ -62,11 +61,7 @@ def check_request(
     address: str | None,
     dry_run: bool,
 ) -> Request:
-    names = _check_sources(sources)
-    if threshold is not None and operating_point is not None:
-        raise OptionError("--threshold and --operating-point both draw the line; give one of them")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
+    names = check_sources(sources)
     if not 0 <= max_error_rate <= 1:
         raise OptionError(f"--max-error-rate {max_error_rate:g} is no share; give one from 0 to 1")
     if not max_megapixels > 0:
@@ -76,26 +71,12 @@ def check_request(
     checked_extensions = _check_extensions(extensions)
     checked_limit = _check_limit(limit)
     bundle = read_bundle(model)
-    if threshold is None:
-        threshold = bundle.threshold(operating_point or DEFAULT_OPERATING_POINT)
-    if not out and not dry_run:
-        raise OptionError("--out is missing: where should the results go?")
-    location = storage.normalize(out) if out else ""
-    if not dry_run:
-        storage.check_writable(location)
+    line = bundle.draw_line(threshold, operating_point)
+    location = storage.check_output(out) if not dry_run else storage.normalize(out) if out else ""
     return Request(
-        names, location, bundle, threshold, checked_extensions, max_megapixels, max_error_rate, checked_limit,
-        batch_size, address,
+        names, location, bundle, line, checked_extensions, max_megapixels, max_error_rate, checked_limit, batch_size,
+        address,
     )  # fmt: skip
-
-
-def _check_sources(sources: str | Sequence[str]) -> list[str]:
-    names = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    if not names:
-        raise SourceError("nothing to score: name a folder, an archive, an image or a manifest")
-    if not all(map(os.fspath, names)):
-        raise SourceError("a source is an empty name; write . for this folder")
-    return [os.fspath(name) for name in names]
 
 
 def _check_extensions(extensions: Sequence[str]) -> frozenset[str]:

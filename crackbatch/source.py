@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -43,6 +43,16 @@ class Manifest:
 
     location: str
     table: pa.Table
+
+
+def check_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The sources that a caller names, one or several; SourceError where there is none."""
+    names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+    if not names:
+        raise SourceError("no source: name a folder, an archive, an image or a manifest")
+    if not all(names):
+        raise SourceError("a source is an empty name; write . for this folder")
+    return names
 
 
 def list_source(

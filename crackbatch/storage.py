@@ -223,8 +223,16 @@ def exists(location: str) -> bool:
     return bool(found.exists(path))
 
 
-def check_writable(location: str) -> None:
-    """Raise OutputError unless a file can be written below the location."""
+def check_output(out: str) -> str:
+    """The location that `--out` names, below which files can be written; raises OutputError."""
+    if not out:
+        raise OutputError("--out is missing: name a folder or URL for what this makes")
+    location = normalize(out)
+    _check_writable(location)
+    return location
+
+
+def _check_writable(location: str) -> None:
     if scheme(location) == "memory":
         raise OutputError("memory:// lives in one process, and rows are written by many: give --out a path or a URL")
     probe = join(location, "runs", ".writable")

@@ -14,23 +14,22 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from crackbatch import results, storage
-from crackbatch.augment import MARGIN, Augmentation
-from crackbatch.batches import HeldBatches, StreamedBatches
+from crackbatch.batches import make_batches, stored_size
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
 from crackbatch.errors import RunError
 from crackbatch.fitting import Figures, Fit, fit
 from crackbatch.initial import initial_network
 from crackbatch.learner import Learner
-from crackbatch.pixels import Pixels, deal, fits_memory, hold, stream_pixels
+from crackbatch.pixels import Marks, Pixels, deal, hold, marks_of, stream_pixels
 from crackbatch.recipe import Recipe
-from crackbatch.sampling import Sampler
 from crackbatch.shards import read_shard, write_shards
 
 _POLL_S = 1.0
@@ -38,12 +37,11 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Part:
-    """One worker's training images, or the validation images: what is needed of them before they are decoded."""
+    """One worker's training images, or the validation images, that are to be decoded."""
 
     shards: str
     num_shards: int
-    labels: np.ndarray
-    sources: np.ndarray
+    marks: Marks
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,8 @@ class Job:
 
     recipe: Recipe
     folder: str
-    workers: int
     train: list[Part]
     validation: Part
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     device: str
 
 
@@ -65,8 +60,6 @@ def fit_on_ray(
     folder: str,
     train: pa.Table,
     validation: pa.Table,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
     workers: int,
     max_failures: int,
     address: str | None,
@@ -86,9 +79,7 @@ def fit_on_ray(
             _write_part(part, storage.join(data, f"train-{rank}"))
             for rank, part in enumerate(deal(train, workers, recipe.seed))
         ]
-        job = Job(
-            recipe, folder, workers, parts, _write_part(validation, storage.join(data, "validation")), mean, std, device
-        )
+        job = Job(recipe, folder, parts, _write_part(validation, storage.join(data, "validation")), device)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
@@ -107,9 +98,7 @@ def fit_on_ray(
 
 
 def _write_part(rows: pa.Table, folder: str) -> Part:
-    num_shards = write_shards(rows, folder)
-    labels = np.asarray(rows.column("label")).astype(np.int64)
-    return Part(folder, num_shards, labels, np.asarray(rows.column("source").to_pylist(), dtype=object))
+    return Part(folder, write_shards(rows, folder), marks_of(rows))
 
 
 def _run_config(folder: str, max_failures: int) -> Any:
@@ -126,9 +115,8 @@ def _run_config(folder: str, max_failures: int) -> Any:
 
 def _datasets(job: Job) -> dict[str, Any]:
     """One dataset of decoded images for each worker, and one to validate on."""
-    size = job.recipe.image_size
-    named = {f"train-{rank}": (part, round(size * MARGIN)) for rank, part in enumerate(job.train)}
-    named["validation"] = (job.validation, size)
+    named = {_train_name(rank): (part, stored_size(job.recipe)) for rank, part in enumerate(job.train)}
+    named["validation"] = (job.validation, job.recipe.image_size)
     return {name: _dataset(part, size) for name, (part, size) in named.items()}
 
 
@@ -179,44 +167,24 @@ def _train(job: Job) -> None:
     rank = ray.train.get_context().get_world_rank()
     if job.device == "cpu":  # Ray allows a worker one thread, which would leave most of the machine idle
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
-    total = sum(len(part.labels) for part in job.train)
-    samplers = [
-        Sampler(part.labels, part.sources, recipe.balance, recipe.weights, recipe.seed + place)
-        for place, part in enumerate(job.train)
-    ]
-    batch_size = max(2, min(recipe.batch_size, total) // job.workers)
-    num_steps = max(1, sum(map(len, samplers)) // (batch_size * job.workers))
-    batches = _batches(job, rank, samplers[rank], batch_size, num_steps)
+    workers = len(job.train)
+    batches = make_batches(recipe, [part.marks for part in job.train], rank, partial(_stream, _train_name(rank)))
     network, head, _ = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
-    learner = Learner(
-        network,
-        head,
-        recipe,
-        num_steps,
-        job.mean,
-        job.std,
-        job.device,
-        ray.train.torch.prepare_model if job.workers > 1 else None,
-    )
-    validation = hold(_stream("validation"), len(job.validation.labels)) if rank == 0 else None
+    wrap = ray.train.torch.prepare_model if workers > 1 else None
+    learner = Learner(network, head, recipe, batches.num_steps, job.device, wrap)
+    validation = hold(_stream("validation"), job.validation.marks) if rank == 0 else None
 
     def report(figures: Figures) -> None:
         if rank == 0:
             storage.write_whole(_progress_file(job.folder, int(figures["epoch"])), json.dumps(figures).encode())
         ray.train.report(figures)
 
-    shown = num_steps * batch_size * job.workers
-    fit(Fit(learner, batches, validation, Checkpoints(job.folder), recipe.epochs, shown), report)
+    fit(Fit(learner, batches, validation, Checkpoints(job.folder), recipe.epochs, workers), report)
 
 
-def _batches(job: Job, rank: int, sampler: Sampler, batch_size: int, num_steps: int) -> HeldBatches | StreamedBatches:
-    recipe, part, name = job.recipe, job.train[rank], f"train-{rank}"
-    augmentation = Augmentation(recipe.image_size, recipe.seed + rank)
-    if fits_memory(len(part.labels), round(recipe.image_size * MARGIN)):
-        pixels = hold(_stream(name), len(part.labels))
-        sampler = Sampler(pixels.labels, pixels.sources, recipe.balance, recipe.weights, recipe.seed + rank)
-        return HeldBatches(pixels, sampler, augmentation, batch_size, num_steps)
-    return StreamedBatches(lambda: _stream(name), sampler, augmentation, batch_size, num_steps, recipe.seed + rank)
+def _train_name(rank: int) -> str:
+    """What the dataset of a worker is called."""
+    return f"train-{rank}"
 
 
 def _stream(name: str) -> Iterator[Pixels]:

@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,29 +29,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch import results, storage
-from crackbatch.augment import MARGIN, Augmentation
-from crackbatch.batches import HeldBatches, StreamedBatches
+from crackbatch.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.bundle import DESCRIPTION, Bundle, read_bundle, write_bundle
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.card import write_card
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import Dataset, list_labelled, read_listed, with_given_split, with_split
-from crackbatch.errors import OptionError, RunError, SourceError
+from crackbatch.errors import OptionError, RunError
 from crackbatch.fitting import Figures, Fit, best_epoch, fit
 from crackbatch.initial import Initial, initial_network
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.model import Model, calibrated
-from crackbatch.pixels import Pixels, deal, decode_pixels, fits_memory, number_rows, stream_pixels
+from crackbatch.pixels import Pixels, deal, decode_pixels, marks_of, number_rows, stream_pixels
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
-from crackbatch.recipe import Recipe
-from crackbatch.sampling import Sampler
+from crackbatch.recipe import MEAN, STD, Recipe
 from crackbatch.seen import write_seen
+from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
 from crackbatch.trainer import fit_on_ray
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
 
 
 @dataclass(frozen=True)
@@ -104,20 +101,15 @@ def train(
     recipe = Recipe(
         network, init, freeze, epochs, batch_size, learning_rate, image_size, seed, balance, dict(weights or {})
     )  # fmt: skip
-    rules = LabelRules(tuple(positive), tuple(negative), group_pattern)
-    names = [sources] if isinstance(sources, str) else list(sources)
-    if not names:
-        raise SourceError("nothing to train on: name folders or archives of labelled images")
-    if not out:
-        raise OptionError("--out is missing: where should the model go?")
+    rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
+    names = check_sources(sources)
     if workers < 0 or max_failures < 0:
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
-    location = storage.normalize(out)
-    storage.check_writable(location)
+    location = storage.check_output(out)
     where = Where(workers, max_failures, address)
     try:
         with _scratch(location, workers) as scratch:
-            listed = list_labelled(names, rules, group_column, scratch)
+            listed = list_labelled(names, rules, scratch)
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
             dataset = read_listed(listed)
@@ -168,11 +160,15 @@ def _train(
     _begin(folder, {"fingerprint": fingerprint, **request})
     for line in [*dataset.report.lines(), *_describe(dataset)]:
         _say(line)
-    validation = decode_pixels(number_rows(dataset.part("validation")), recipe.image_size)
+    rows = number_rows(dataset.part("validation"))
+    validation: Iterable[Pixels]
     if where.workers:
-        history = _fit_on_ray(recipe, dataset, folder, where)
+        history = _fit_on_ray(recipe, number_rows(dataset.part("train")), rows, folder, where)
+        validation = stream_pixels(rows, recipe.image_size)
     else:
-        history = _fit_here(recipe, dataset, validation, built, Checkpoints(folder))
+        held = decode_pixels(rows, recipe.image_size)
+        history = _fit_here(recipe, number_rows(dataset.part("train")), held, built, Checkpoints(folder))
+        validation = [held]
     about = {"fingerprint": fingerprint, "recipe": described, "data": [_short(source) for source in sources]}
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(), validation)
@@ -219,38 +215,28 @@ def _describe(dataset: Dataset) -> list[str]:
 
 
 def _fit_here(
-    recipe: Recipe, dataset: Dataset, validation: Pixels, built: Initial, checkpoints: Checkpoints
+    recipe: Recipe, rows: pa.Table, validation: Pixels, built: Initial, checkpoints: Checkpoints
 ) -> list[Figures]:
     """Train in this process."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
-    rows, size = number_rows(dataset.part("train")), round(recipe.image_size * MARGIN)
-    labels, sources = np.asarray(rows.column("label")).astype(np.int64), np.asarray(rows.column("source").to_pylist())
-    sampler = Sampler(labels, sources.astype(object), recipe.balance, recipe.weights, recipe.seed)
-    batch_size = min(recipe.batch_size, len(sampler))
-    num_steps = len(sampler) // batch_size
-    augmentation = Augmentation(recipe.image_size, recipe.seed)
-    batches: HeldBatches | StreamedBatches
-    if fits_memory(rows.num_rows, size):
-        batches = HeldBatches(decode_pixels(rows, size), sampler, augmentation, batch_size, num_steps)
-    else:
+    stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], stored_size(recipe))
+    batches = make_batches(recipe, [marks_of(rows)], 0, stream)
+    if isinstance(batches, StreamedBatches):
         _say("the images do not fit into memory: they are read and decoded again in every epoch")
-        stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], size)
-        batches = StreamedBatches(stream, sampler, augmentation, batch_size, num_steps, recipe.seed)
-    learner = Learner(built.network, built.head, recipe, num_steps, MEAN, STD, device)
-    job = Fit(learner, batches, validation, checkpoints, recipe.epochs, num_steps * batch_size)
+    learner = Learner(built.network, built.head, recipe, batches.num_steps, device)
+    job = Fit(learner, batches, validation, checkpoints, recipe.epochs, workers=1)
     return fit(job, _Reporter(recipe.epochs))
 
 
-def _fit_on_ray(recipe: Recipe, dataset: Dataset, folder: str, where: Where) -> list[Figures]:
+def _fit_on_ray(recipe: Recipe, train: pa.Table, validation: pa.Table, folder: str, where: Where) -> list[Figures]:
     """Train on workers of Ray Train, unless the checkpoints hold all epochs already."""
     if len(history := _history(folder)) < recipe.epochs:
         _say(f"training on Ray Train, {where.workers} workers")
-        rows = [number_rows(dataset.part(split)) for split in ("train", "validation")]
         fit_on_ray(
-            recipe, folder, rows[0], rows[1], MEAN, STD, where.workers, where.max_failures, where.address,
+            recipe, folder, train, validation, where.workers, where.max_failures, where.address,
             _Reporter(recipe.epochs),
         )  # fmt: skip
         history = _history(folder)
@@ -312,23 +298,26 @@ def _short(source: str) -> str:
     return storage.redact(source).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _calibrate(bundle: Bundle, state: dict[str, Any], validation: Pixels) -> tuple[Bundle, bytes]:
+def _calibrate(bundle: Bundle, state: dict[str, Any], validation: Iterable[Pixels]) -> tuple[Bundle, bytes]:
     """Temperature and operating points on the validation split, by scoring's own forward pass; and the weights."""
     from safetensors.torch import save
 
     weights = save({key: _half(value) for key, value in state.items()})
     model = Model(bundle, weights)
     size = model.batch_size
-    logits = np.concatenate(
-        [model.logits(validation.images[start : start + size]) for start in range(0, len(validation), size)]
-    )
-    if (errors := num_errors(logits, validation.labels)) < FEW_ERRORS:
+    found: list[np.ndarray] = []
+    known: list[np.ndarray] = []
+    for block in validation:
+        found.extend(model.logits(block.images[start : start + size]) for start in range(0, len(block), size))
+        known.append(block.labels)
+    logits, labels = np.concatenate(found), np.concatenate(known)
+    if (errors := num_errors(logits, labels)) < FEW_ERRORS:
         _say(
             f"warning: only {errors} validation images are on the wrong side, too few to calibrate on: take"
             " probabilities with a grain of salt, or validate on more and harder images"
         )
-    temperature = fit_temperature(logits, validation.labels)
-    points = choose_operating_points(calibrated(logits, temperature), validation.labels)
+    temperature = fit_temperature(logits, labels)
+    points = choose_operating_points(calibrated(logits, temperature), labels)
     digest = hashlib.sha256(weights).hexdigest()
     return replace(bundle, temperature=temperature, operating_points=points, weights_sha256=digest), weights
 

@@ -125,7 +125,7 @@ def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
         rows.writerow(["0.jpg", "no_crack", "pier 9"])
         (tmp_path / "unknown.jpg").write_bytes(draw_tile(99, cracked=True))
         rows.writerow(["unknown.jpg", "", "pier 9"])
-    dataset = with_split(read_dataset([str(tmp_path / "labels.csv")], group_column="pier"))
+    dataset = with_split(read_dataset([str(tmp_path / "labels.csv")], LabelRules(group_column="pier")))
     assert dataset.labels.sum() == 12
     assert set(dataset.table.column("group").to_pylist()) == {f"labels.csv/pier {pier}" for pier in range(6)}
     assert (dataset.report.unlabelled, dataset.report.listed_twice) == (1, 1)

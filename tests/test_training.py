@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("crackbatch.training.fits_memory", lambda *_: False)
+    monkeypatch.setattr("crackbatch.batches.fits_memory", lambda *_: False)
     results = [train(photos, str(tmp_path / name), workers=0, **SMALL) for name in "ab"]
     assert "do not fit into memory" in capfd.readouterr().err
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
