@@ -1,13 +1,14 @@
 # make demo     set up in .venv and score a drawn archive
 # make test     set up and test             make check    lint and types
 # make test-slow    trainings whose workers die, or that have several; long runs
+# make test-faults    kills, crashes, full disks, failing stores; prints what each did to the rows
 # make model    train the shipped model     make bench    speed and planning, as ratios
 PYTHON ?= python3
 BIN := .venv/bin
 # METU and SDNET2018, whose addresses are in the model's card
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
 
-.PHONY: demo test test-slow check format model bench setup clean
+.PHONY: demo test test-slow test-faults check format model bench setup clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -25,6 +26,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 check: setup
 	$(BIN)/ruff check .

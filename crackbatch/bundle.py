@@ -135,9 +135,8 @@ def resolve(location: str) -> str:
 def _read(location: str, name: str, limit: int) -> bytes:
     shown = storage.redact(location)
     try:
-        filesystem, path = storage.filesystem(resolve(location))
-        with filesystem.open(f"{path}/{name}", "rb") as file:
-            data: bytes = file.read(limit + 1)
+        with storage.open_file(storage.join(resolve(location), name)) as file:
+            data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_models()) or "none"
         raise BundleError(f"no model at {shown}: it has no {name} (shipped models: {shipped})") from None

@@ -86,7 +86,14 @@ def score(
     max_error_rate: Annotated[
         float, typer.Option(help="Share of images that may fail before the exit code is 3.")
     ] = 0.05,
+    max_errors: Annotated[
+        int | None, typer.Option(help="Stop when more images than this have failed; exit code 3.")
+    ] = None,
     max_megapixels: Annotated[float, typer.Option(help="Larger images are not decoded.")] = 200.0,
+    decode_timeout: Annotated[float, typer.Option(help="Seconds after which decoding an image is given up.")] = 120.0,
+    new_only: Annotated[
+        bool, typer.Option("--new-only", help="Leave out what any published run in OUT has scored with this model.")
+    ] = False,
     extensions: Annotated[
         list[str] | None, typer.Option(help="Further image extensions, such as .jp2; may be repeated.")
     ] = None,
@@ -110,7 +117,10 @@ def score(
             threshold=threshold,
             operating_point=operating_point,
             max_error_rate=max_error_rate,
+            max_errors=max_errors,
             max_megapixels=max_megapixels,
+            decode_timeout=decode_timeout,
+            new_only=new_only,
             extensions=extensions or (),
             limit=limit,
             dry_run=dry_run,

@@ -42,7 +42,14 @@ def print_summary(summary: RunSummary) -> None:
         print(f"damaged: {problem}")
     for file in summary.files:
         print(f"table: {file}")
-    if summary.error_rate > summary.max_error_rate:
+    if summary.retries:
+        print(f"retries: storages were asked again {summary.retries:,} times")
+    if summary.stopped_early:
+        print(
+            "exit code 3: more images failed than --max-errors allows; what was done is published, and the same command"
+            " with a higher --max-errors does the rest"
+        )
+    elif summary.error_rate > summary.max_error_rate:
         print(
             f"exit code 3: {summary.error_rate:.1%} of the images have no score,"
             f" more than --max-error-rate {summary.max_error_rate:.1%} allows"

@@ -7,7 +7,9 @@
     │   ├── BundleError      a model that cannot be used
     │   └── OutputError      OUT cannot be read or written
     ├── RunError             exit 1: the run failed; the same command continues it
-    │   └── PublishError     the rows are not the planned images: nothing was published
+    │   ├── PublishError     the rows are not the planned images: nothing was published
+    │   ├── HeldError        another process works on the same run
+    │   └── LeaseLostError   another process took the run over
     └── Interrupted          exit 130: somebody stopped it; the same command continues it
 
 An image that cannot be scored is no exception: it is a row with a status.
@@ -48,6 +50,14 @@ class RunError(CrackbatchError):
 
 class PublishError(RunError):
     """The rows that were made are not exactly the images that were planned."""
+
+
+class HeldError(RunError):
+    """Another process is working on the same run."""
+
+
+class LeaseLostError(RunError):
+    """Another process took the run over, since this one was silent for too long."""
 
 
 class Interrupted(CrackbatchError):

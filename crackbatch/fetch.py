@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import struct
@@ -19,7 +20,9 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
+from crackbatch.errors import RunError
 from crackbatch.plan import SCHEMA as PLAN_SCHEMA
+from crackbatch.retry import is_credential, retrying
 from crackbatch.table import CARRIED
 
 # A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
@@ -105,13 +108,19 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[_Content]:
         if rows[0]["method"] == "row":
             return _read_parquet(rows)
         return _read_ranges(rows)
+    except RunError:
+        raise
     except Exception as error:  # each storage raises its own; the rows say which
         failure = _failure(error, os.fsdecode(rows[0]["container"]))
         return [failure for _ in rows]
 
 
 def _failure(error: BaseException, location: str) -> _Content:
+    """What a row says whose bytes the storage does not give; RunError where it would give none of them."""
     shown = storage.redact(location)
+    if is_credential(error):
+        reason = storage.redact(str(error) or repr(error))
+        raise RunError(f"the storage refuses this job's credentials at {shown} ({reason}); renew them and run again")
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return _Content(None, "missing", f"gone since it was listed: {shown}")
     return _Content(None, "unreadable", storage.redact(f"{shown}: {str(error) or repr(error)}"))
@@ -122,20 +131,36 @@ def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
     if storage.is_local(locations[0]):
         return (_read_local(row, location) for row, location in zip(rows, locations, strict=True))
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
-        found = list(threads.map(_read_remote, locations, [row["size_bytes"] for row in rows]))
-    return [_check_whole(row, location, data) for row, location, data in zip(rows, locations, found, strict=True)]
+        return list(threads.map(_read_remote, rows, locations))
 
 
-def _read_remote(location: str, size: int | None) -> bytes | BaseException:
-    """A whole object in one request, one byte beyond its listed size to see whether it grew; or why not."""
+def _read_remote(row: dict[str, Any], location: str) -> _Content:
+    """A whole object in one request, one byte beyond its listed size to see whether it grew."""
+    size = row["size_bytes"]
     try:
         filesystem, path = storage.filesystem(location)
-        if size is not None:
-            return bytes(filesystem.cat_file(path, start=0, end=size + 1)) if size else b""
-        with filesystem.open(path, "rb", cache_type="none") as file:  # a server that does not say how long it is
-            return bytes(file.read(MAX_IMAGE_BYTES + 1))
-    except Exception as error:  # each storage raises its own; _check_whole tells them apart
-        return error
+        data = retrying(lambda: _read_object(filesystem, path, size))
+        content = _check_whole(row, data)
+        listed = row["container_version"]
+        if content.data is not None and storage.lists_versions(location) and not _is_version(data, listed):
+            now = storage.version(storage.info(location))
+            if now != listed:
+                return _Content(None, "changed", f"replaced since it was listed: {storage.redact(location)}; run again")
+        return content
+    except Exception as error:  # each storage raises its own
+        return _failure(error, location)
+
+
+def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
+    if size is not None:
+        return bytes(filesystem.cat_file(path, start=0, end=size + 1)) if size else b""
+    with filesystem.open(path, "rb", cache_type="none") as file:  # a server that does not say how long it is
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))
+
+
+def _is_version(data: bytes, version: str) -> bool:
+    """Whether the bytes are surely those that were listed: S3's ETag of most objects is their MD5."""
+    return version == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _read_local(row: dict[str, Any], location: str) -> _Content:
@@ -147,12 +172,10 @@ def _read_local(row: dict[str, Any], location: str) -> _Content:
         return _failure(error, location)
     if row["container_version"] and now != row["container_version"]:
         return _changed(row, len(data))
-    return _check_whole(row, location, data)
+    return _check_whole(row, data)
 
 
-def _check_whole(row: dict[str, Any], location: str, found: bytes | BaseException) -> _Content:
-    if isinstance(found, BaseException):
-        return _failure(found, location)
+def _check_whole(row: dict[str, Any], found: bytes) -> _Content:
     if len(found) > MAX_IMAGE_BYTES:
         return _Content(None, "too_large", f"more than the {MAX_IMAGE_BYTES:,} encoded bytes allowed")
     if row["size_bytes"] is not None and len(found) != row["size_bytes"]:
@@ -174,16 +197,13 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
     """Members of one archive by their ranges, neighbours in one request."""
     location = os.fsdecode(rows[0]["container"])
     runs = _merge([(row["start"], row["start"] + row["length"]) for row in rows])
-    filesystem, path = storage.filesystem(location)
     if storage.is_local(location):
         with open(location, "rb") as file:
             chunks = [os.pread(file.fileno(), stop - start, start) for start, stop, _ in runs]
             now = storage.local_version(os.fstat(file.fileno()))
     else:
-        info = filesystem.info(path)
-        now, size = storage.version(info), info.get("size")
-        stops = [min(stop, size) if size else stop for _, stop, _ in runs]
-        chunks = filesystem.cat_ranges([path] * len(runs), [start for start, _, _ in runs], stops)
+        chunks = _read_remote_ranges(location, runs)
+        now = storage.version(storage.info(location))  # afterwards: what was read was of this version
     if rows[0]["container_version"] not in ("", now):
         return [_changed_archive(location)] * len(rows)
     contents = []
@@ -193,6 +213,19 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
             begin = row["start"] - start
             contents.append(_unpack(row, memoryview(chunk)[begin : begin + row["length"]]))
     return contents
+
+
+def _read_remote_ranges(location: str, runs: list[tuple[int, int, list[int]]]) -> list[bytes]:
+    """The bytes of each run, as far as the object has them; several at a time."""
+    filesystem, path = storage.filesystem(location)
+    size = storage.info(location).get("size")
+
+    def read(start: int, stop: int) -> bytes:
+        stop = stop if size is None else min(stop, size)
+        return bytes(retrying(lambda: filesystem.cat_file(path, start=start, end=stop))) if start < stop else b""
+
+    with ThreadPoolExecutor(_REMOTE_READS) as threads:
+        return list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))
 
 
 def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
@@ -246,27 +279,28 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[_Content]:
     location = os.fsdecode(rows[0]["container"])
     served = 0
     try:
-        filesystem, path = storage.filesystem(location)
         if rows[0]["container_version"]:
-            now = _stat_version(filesystem, path, location)
+            now = _stat_version(location)
             if now != rows[0]["container_version"]:
                 for _ in rows:
                     yield _changed_archive(location)
                 return
-        with filesystem.open(path, "rb") as file:
+        with storage.open_file(location) as file:
             parquet = pq.ParquetFile(file)
             for content in _parquet_cells(parquet, rows):
                 yield content
                 served += 1
+    except RunError:
+        raise
     except Exception as error:  # as in _read_rows, but some rows may be out already
         for _ in rows[served:]:
             yield _failure(error, location)
 
 
-def _stat_version(filesystem: Any, path: str, location: str) -> str:
+def _stat_version(location: str) -> str:
     if storage.is_local(location):
         return storage.local_version(os.stat(location))
-    return storage.version(filesystem.info(path))
+    return storage.version(storage.info(location))
 
 
 def _parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[_Content]:

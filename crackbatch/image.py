@@ -23,6 +23,7 @@ EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
 )
 DEFAULT_MAX_MEGAPIXELS = 200.0
+NO_MEMORY = "not enough memory to decode it"
 
 pi_heif.register_heif_opener(thumbnails=False)
 
@@ -120,7 +121,7 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
     except _Refused as refusal:
         picture.status, picture.error = refusal.args
     except MemoryError:
-        picture.status, picture.error = "failed", "not enough memory to decode it"
+        picture.status, picture.error = "failed", NO_MEMORY
     except Exception as error:  # decoders raise whatever they like: struct.error, SyntaxError, KeyError, …
         picture.status, picture.error = _diagnose(data, known, error)
     if picture.status != "ok":

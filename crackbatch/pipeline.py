@@ -6,6 +6,7 @@ Identity is in every row, so nothing here depends on the order or the grouping o
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,12 +15,16 @@ from typing import Any
 import pyarrow as pa
 
 from crackbatch import results
+from crackbatch.attempts import Attempts, Past, Watch
 from crackbatch.bundle import read_bundle_and_weights
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
+from crackbatch.decoder import Decoded, Decoder, IsolatedDecoder, too_slow
 from crackbatch.errors import BundleError, RunError
 from crackbatch.fetch import fetch
+from crackbatch.image import Picture
 from crackbatch.request import Request
 from crackbatch.results import Run
+from crackbatch.retry import num_retries
 from crackbatch.shards import read_shard
 
 
@@ -53,6 +58,8 @@ def run_pipeline(
                     "location": request.bundle.location,
                     "labels": labels,
                     "max_megapixels": request.max_megapixels,
+                    "decode_timeout_s": request.decode_timeout_s,
+                    "attempts": run.attempts_folder,
                     "batch_size": request.batch_size,
                     "device": devices.kind,
                     "threads": devices.threads,
@@ -83,15 +90,16 @@ def run_pipeline(
 
 def _fetch_shards(batch: pa.Table, folder: str) -> Iterator[pa.Table]:
     for index in batch.column("shard").to_pylist():
-        started = time.perf_counter()
+        started, retries = time.perf_counter(), num_retries()
         for block in fetch(read_shard(folder, index)):
-            yield _timed(block, "_fetch_seconds", time.perf_counter() - started)
-            started = time.perf_counter()
+            block = _shared(block, "_fetch_retries", num_retries() - retries)
+            yield _shared(block, "_fetch_seconds", time.perf_counter() - started)
+            started, retries = time.perf_counter(), num_retries()
 
 
-def _timed(block: pa.Table, name: str, seconds: float) -> pa.Table:
-    """The block with its share of the time written on each row, since blocks are cut and joined on their way."""
-    share = seconds / max(block.num_rows, 1)
+def _shared(block: pa.Table, name: str, amount: float) -> pa.Table:
+    """The block with an equal share of the amount written on each row, since blocks are cut and joined on their way."""
+    share = amount / max(block.num_rows, 1)
     return block.append_column(name, pa.array([share] * block.num_rows, pa.float64()))
 
 
@@ -103,6 +111,8 @@ class _Scorer:
         location: str,
         labels: dict[str, Any],
         max_megapixels: float,
+        decode_timeout_s: float,
+        attempts: str,
         batch_size: int | None,
         device: str,
         threads: int,
@@ -118,19 +128,45 @@ class _Scorer:
             raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
         model = Model(bundle, weights, device)
         model.batch_size = batch_size or model.batch_size
+        self._decoder = Decoder(bundle.input_size, max_megapixels)
+        self._decode_timeout_s = decode_timeout_s
         decode_threads = threads if device == "cuda" else 1
-        self._predict = Predictor(model, Labels(**labels), max_megapixels, decode_threads)
+        self._predict = Predictor(model, Labels(**labels), self._decoder, decode_threads)
+        self._attempts = Attempts(attempts)
+        self._watch = Watch(self._attempts, decode_timeout_s)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        rows = self._predict(block)
-        rows = rows.append_column("_fetch_seconds", block.column("_fetch_seconds"))
-        return _timed(rows, "_predict_seconds", time.perf_counter() - started)
+        with self._attempts.attempt(block) as (name, past):
+            rows = self._score_suspicious(block) if past.is_suspicious else self._score(block, name, past)
+        for name in ("_fetch_seconds", "_fetch_retries"):
+            rows = rows.append_column(name, block.column(name))
+        return _shared(rows, "_predict_seconds", time.perf_counter() - started)
+
+    def _score(self, block: pa.Table, name: str, past: Past) -> pa.Table:
+        def decode(row: int, data: bytes) -> Decoded:
+            if row in past.slow:
+                return Picture("failed", too_slow(self._decode_timeout_s)), None
+            with self._watch.decoding(name, row):
+                return self._decoder(data)
+
+        return self._predict(block, decode)
+
+    def _score_suspicious(self, block: pa.Table) -> pa.Table:
+        """Each image decoded in a process of its own, which a poisonous one kills instead of this."""
+        lock = threading.Lock()  # on GPUs several threads decode a block
+        with IsolatedDecoder(self._decoder, self._decode_timeout_s) as isolated:
+
+            def decode(_: int, data: bytes) -> Decoded:
+                with lock:
+                    return isolated(data)
+
+            return self._predict(block, decode)
 
 
 def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
-    started = time.perf_counter()
-    finished = rows.drop_columns(["_fetch_seconds", "_predict_seconds"])
+    started, retries = time.perf_counter(), num_retries()
+    finished = rows.drop_columns(["_fetch_seconds", "_fetch_retries", "_predict_seconds"])
     results.write_part(run, finished)
     counts = Counter(finished.column("status").to_pylist())
     return pa.table(
@@ -140,5 +176,6 @@ def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
             "fetch_seconds": [sum(rows.column("_fetch_seconds").to_pylist())],
             "predict_seconds": [sum(rows.column("_predict_seconds").to_pylist())],
             "write_seconds": [time.perf_counter() - started],
+            "retries": [sum(rows.column("_fetch_retries").to_pylist()) + num_retries() - retries],
         }
     )

@@ -247,8 +247,7 @@ def _members(
     def want(name: str) -> bool:
         return wanted(name, listing)
 
-    filesystem, path = storage.filesystem(location)
-    with filesystem.open(path, "rb") as file:
+    with storage.open_file(location) as file:
         if found.kind == "zip":
             yield from list_zip(file, listing, want)
         elif found.kind == "parquet":
@@ -353,8 +352,7 @@ def _stat(location: str) -> Object:
         if storage.is_local(location):
             status = os.stat(location)
             return Object(location, status.st_size, storage.local_version(status), None)
-        filesystem, path = storage.filesystem(location)
-        info = filesystem.info(path)
+        info = storage.info(location)
         size = info.get("size")
         return Object(location, None if size is None else int(size), storage.version(info), None)
     except FileNotFoundError:

@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.image import Picture, read_image, to_input
+from crackbatch.decoder import Decoded, Decoder
+from crackbatch.image import Picture
 from crackbatch.model import Model
 from crackbatch.table import CARRIED, COLUMNS
+
+# What makes a picture and the network's input of a row's bytes.
+Decode = Callable[[int, bytes], Decoded]
 
 _FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longitude", "camera")
 
@@ -37,36 +41,31 @@ class Predictor:
     On CPUs each calling thread decodes and runs its own small batches; on CUDA, `decode_threads` decode ahead.
     """
 
-    def __init__(self, model: Model, labels: Labels, max_megapixels: float, decode_threads: int = 1) -> None:
+    def __init__(self, model: Model, labels: Labels, decoder: Decoder, decode_threads: int = 1) -> None:
         self._model = model
         self._labels = labels
-        self._max_megapixels = max_megapixels
+        self._decoder = decoder
         self._map: Callable[..., Any] = map
         if decode_threads > 1:
             self._map = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode").map
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """One row of the results for each row of the block, in its order."""
+    def __call__(self, block: pa.Table, decode: Decode | None = None) -> pa.Table:
+        """One row of the results for each row of the block, in its order; `decode(row, bytes)` may be another's."""
+        decode = decode or (lambda _, data: self._decoder(data))
+
+        def picture(row: int) -> Decoded:
+            image = data[row]
+            return (Picture(statuses[row] or "failed"), None) if image is None else decode(row, image)
+
         data = block.column("bytes").to_pylist()
         statuses = block.column("status").to_pylist()
         pictures: list[Picture] = []
         logits: list[float | None] = []
         for start in range(0, len(data), self._model.batch_size):
-            stop = start + self._model.batch_size
-            batch = list(self._map(self._decode, data[start:stop], statuses[start:stop]))
+            batch = list(self._map(picture, range(start, min(start + self._model.batch_size, len(data)))))
             pictures.extend(picture for picture, _ in batch)
             logits.extend(self._score([pixels for _, pixels in batch]))
         return self._rows(block, data, pictures, logits)
-
-    def _decode(self, data: bytes | None, status: str | None) -> tuple[Picture, np.ndarray | None]:
-        if data is None:
-            return Picture(status or "failed"), None
-        picture = read_image(data, self._max_megapixels)
-        if picture.status != "ok":
-            return picture, None
-        pixels = to_input(picture, self._model.bundle.input_size)
-        picture.pixels = None
-        return picture, pixels
 
     def _score(self, pixels: list[np.ndarray | None]) -> list[float | None]:
         """A logit for each image that has pixels, at its own place."""

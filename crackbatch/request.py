@@ -16,6 +16,7 @@ from crackbatch.image import EXTENSIONS
 from crackbatch.source import check_sources
 
 DEFAULT_MAX_ERROR_RATE = 0.05
+DEFAULT_DECODE_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Request:
     threshold: float
     extensions: frozenset[str]
     max_megapixels: float
+    decode_timeout_s: float
     max_error_rate: float
+    max_errors: int | None
+    new_only: bool
     limit: int | None
     batch_size: int | None
     address: str | None
@@ -43,6 +47,7 @@ class Request:
                 "extensions": sorted(self.extensions),
                 "max_megapixels": self.max_megapixels,
                 "limit": self.limit,
+                **({"new_only": True} if self.new_only else {}),
             }
         )
 
@@ -54,7 +59,10 @@ def check_request(
     threshold: float | None,
     operating_point: str | None,
     max_error_rate: float,
+    max_errors: int | None,
     max_megapixels: float,
+    decode_timeout: float,
+    new_only: bool,
     extensions: Sequence[str],
     limit: int | None,
     batch_size: int | None,
@@ -64,6 +72,10 @@ def check_request(
     names = check_sources(sources)
     if not 0 <= max_error_rate <= 1:
         raise OptionError(f"--max-error-rate {max_error_rate:g} is no share; give one from 0 to 1")
+    if max_errors is not None and max_errors < 0:
+        raise OptionError(f"--max-errors {max_errors}: give 0 or a number above it")
+    if not 1 <= decode_timeout <= 86_400:
+        raise OptionError(f"--decode-timeout {decode_timeout:g}: give seconds, 1 or more")
     if not max_megapixels > 0:
         raise OptionError(f"--max-megapixels {max_megapixels:g}: give a number above 0")
     if batch_size is not None and batch_size < 1:
@@ -74,8 +86,8 @@ def check_request(
     line = bundle.draw_line(threshold, operating_point)
     location = storage.check_output(out) if not dry_run else storage.normalize(out) if out else ""
     return Request(
-        names, location, bundle, line, checked_extensions, max_megapixels, max_error_rate, checked_limit, batch_size,
-        address,
+        names, location, bundle, line, checked_extensions, max_megapixels, decode_timeout, max_error_rate, max_errors,
+        new_only, checked_limit, batch_size, address,
     )  # fmt: skip
 
 
@@ -101,6 +113,7 @@ def describe(request: Request) -> dict[str, Any]:
         "extensions": sorted(request.extensions),
         "max_megapixels": request.max_megapixels,
         "limit": request.limit,
+        "new_only": request.new_only,
         "versions": {
             **{name: installed_version(name) for name in ("crackbatch", "ray", "torch", "torchvision", "pyarrow")},
             "python": platform.python_version(),

@@ -2,7 +2,8 @@
 
     OUT/predictions/date=D/<run_id>-NNNNN.parquet   published rows only
     OUT/runs/<run_id>/run.json                      what was asked, written first
-    OUT/runs/<run_id>/plan/ parts/ scratch/         while it works; removed when it is published
+    OUT/runs/<run_id>/plan/ parts/ scratch/ attempts/   while it works; removed when it is published
+    OUT/runs/<run_id>/failure.json                  why it broke off, until it is continued
     OUT/runs/<run_id>/summary.json                  written last
 
 Everything is written whole or not at all, and every step can be done again: a run that was killed anywhere is
@@ -16,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +29,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError, PublishError
-from crackbatch.table import IDENTITY
+from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of
 
 ROW_GROUP_ROWS = 128 * 1024
 _MAX_FILE_ROWS = 4_000_000  # sorted in memory at once: about 2 GB
@@ -57,6 +59,10 @@ class Run:
     @property
     def scratch_folder(self) -> str:
         return storage.join(self.folder, "scratch")
+
+    @property
+    def attempts_folder(self) -> str:
+        return storage.join(self.folder, "attempts")
 
 
 def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None) -> Run:
@@ -129,18 +135,23 @@ def begin(run: Run, description: dict[str, Any]) -> None:
     location = storage.join(run.folder, "run.json")
     if read_json(location) is None:
         write_json(location, {"run_id": run.run_id, "date": run.date, **description})
-    storage.remove(storage.join(run.folder, "summary.json"))
+    for name in ("summary.json", "failure.json"):
+        storage.remove(storage.join(run.folder, name))
+
+
+def write_failure(run: Run, error: str) -> None:
+    """Leave word of why the run broke off, as far as OUT can still be written to."""
+    with suppress(Exception):  # OUT itself may be what failed, and the error is reported all the same
+        if read_json(storage.join(run.folder, "run.json")) is not None:
+            moment = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(storage.join(run.folder, "failure.json"), {"error": error, "at": moment})
 
 
 def write_part(run: Run, rows: pa.Table) -> None:
     """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
-    names = hashlib.sha256()
-    for column in IDENTITY:
-        for value in rows.column(column).to_pylist():
-            names.update(value.encode() + b"\0")
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
-    location = storage.join(run.parts_folder, f"{names.hexdigest()[:24]}.part")
+    location = storage.join(run.parts_folder, f"{digest_of(rows)}.part")
     storage.write_whole(location, sink.getvalue().to_pybytes())
 
 
@@ -156,6 +167,31 @@ def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
             else:
                 parts.append(table)
     return _concat(published), _concat(parts)
+
+
+def read_scored(out: str, model_id: str) -> pa.Table:
+    """Identities that any published run in OUT has scored with this model.
+
+    Those whose bytes could not be had are left out: another night may have them.
+    """
+    root = storage.join(out, "predictions")
+    files = storage.list_files(root, ".parquet")
+
+    def read(file: str) -> pa.Table:
+        rows = _read_columns(file, [*IDENTITY, "status", "model_id"])
+        had = pc.invert(pc.is_in(rows.column("status"), pa.array(WITHOUT_BYTES)))
+        return rows.filter(pc.and_(had, pc.equal(rows.column("model_id"), model_id))).select(IDENTITY)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return _concat(list(threads.map(read, files)))
+
+
+def count_failed(run: Run) -> int:
+    """Rows without a score in the run's parts and published files."""
+    files = [*_parts(run), *published_files(run)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        columns = list(threads.map(lambda file: _read_columns(file, ["status"]).column(0), files))
+    return sum(int(pc.sum(pc.not_equal(column, "ok")).as_py() or 0) for column in columns)
 
 
 def published_files(run: Run) -> list[str]:
@@ -184,10 +220,12 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
             f"{missing:,} of {expected.num_rows:,} planned images have no row: nothing was published; run again"
             " (if this machine is one of several, --out must be a place that all of them write to)"
         )
+    if not expected.num_rows:  # a night with nothing new has its (empty) table too
+        locations, counts = [], []
     written: list[tuple[str, str]] = []
     taken = [int(file[-len("00000.parquet") : -len(".parquet")]) for file in published_files(run)]
     number = max(taken, default=-1) + 1
-    for rows in _sorted_tables(locations, counts, kept, schema):
+    for rows in _sorted_tables(locations, counts, kept, schema) if locations else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
         hidden = storage.join(run.folder, "publish", f"{name}.whole")
         visible = storage.join(run.out, "predictions", f"date={run.date}", name)
@@ -201,7 +239,8 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
 def finish(run: Run, summary: dict[str, Any]) -> None:
     """Write the summary, then remove what the run needed only while it worked."""
     write_json(storage.join(run.folder, "summary.json"), summary)
-    for folder in (run.parts_folder, run.plan_folder, run.scratch_folder, storage.join(run.folder, "publish")):
+    publishing = storage.join(run.folder, "publish")
+    for folder in (run.parts_folder, run.plan_folder, run.scratch_folder, run.attempts_folder, publishing):
         storage.remove(folder)
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -25,16 +24,35 @@ import pyarrow as pa
 from crackbatch import results, storage
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
-from crackbatch.errors import RunError
+from crackbatch.errors import HeldError, RequestError, RunError
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
+from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
 from crackbatch.plan import Plan, make_plan, subtract
 from crackbatch.progress import Progress
-from crackbatch.request import DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
+from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
+from crackbatch.retry import num_retries
 from crackbatch.shards import write_shards
 from crackbatch.summary import RunSummary
 from crackbatch.table import CARRIED, schema_with
+
+
+@dataclass(frozen=True)
+class Start:
+    """When a call began, and how often this process had asked a storage again by then."""
+
+    moment: float = field(default_factory=time.monotonic)
+    retries: int = field(default_factory=num_retries)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the pipeline did: seconds and images/s by stage, how often a storage was asked again, whether it stopped."""
+
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    retries: int = 0
+    stopped_early: bool = False
 
 
 def score(
@@ -47,7 +65,10 @@ def score(
     threshold: float | None = None,
     operating_point: str | None = None,
     max_error_rate: float = DEFAULT_MAX_ERROR_RATE,
+    max_errors: int | None = None,
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
+    decode_timeout: float = DEFAULT_DECODE_TIMEOUT_S,
+    new_only: bool = False,
     extensions: Sequence[str] = (),
     limit: int | None = None,
     dry_run: bool = False,
@@ -58,24 +79,45 @@ def score(
 
     Sources are folders, globs, images, archives (.zip, .tar, .tar.gz, …), Parquet files with an image column, or
     manifests (CSV or Parquet with `image_uri`), here or on any fsspec URL. A dry run lists them and writes nothing.
-    Raises RequestError before Ray starts where the request is wrong, RunError where the run failed.
+    With `new_only`, images that any published run in `out` has scored with this model are left out; after
+    `max_errors` failed images the run stops and publishes what it has. Raises RequestError before Ray starts where the
+    request is wrong, RunError where the run failed.
     """
-    started = time.monotonic()
+    start = Start()
     request = check_request(
-        sources, out, model, threshold, operating_point, max_error_rate, max_megapixels, extensions, limit, batch_size,
-        address, dry_run,
+        sources, out, model, threshold, operating_point, max_error_rate, max_errors, max_megapixels, decode_timeout,
+        new_only, extensions, limit, batch_size, address, dry_run,
     )  # fmt: skip
     if dry_run:
         plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
-        return _summarize(request, None, plan, plan.table.num_rows, started)
+        return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
+    run = results.choose_run(request.out, request.fingerprint, date, run_id)
+    made = storage.missing_folders(run.folder)
     try:
-        return _score(request, results.choose_run(request.out, request.fingerprint, date, run_id), started)
+        with Holding(run.folder, f"run {run.run_id}") as holding:
+            return _score(request, run, holding, start)
+    except RequestError:
+        storage.remove_folders(made)  # a request that is refused leaves nothing behind
+        raise
+    except HeldError:
+        raise
+    except RunError as error:
+        results.write_failure(run, str(error))
+        raise
     except OSError as error:  # a full disk, a storage that went away: what is done is kept
         reason = storage.redact(str(error) or repr(error))
+        results.write_failure(run, reason)
         raise RunError(f"the run broke off ({reason}); the same command continues it") from error
 
 
-def _score(request: Request, run: Run, started: float) -> RunSummary:
+def _new(request: Request, planned: pa.Table) -> pa.Table:
+    """What of the plan is to be scored, whatever this run has done already."""
+    if not request.new_only or not request.out:
+        return planned
+    return subtract(planned, results.read_scored(request.out, request.bundle.model_id))
+
+
+def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSummary:
     """Plan and, at the same time, start Ray; then score and publish what is not there yet."""
     is_new = results.read_json(storage.join(run.folder, "run.json")) is None
     planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
@@ -100,7 +142,7 @@ def _score(request: Request, run: Run, started: float) -> RunSummary:
                 if is_new:
                     storage.remove(run.folder)
                 raise
-            return _run(request, run, plan, schema, cluster, started)
+            return _run(request, run, holding, plan, schema, cluster, start)
     finally:
         planner.shutdown(wait=False, cancel_futures=True)  # nobody who presses Ctrl-C waits for a listing to end
 
@@ -121,22 +163,35 @@ def _plan(request: Request, scratch: str, any_image: threading.Event) -> Plan:
     return make_plan(request.sources, request.extensions, [request.out], scratch, request.limit, any_image)
 
 
-def _run(request: Request, run: Run, plan: Plan, schema: pa.Schema, cluster: Cluster, started: float) -> RunSummary:
+def _run(
+    request: Request,
+    run: Run,
+    holding: Holding,
+    plan: Plan,
+    schema: pa.Schema,
+    cluster: Cluster,
+    start: Start,
+) -> RunSummary:
     """Score what the results do not hold yet, publish, and say what was done."""
     published, parts = results.read_done(run)
-    expected = subtract(plan.table, published)
-    stages: dict[str, dict[str, float]] = {}
-    added = expected.num_rows
-    if added:
+    expected = _new(request, subtract(plan.table, published))
+    work = Work()
+    is_unfinished = results.read_json(storage.join(run.folder, "summary.json")) is None
+    if expected.num_rows or (is_unfinished and not results.published_files(run)):
         results.begin(run, describe(request))
         todo = subtract(expected, parts)
         if todo.num_rows:
             cluster.start()
             with Progress(expected.num_rows, expected.num_rows - todo.num_rows) as progress:
-                stages = _score_rows(request, run, todo, cluster, progress)
+                work = _score_rows(request, run, holding, todo, cluster, progress)
+        if work.stopped_early:
+            done = results.read_done(run)[1]
+            expected = subtract(expected, subtract(expected, done))
+        holding.check()
         results.publish(run, expected, schema)
-    summary = _summarize(request, run, plan, added, started, stages)
-    if added or results.read_json(storage.join(run.folder, "summary.json")) is None:
+    added = expected.num_rows
+    summary = _summarize(request, run, plan, added, start, work)
+    if added or is_unfinished or work.stopped_early:
         results.finish(run, asdict(summary))
     else:
         storage.remove(run.scratch_folder)
@@ -148,12 +203,13 @@ def _summarize(
     run: Run | None,
     plan: Plan,
     num_rows: int,
-    started: float,
-    stages: dict[str, dict[str, float]] | None = None,
+    start: Start,
+    work: Work | None = None,
 ) -> RunSummary:
     """The summary of a run that added `num_rows`, or of a dry run that would."""
+    work = work or Work()
     statuses = results.count_statuses(run) if run else {}
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start.moment
     return RunSummary(
         run_id=run.run_id if run else "",
         date=run.date if run else "",
@@ -170,9 +226,11 @@ def _summarize(
         files=[storage.redact(file) for file in results.published_files(run)] if run else [],
         seconds=round(seconds, 3),
         images_per_s=round(num_rows / seconds, 2) if run and num_rows else None,
-        stages=stages or {},
+        stages=work.stages,
         max_error_rate=request.max_error_rate,
-        exit_code=_exit_code(statuses, plan.listing.problems, request.max_error_rate),
+        retries=work.retries + num_retries() - start.retries,
+        stopped_early=work.stopped_early,
+        exit_code=3 if work.stopped_early else _exit_code(statuses, plan.listing.problems, request.max_error_rate),
     )
 
 
@@ -183,22 +241,27 @@ def _exit_code(statuses: dict[str, int], problems: list[str], max_error_rate: fl
 
 
 def _score_rows(
-    request: Request, run: Run, todo: pa.Table, cluster: Cluster, progress: Progress
-) -> dict[str, dict[str, float]]:
-    """Run the three Ray Data stages over the rows; returns seconds of work by stage."""
+    request: Request, run: Run, holding: Holding, todo: pa.Table, cluster: Cluster, progress: Progress
+) -> Work:
+    """Run the three Ray Data stages over the rows, all of them or until too many have failed."""
     storage.remove(run.plan_folder)
     num_shards = write_shards(todo, run.plan_folder)
-    stages: Counter[str] = Counter()
-    begun = time.monotonic()
-    for part in run_pipeline(request, run, todo.num_rows, num_shards, cluster):
+    seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
+    rows, retries, begun = 0, 0.0, time.monotonic()
+    failed = results.count_failed(run) if request.max_errors is not None else 0
+    stopped_early = request.max_errors is not None and failed > request.max_errors
+    for part in () if stopped_early else run_pipeline(request, run, todo.num_rows, num_shards, cluster):
+        holding.check()
         progress.add(part["rows"], part["failed"])
-        for stage in ("fetch", "predict", "write"):
-            stages[stage] += part[f"{stage}_seconds"]
-    wall = time.monotonic() - begun
-    return {
-        "pipeline": {"seconds": round(wall, 3), "images_per_s": round(todo.num_rows / wall, 2)},
-        **{
-            stage: {"seconds": round(seconds, 3), "images_per_s": round(todo.num_rows / max(seconds, 1e-9), 2)}
-            for stage, seconds in stages.items()
-        },
+        rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
+        for stage in seconds:
+            seconds[stage] += part[f"{stage}_seconds"]
+        if request.max_errors is not None and failed > request.max_errors:
+            stopped_early = rows < todo.num_rows
+            break
+    seconds = {"pipeline": time.monotonic() - begun, **seconds}
+    stages = {
+        stage: {"seconds": round(spent, 3), "images_per_s": round(rows / max(spent, 1e-9), 2)}
+        for stage, spent in seconds.items()
     }
+    return Work(stages, round(retries), stopped_early)

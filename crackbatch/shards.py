@@ -71,8 +71,7 @@ def write_shards(table: pa.Table, folder: str) -> int:
 def read_shard(folder: str, index: int) -> pa.Table:
     """One shard of a plan."""
     location = _shard_file(folder, index // _SHARDS_PER_FILE)
-    filesystem, path = storage.filesystem(location)
-    with filesystem.open(path, "rb") as file, pa.ipc.open_file(file) as reader:
+    with storage.open_file(location) as file, pa.ipc.open_file(file) as reader:
         return pa.Table.from_batches([reader.get_batch(index % _SHARDS_PER_FILE)])
 
 

@@ -261,8 +261,7 @@ def _read_manifest(location: str) -> Manifest | None:
     shown = storage.redact(location)
     try:
         if location.lower().endswith(".parquet"):
-            filesystem, path = storage.filesystem(location)
-            with filesystem.open(path, "rb") as file:
+            with storage.open_file(location) as file:
                 parquet = pq.ParquetFile(file)
                 if URI_COLUMN not in parquet.schema_arrow.names:
                     return None

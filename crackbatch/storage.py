@@ -6,11 +6,12 @@ its scheme, so that `fsspec.open(location)` works on what stands in the table.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +20,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import fsspec
 
 from crackbatch.errors import OutputError, SourceError
+from crackbatch.retry import retrying
 
+_S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_PIECE_BYTES = 4 << 20
 _SECRET_PARAMETERS = re.compile(
     r"signature|credential|token|secret|passw|^pwd$|^pass$|api_?key|access_?key|key-pair|^policy$|^sig$|^sas$|^jwt$"
     r"|^code$|^auth",
@@ -50,7 +54,10 @@ def filesystem(location: str) -> tuple[Any, str]:
     """The fsspec filesystem of a location and the path within it; SourceError names the extra that is missing."""
     kind = scheme(location)
     try:
-        found, path = fsspec.core.url_to_fs(location if kind != "file" else f"file://{normalize(location)}")
+        options = _without_retries() if kind in _S3 else {}
+        found, path = fsspec.core.url_to_fs(location if kind != "file" else f"file://{normalize(location)}", **options)
+        if kind in _S3:
+            found.retries = 1
     except ImportError as error:
         extra = _EXTRAS.get(kind)
         mend = f"pip install 'crackbatch[{extra}]'" if extra else str(error)
@@ -58,6 +65,12 @@ def filesystem(location: str) -> tuple[Any, str]:
     except ValueError as error:
         raise SourceError(f"{redact(location)}: {error}") from None
     return found, path
+
+
+def _without_retries() -> dict[str, Any]:
+    """Options of an S3 filesystem that asks once: asking again is ours (`retry.py`), so that it is counted."""
+    configured: dict[str, Any] = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **configured}}
 
 
 def arrow_filesystem(location: str) -> tuple[Any, str]:
@@ -86,6 +99,19 @@ def version(info: dict[str, Any]) -> str:
         if moment is not None:
             return f"{moment}-{size}"
     return str(size)
+
+
+def info(location: str) -> dict[str, Any]:
+    """What a storage says of an object now, whatever an earlier listing said."""
+    found, path = filesystem(location)
+    found.invalidate_cache()
+    said: dict[str, Any] = retrying(lambda: found.info(path))
+    return said
+
+
+def lists_versions(location: str) -> bool:
+    """Whether listing names the same version of an object as asking for the object does; servers of files need not."""
+    return scheme(location) in _EXTRAS
 
 
 def local_version(status: os.stat_result) -> str:
@@ -131,8 +157,50 @@ def read_bytes(location: str) -> bytes:
     if is_local(location):
         return Path(normalize(location)).read_bytes()
     found, path = filesystem(location)
-    data: bytes = found.cat_file(path)
+    data: bytes = retrying(lambda: found.cat_file(path))
     return data
+
+
+def open_file(location: str) -> IO[bytes]:
+    """A file to read from; elsewhere in pieces of a few megabytes, each asked for again where that fails."""
+    if is_local(location):
+        return open(normalize(location), "rb")
+    found, path = filesystem(location)
+    size = info(location).get("size")
+    if size is None:  # a server that does not say how long it is has no ranges either
+        opened: IO[bytes] = found.open(path, "rb")
+        return opened
+    return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
+
+
+class _Ranges(io.RawIOBase):
+    """An object read by ranges; read ahead it is by the buffer around it."""
+
+    def __init__(self, found: Any, path: str, size: int) -> None:
+        self._found, self._path, self._size = found, path, size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        start, stop = self._at, min(self._at + len(buffer), self._size)
+        if start >= stop:
+            return 0
+        data = retrying(lambda: self._found.cat_file(self._path, start=start, end=stop))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def write_whole(location: str, data: bytes) -> None:
@@ -142,7 +210,23 @@ def write_whole(location: str, data: bytes) -> None:
             file.write(data)
         return
     found, path = filesystem(location)
-    found.pipe_file(path, data)
+    retrying(lambda: found.pipe_file(path, data))
+
+
+def create(location: str, data: bytes) -> bool:
+    """Make an object that is not there; False, and nothing is written, where it is: only one of several succeeds."""
+    try:
+        if is_local(location):
+            path = Path(normalize(location))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "xb") as file:
+                file.write(data)
+        else:
+            found, path_there = filesystem(location)
+            retrying(lambda: found.pipe_file(path_there, data, mode="create"))
+    except FileExistsError:
+        return not is_local(location) and read_bytes(location) == data  # made, but the answer was lost
+    return True
 
 
 @contextmanager
@@ -156,7 +240,7 @@ def new_file(location: str) -> Iterator[IO[bytes]]:
         yield spool
         spool.flush()
         found, path = filesystem(location)
-        found.put_file(spool.name, path)
+        retrying(lambda: found.put_file(spool.name, path))
 
 
 @contextmanager
@@ -177,12 +261,12 @@ def new_local_file(location: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def list_files(location: str, suffix: str = "") -> list[str]:
+def list_files(location: str, suffix: str = "", recursive: bool = True) -> list[str]:
     """The locations of all files below a folder, sorted; none where there is no such folder."""
     found, path = filesystem(location)
     found.invalidate_cache()
     try:
-        files = found.find(path)
+        files = retrying(lambda: found.find(path, maxdepth=None if recursive else 1))
     except FileNotFoundError:
         return []
     kind = scheme(location)
@@ -200,7 +284,7 @@ def remove(location: str) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
     found, path = filesystem(location)
     try:
-        found.rm(path, recursive=True)
+        retrying(lambda: found.rm(path, recursive=True))
     except FileNotFoundError:
         return
     found.invalidate_cache()
@@ -213,14 +297,16 @@ def move(source: str, target: str) -> None:
         os.replace(normalize(source), normalize(target))
         return
     found, path = filesystem(source)
-    found.mv(path, filesystem(target)[1])
+    there = filesystem(target)[1]
+    retrying(lambda: found.copy(path, there))
+    remove(source)
 
 
 def exists(location: str) -> bool:
     """Whether there is an object or folder."""
     found, path = filesystem(location)
     found.invalidate_cache()
-    return bool(found.exists(path))
+    return bool(retrying(lambda: found.exists(path)))
 
 
 def check_output(out: str) -> str:
@@ -236,21 +322,28 @@ def _check_writable(location: str) -> None:
     if scheme(location) == "memory":
         raise OutputError("memory:// lives in one process, and rows are written by many: give --out a path or a URL")
     probe = join(location, "runs", ".writable")
-    made = _missing_folders(Path(normalize(probe)).parent) if is_local(location) else []
+    made = missing_folders(join(location, "runs"))
     try:
         write_whole(probe, b"")
         remove(probe)
-        for folder in made:  # a request that is refused later must leave nothing behind
-            folder.rmdir()
+        remove_folders(made)  # a request that is refused later must leave nothing behind
     except (OSError, SourceError, ValueError) as error:
         raise OutputError(f"cannot write to {redact(location)}: {redact(str(error))}") from None
     except Exception as error:  # each cloud library raises its own
         raise OutputError(f"cannot write to {redact(location)}: {redact(repr(error))}") from None
 
 
-def _missing_folders(folder: Path) -> list[Path]:
-    """The folder and those above it that do not exist, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
+def missing_folders(location: str) -> list[Path]:
+    """The folder and those above it that do not exist, innermost first; elsewhere there are no empty folders."""
+    folder = Path(normalize(location))
+    return [path for path in (folder, *folder.parents) if not path.exists()] if is_local(location) else []
+
+
+def remove_folders(folders: list[Path]) -> None:
+    """Remove folders that are empty, and leave those that are not."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _umask() -> int:

@@ -10,7 +10,9 @@ class RunSummary:
     """What a run did: as returned by `score` and as it stands in `summary.json`.
 
     `images` counts all rows of the run, `added` those of this call; `size_bytes` the encoded bytes in the sources
-    where known; `seconds` is the whole call. After a dry run `images` are those that would be read; none is added.
+    where known; `seconds` is the whole call; `retries` is how often a storage was asked again; a run that
+    `--max-errors` ended `stopped_early` has images without a row. After a dry run `images` are those that would be
+    read; none is added.
     """
 
     run_id: str
@@ -30,6 +32,8 @@ class RunSummary:
     images_per_s: float | None
     stages: dict[str, dict[str, float]]
     max_error_rate: float
+    retries: int
+    stopped_early: bool
     exit_code: int
 
     @property

@@ -10,6 +10,7 @@ import pytest
 
 from crackbatch.demo import draw_tile
 
+SECRET = "a-secret-that-is-written-nowhere"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -36,3 +37,38 @@ def ray_here() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY=SECRET,
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    boto3.client("s3").create_bucket(Bucket="inspections")
+    yield f"http://{host}:{port}"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
+
+
+FAULTS_MADE = pytest.StashKey[list[tuple[str, int, int, int]]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of `make test-faults`: each fault, how often it was made, and what it did to the rows."""
+    made = config.stash.get(FAULTS_MADE, [])
+    if made:
+        terminalreporter.write_line(f"\n{'fault':52}{'times made':>12}{'rows lost':>12}{'rows twice':>12}")
+    for fault, times, lost, twice in made:
+        terminalreporter.write_line(f"{fault:52}{times:>12}{lost:>12}{twice:>12}")

@@ -1,0 +1,111 @@
+"""Which images were being scored when their worker died, kept beside the run, where the next worker finds it.
+
+    <folder>/<block>-<attempt>.try       is being scored, or was when its worker died
+    <folder>/<block>-<row>.slow          this row's decoding took longer than it may
+
+A block is named after its images. A worker that dies (a decoder that aborts, a machine out of memory) cannot say what
+of: after `MAX_DEATHS` of them the images of the block are decoded each in a process of its own (`decoder.py`).
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from crackbatch import storage
+from crackbatch.table import digest_of
+
+MAX_DEATHS = 3
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is known of a block: how many workers died while they scored it, and which of its rows are too slow."""
+
+    deaths: int = 0
+    slow: frozenset[int] = frozenset()
+
+    @property
+    def is_suspicious(self) -> bool:
+        return self.deaths >= MAX_DEATHS
+
+
+class Attempts:
+    """The attempts of one worker, in a folder that all workers of the run share."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._open: set[str] = set()
+
+    @contextmanager
+    def attempt(self, block: pa.Table) -> Iterator[tuple[str, Past]]:
+        """(name, past) of a block while it is scored; if the process dies in between, that is remembered."""
+        name = digest_of(block)
+        before = [file for file in storage.list_files(self._folder, recursive=False) if f"/{name}-" in file]
+        slow = (re.search(r"-(\d+)\.slow$", file) for file in before)
+        past = Past(sum(file.endswith(".try") for file in before), frozenset(int(found[1]) for found in slow if found))
+        mine = storage.join(self._folder, f"{name}-{uuid.uuid4().hex}.try")
+        storage.write_whole(mine, b"")
+        self._open.add(mine)
+        try:
+            yield name, past
+        finally:  # an exception is no death
+            self._open.discard(mine)
+            for file in [mine, *before]:
+                storage.remove(file)
+
+    def give_up(self, name: str, row: int) -> None:
+        """Remember that a row is too slow, and that this worker's end is no death of the others' making."""
+        storage.write_whole(storage.join(self._folder, f"{name}-{row}.slow"), b"")
+        for file in list(self._open):
+            storage.remove(file)
+
+
+@dataclass
+class _Decoding:
+    name: str
+    row: int
+    began: float = field(default_factory=time.monotonic)
+
+
+class Watch:
+    """Ends this process when decoding an image takes longer than `timeout_s`: nothing else stops a decoder."""
+
+    def __init__(self, attempts: Attempts, timeout_s: float) -> None:
+        self._attempts, self._timeout_s = attempts, timeout_s
+        self._decoding: dict[int, _Decoding] = {}
+        threading.Thread(target=self._look, name="watch decoding", daemon=True).start()
+
+    @contextmanager
+    def decoding(self, name: str, row: int) -> Iterator[None]:
+        """Watch what this thread does in the block."""
+        thread = threading.get_ident()
+        self._decoding[thread] = _Decoding(name, row)
+        try:
+            yield
+        finally:
+            del self._decoding[thread]
+
+    def _look(self) -> None:
+        while True:
+            # A decoder that does not let other threads run is ended by this timer, which needs no turn: a death.
+            faulthandler.dump_traceback_later(2 * self._timeout_s + _LOOK_S, exit=True, file=_nowhere)
+            time.sleep(_LOOK_S)
+            now = time.monotonic()
+            for decoding in list(self._decoding.values()):
+                if now - decoding.began > self._timeout_s:
+                    self._attempts.give_up(decoding.name, decoding.row)
+                    os._exit(1)
+
+
+_nowhere = open(os.devnull, "w")  # noqa: SIM115  # the timer writes to it at any time

@@ -1,0 +1,181 @@
+"""The lease on a run: one process works on it at a time, on whichever machine.
+
+    <folder>/lease-00003.json   who holds it, since when, and when it was renewed last
+
+Whoever takes the lease creates the next number, which only one process can. A holder that was killed does not renew:
+on the same machine that is known at once, elsewhere after half a minute of silence, measured by the waiting process's
+own clock, so that clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from crackbatch import storage
+from crackbatch.errors import HeldError, LeaseLostError
+
+_RENEW_S = 5.0
+_SILENT_S = 30.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who holds a run: `machine` tells processes apart that `host` and `pid` do not (boot, container, start)."""
+
+    number: int
+    host: str
+    pid: int
+    machine: str
+    started: str
+    since: str
+    renewed_at: str
+
+    @property
+    def holder(self) -> str:
+        """The process, as a person looks for it."""
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the holder works still, as far as one look can tell."""
+        if (known := _is_running(self)) is not None:
+            return known
+        silent = datetime.now(UTC) - datetime.fromisoformat(self.renewed_at)
+        return silent.total_seconds() < _SILENT_S
+
+
+def read_lease(folder: str) -> Lease | None:
+    """The newest lease in a run's folder, None where nobody holds it."""
+    for file in reversed(_files(folder)):
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # released, or being written
+            return Lease(number=_number(file), **json.loads(storage.read_bytes(file)))
+    return None
+
+
+class Holding:
+    """Holds the lease of a run while the block lasts; HeldError where another process works on it."""
+
+    def __init__(self, folder: str, what: str) -> None:
+        self._folder, self._what = folder, what
+        self._lost = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="renew the lease", daemon=True)
+
+    def __enter__(self) -> Holding:
+        self._lease = self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        with suppress(Exception):  # it ends by silence as well, and must not hide what went wrong
+            storage.remove(self._location(self._lease.number))
+
+    def check(self) -> None:
+        """Raise LeaseLostError where another process took over: this one must not publish any more."""
+        if not self._lost and (newest := max(map(_number, _files(self._folder)), default=0)) > self._lease.number:
+            self._lost = f"another process took {self._what} over (lease {newest})"
+        if self._lost:
+            raise LeaseLostError(f"{self._lost}: this one stops; what it did is kept")
+
+    def _location(self, number: int) -> str:
+        return storage.join(self._folder, f"lease-{number:05d}.json")
+
+    def _take(self) -> Lease:
+        """Create the next lease as soon as the one that is there is known to be dead."""
+        seen: Lease | None = None
+        since = time.monotonic()
+        while True:
+            known = read_lease(self._folder)
+            if known is None or _is_running(known) is False:
+                free = True
+            elif seen is None or known.number != seen.number:
+                seen, since, free = known, time.monotonic(), False
+            elif known.renewed_at != seen.renewed_at or _is_running(known):
+                raise HeldError(
+                    f"{self._what} is being worked on by {known.holder} since {known.since}; wait for it to end"
+                    " (if that process is gone, its hold ends within half a minute)"
+                )
+            else:
+                free = time.monotonic() - since > _SILENT_S
+            if free and (mine := self._create()) is not None:
+                return mine
+            time.sleep(_POLL_S)
+
+    def _create(self) -> Lease | None:
+        """The next lease, None where another process was faster."""
+        older = _files(self._folder)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        number = max(map(_number, older), default=0) + 1
+        mine = Lease(number, socket.gethostname(), os.getpid(), _machine(), _started(os.getpid()), now, now)
+        if not storage.create(self._location(number), _encode(mine)):
+            return None
+        for file in older:
+            storage.remove(file)
+        return mine
+
+    def _renew(self) -> None:
+        renewed = time.monotonic()
+        while not self._stop.wait(_RENEW_S):
+            try:
+                self.check()
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+                self._lease = Lease(**{**asdict(self._lease), "renewed_at": now})
+                storage.write_whole(self._location(self._lease.number), _encode(self._lease))
+                renewed = time.monotonic()
+            except LeaseLostError:
+                return
+            except Exception as error:  # each storage raises its own; the next renewal may succeed
+                if time.monotonic() - renewed > _SILENT_S:
+                    self._lost = f"the lease on {self._what} could not be renewed ({storage.redact(str(error))})"
+                    return
+
+
+def _files(folder: str) -> list[str]:
+    return [file for file in storage.list_files(folder, ".json", recursive=False) if _number(file)]
+
+
+def _number(file: str) -> int:
+    found = re.search(r"/lease-(\d+)\.json$", file)
+    return int(found[1]) if found else 0
+
+
+def _encode(lease: Lease) -> bytes:
+    return json.dumps({key: value for key, value in asdict(lease).items() if key != "number"}).encode() + b"\n"
+
+
+def _is_running(lease: Lease) -> bool | None:
+    """Whether the holder's process is there; None where it is not one of this machine's."""
+    if not lease.machine or lease.machine != _machine():
+        return None
+    return _started(lease.pid) == lease.started
+
+
+def _machine() -> str:
+    """What two processes share that see each other's numbers: the boot of the machine and the container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks since boot; empty where it is gone (or a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

@@ -1,0 +1,125 @@
+"""Asking a storage again: what passes by itself is tried anew after growing, random pauses, and counted.
+
+The cloud libraries' own retries are few, differ, and are not to be seen from outside; ours are the same for all, and
+the summary of a run says how many there were.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# About two minutes of pauses before an object is given up: longer than stores take to make room for a busy client.
+# Pauses are drawn between nothing and a bound that doubles ("full jitter", Brooker, AWS Architecture Blog, 2015).
+_MAX_TRIES = 10
+_FIRST_PAUSE_S = 0.25
+_MAX_PAUSE_S = 30.0
+
+_TRANSIENT_STATUSES = frozenset([408, 425, 429])
+_TRANSIENT_CODES = frozenset(["RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "ServerBusy"])
+_FINAL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP])
+_FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+_NETWORK_LIBRARIES = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "requests", "urllib3")
+# What the stores and their libraries say where not one object but the caller is refused.
+_CREDENTIAL_CODES = frozenset(
+    [
+        "AuthenticationFailed", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId",
+        "InvalidAuthenticationInfo", "InvalidClientTokenId", "InvalidToken", "NoAuthenticationInformation",
+        "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
+    ]
+)  # fmt: skip
+_CREDENTIAL_ERRORS = frozenset(
+    [
+        "ClientAuthenticationError", "CredentialRetrievalError", "DefaultCredentialsError", "NoCredentialsError",
+        "PartialCredentialsError", "RefreshError", "SSOTokenLoadError", "TokenRetrievalError",
+        "UnauthorizedSSOTokenError",
+    ]
+)  # fmt: skip
+
+_lock = threading.Lock()
+_num_retries = 0
+
+
+def num_retries() -> int:
+    """How often this process has asked anything again."""
+    return _num_retries
+
+
+def retrying(call: Callable[[], T]) -> T:
+    """What the call returns, asked again where it fails of something that passes; raises what it raised last."""
+    global _num_retries
+    for number in range(1, _MAX_TRIES):
+        try:
+            return call()
+        except Exception as error:  # each storage raises its own
+            if not is_transient(error):
+                raise
+        with _lock:
+            _num_retries += 1
+        time.sleep(random.uniform(0, min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**number)))
+    return call()
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if is_credential(error):
+        return False
+    for cause in _chain(error):
+        if (code := _code(cause)) in _TRANSIENT_CODES:
+            return True
+        if (status := _status(cause)) is not None:
+            return status in _TRANSIENT_STATUSES or status >= 500
+        if isinstance(cause, _FINAL) or (isinstance(cause, OSError) and cause.errno in _FINAL_ERRNOS):
+            return cause.__cause__ is not None and is_transient(cause.__cause__)
+        if code is not None:
+            return False
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES
+
+
+def is_credential(error: BaseException) -> bool:
+    """Whether the storage refuses the caller, and would refuse everything else as well."""
+    return any(
+        _code(cause) in _CREDENTIAL_CODES
+        or type(cause).__name__ in _CREDENTIAL_ERRORS
+        or (type(cause).__module__.startswith("gcsfs") and _status(cause) == 401)
+        for cause in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, the outermost first."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of botocore, aiohttp, gcsfs or azure-core stands for."""
+    response: Any = getattr(error, "response", None)
+    found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    # aiohttp's `code` is its own verdict on a broken answer, not the server's.
+    names = ("status",) if type(error).__module__.startswith("aiohttp") else ("status_code", "code")
+    for name in names:
+        found = found or getattr(error, name, None)
+    try:
+        return int(found) if found is not None else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _code(error: BaseException) -> str | None:
+    """The name that the store gives to what went wrong."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code") or "") or None
+    code = getattr(error, "error_code", None)
+    return None if code is None else str(getattr(code, "value", code))

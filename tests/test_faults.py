@@ -1,0 +1,386 @@
+"""Faults that are really made to happen: nothing is lost, nothing stands there twice.
+
+`make test-faults` runs these and prints a table of what was done; the short ones are among the others' tests.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import crackbatch
+from conftest import FAULTS_MADE
+from crackbatch.demo import draw_tile
+from faulty import Faults, FaultyProxy
+from test_archive import write_files, zip_with
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
+
+Record = Callable[[str, int, pd.DataFrame, int], None]
+ALONE = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+@pytest.fixture(scope="module")
+def many() -> dict[str, bytes]:
+    """Six hundred images, of forty pictures."""
+    tiles = [draw_tile(seed, seed % 3 == 0) for seed in range(40)]
+    return {f"span-{index % 7}/{index:04d}.jpg": tiles[index % 40] for index in range(600)}
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """Notes a fault for the table at the end, and what it did to the rows: none lost, none twice."""
+
+    def note(fault: str, times: int, rows: pd.DataFrame, images: int) -> None:
+        identities = rows[["image_uri", "version"]]
+        lost, twice = images - len(identities.drop_duplicates()), int(identities.duplicated().sum())
+        request.config.stash.setdefault(FAULTS_MADE, []).append((fault, times, lost, twice))
+        assert (lost, twice) == (0, 0)
+
+    return note
+
+
+def start(source: object, out: object, *options: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "crackbatch.cli", "score", str(source), "--out", str(out), *options]
+    return subprocess.Popen(
+        command, env={**ALONE, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0, timeout_s: float = 600) -> str:
+    """What a run said that ended with this exit code."""
+    stdout, stderr = process.communicate(timeout=timeout_s)
+    assert process.returncode == code, stdout + stderr
+    assert "Traceback" not in stderr
+    return stdout + stderr
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = 200) -> object:
+    ticks = threading.Event()
+    for _ in range(int(timeout_s / 0.02)):
+        if found := condition():
+            return found
+        assert process.poll() is None, "it ended before the fault was made"
+        ticks.wait(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def parts(out: Path) -> list[Path]:
+    return list(out.glob("runs/*/parts/*.part"))
+
+
+def worker(process: subprocess.Popen[str], title: str) -> psutil.Process | None:
+    """A worker below the driver whose title holds these words (Ray titles them after what they do)."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if title in " ".join(child.cmdline()):
+                return child
+        except psutil.Error:  # it is gone
+            continue
+    return None
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """Ray on this machine that outlives its drivers; yields its address."""
+    from test_jobs import RAY, free_port
+
+    port = free_port()
+    environment = {**ALONE, "RAY_AUTH_MODE": "disabled"}
+    subprocess.run(
+        [RAY, "start", "--head", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false",
+         "--disable-usage-stats", "--temp-dir", f"/tmp/cbf-{os.getpid()}"],
+        env=environment, check=True, capture_output=True,
+    )  # fmt: skip
+    started = [process for process in psutil.process_iter() if _is_of(process, f"/tmp/cbf-{os.getpid()}")]
+    yield f"127.0.0.1:{port}"
+    for process in started:
+        for child in [*process.children(recursive=True), process] if process.is_running() else []:
+            child.kill()
+    shutil.rmtree(f"/tmp/cbf-{os.getpid()}", ignore_errors=True)
+
+
+def _is_of(process: psutil.Process, folder: str) -> bool:
+    try:
+        return any(folder in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_driver_killed_at_twenty_moments_loses_nothing_and_does_nothing_twice(
+    tmp_path: Path, many: dict[str, bytes], cluster: str, record: Record
+) -> None:
+    source, out = write_files(tmp_path / "in", many), tmp_path / "out"
+    (source / "more.zip").write_bytes(zip_with(zipfile.ZIP_DEFLATED, many))
+    options, environment = ["--address", cluster, "--date", "2026-01-01"], {"RAY_AUTH_MODE": "disabled"}
+    began = time.monotonic()
+    finish(start(source, tmp_path / "undisturbed", *options, **environment))
+    seconds = time.monotonic() - began
+    dice, scored, kills = random.Random(7), {}, 0
+    while kills < 20:
+        process = start(source, out, *options, **environment)
+        try:
+            process.communicate(timeout=dice.uniform(0.05, 1.0) * seconds)
+            kept = crackbatch.read_predictions(str(out))  # it was through: from the start again
+            record("driver killed (SIGKILL)", kills, kept, 2 * len(many))
+            _assert_kept(scored, kept)
+            shutil.rmtree(out)
+            scored = {}
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            if not list(out.glob("runs/*/summary.json")):
+                visible = [pq.read_metadata(file).num_rows for file in out.rglob("predictions/**/*.parquet")]
+                assert sum(visible) in (0, 2 * len(many)), "half of a run is visible"
+            for part in parts(out):
+                rows = pq.read_table(part, columns=["image_uri", "scored_at"]).to_pylist()
+                scored |= {row["image_uri"]: row["scored_at"] for row in rows}
+    finish(start(source, out, *options, **environment))
+    kept = crackbatch.read_predictions(str(out))
+    record("driver killed (SIGKILL)", kills, kept, 2 * len(many))
+    _assert_kept(scored, kept)
+    expected = crackbatch.read_predictions(str(tmp_path / "undisturbed"))
+    assert set(kept["image_uri"]) == set(expected["image_uri"])
+
+
+def _assert_kept(scored: dict[str, object], kept: pd.DataFrame) -> None:
+    """What a part held when a driver was killed was not done again: only what was in flight is."""
+    done = dict(zip(kept["image_uri"], kept["scored_at"], strict=True))
+    assert [uri for uri, moment in scored.items() if done[uri] != moment] == []
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("_Scorer", "predict actor killed"), ("_fetch_shards", "fetch task's worker killed")]
+)
+def test_a_worker_killed_in_the_middle_does_not_end_the_run(
+    title: str, name: str, tmp_path: Path, many: dict[str, bytes], record: Record, s3: str
+) -> None:
+    bucket = boto3.client("s3", endpoint_url=s3)
+    for key, data in many.items():
+        bucket.put_object(Bucket="inspections", Key=f"{title}/{key}", Body=data)
+    with FaultyProxy(s3, Faults(delay_s=0.3)) as slow:  # so that tasks that fetch are there to be killed
+        process = start(f"s3://inspections/{title}", tmp_path / "out", AWS_ENDPOINT_URL=slow.url)
+        victim = wait_for(lambda: worker(process, title), process)
+        if title == "_Scorer":
+            wait_for(lambda: parts(tmp_path / "out"), process)
+            victim = wait_for(lambda: worker(process, title), process)
+        assert isinstance(victim, psutil.Process)
+        victim.kill()
+        finish(process)
+    rows = crackbatch.read_predictions(str(tmp_path / "out"))
+    record(name, 1, rows, len(many))
+    assert set(rows["status"]) == {"ok"}
+
+
+ON_THREE_NODES = """
+import signal, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+print(cluster.address, *(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_a_node_that_dies_does_not_end_the_run(tmp_path: Path, many: dict[str, bytes], record: Record) -> None:
+    source = write_files(tmp_path / "in", many)
+    environment = {**ALONE, "RAY_AUTH_MODE": "disabled"}
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", ON_THREE_NODES],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address, *raylets = nodes.stdout.readline().split()  # type: ignore[union-attr]
+        process = start(source, tmp_path / "out", "--address", address, RAY_AUTH_MODE="disabled")
+        wait_for(lambda: parts(tmp_path / "out"), process)
+        os.kill(int(raylets[0]), signal.SIGKILL)
+        finish(process)
+    finally:
+        nodes.communicate("")
+    rows = crackbatch.read_predictions(str(tmp_path / "out"))
+    record("raylet of one of three nodes killed", 1, rows, len(many))
+    assert set(rows["status"]) == {"ok"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_says_within_three_seconds_how_it_goes_on(
+    number: signal.Signals, tmp_path: Path, many: dict[str, bytes], record: Record
+) -> None:
+    source, out = write_files(tmp_path / "in", many), tmp_path / "out"
+    process = start(source, out)
+    wait_for(lambda: parts(out), process)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if "interrupted" in line)
+    assert time.monotonic() - began < 3
+    assert "the same command continues the run" in said
+    process.kill()  # as `ray job stop` does after three seconds
+    process.communicate()
+    finish(start(source, out))
+    record(f"stopped by {number.name}", 1, crackbatch.read_predictions(str(out)), len(many))
+
+
+POISON = """
+import os
+import PIL.Image
+
+_open = PIL.Image.open
+
+def opened(file, *arguments, **options):
+    data = file.getvalue() if hasattr(file, "getvalue") else b""
+    if b"POISON: abort" in data:
+        os.abort()
+    if b"POISON: memory" in data:
+        held = []
+        while True:
+            held.append(b"x" * (64 << 20))
+    if b"POISON: sleep" in data:
+        import time
+        time.sleep(3600)
+    return _open(file, *arguments, **options)
+
+PIL.Image.open = opened
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "message"),
+    [
+        ("abort", "crashed", "it kills its decoder (signal 6"),
+        ("memory", "crashed", "decoding it takes more than"),
+        ("sleep", "failed", "decoding took longer than 2 s"),
+    ],
+)
+def test_a_poisonous_image_costs_itself_alone(
+    kind: str, status: str, message: str, tmp_path: Path, many: dict[str, bytes], record: Record
+) -> None:
+    files = dict(list(many.items())[:120])
+    poisoned = list(files)[50]
+    files[poisoned] += f"POISON: {kind}".encode()
+    source = write_files(tmp_path / "in", files)
+    write_files(tmp_path / "poison", {"sitecustomize.py": POISON.encode()})
+    memory = psutil.virtual_memory()
+    process = start(
+        source, tmp_path / "out", "--max-megapixels", "10", "--decode-timeout", "2" if kind == "sleep" else "60",
+        PYTHONPATH=str(tmp_path / "poison"), RAY_memory_monitor_refresh_ms="100",
+        # The system that kills it is Ray's monitor, long before the machine is in need.
+        RAY_memory_usage_threshold=str((memory.used + (4 << 30)) / memory.total),
+    )  # fmt: skip
+    finish(process)
+    rows = crackbatch.read_predictions(str(tmp_path / "out"))
+    record(f"an image that kills its worker ({kind})", 1, rows, len(files))
+    bad = rows[rows["status"] != "ok"]
+    assert list(bad["image_uri"]) == [str(source / poisoned)]
+    assert list(bad["status"]) == [status]
+    assert message in bad["error"].iloc[0]
+    assert not list((tmp_path / "out").glob("runs/*/attempts"))
+
+
+def test_two_runs_of_one_id_do_not_meet_and_two_ids_go_on_side_by_side(
+    tmp_path: Path, many: dict[str, bytes], cluster: str, record: Record
+) -> None:
+    source, out = write_files(tmp_path / "in", many), tmp_path / "out"
+    options, environment = ["--address", cluster], {"RAY_AUTH_MODE": "disabled"}
+    first = start(source, out, *options, "--run-id", "a", **environment)
+    wait_for(lambda: list(out.glob("runs/a/lease-*.json")), first)
+    said = finish(start(source, out, *options, "--run-id", "a", **environment), code=1, timeout_s=60)
+    assert re.search(rf"run a is being worked on by process {first.pid} on \S+ since 20", said)
+    finish(start(source, out, *options, "--run-id", "b", **environment))
+    finish(first)
+    for run_id in ("a", "b"):
+        rows = crackbatch.read_predictions(str(out), run_id=run_id)
+        record("two runs into one OUT", 1, rows, len(many))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_store_that_fails_at_one_request_in_twenty_costs_no_image(
+    seed: int, tmp_path: Path, many: dict[str, bytes], record: Record, s3: str
+) -> None:
+    bucket = boto3.client("s3", endpoint_url=s3)
+    for key, data in many.items():
+        bucket.put_object(Bucket="inspections", Key=f"shaky-{seed}/in/{key}", Body=data)
+    bucket.put_object(Bucket="inspections", Key=f"shaky-{seed}/in/all.zip", Body=zip_with(zipfile.ZIP_STORED, many))
+    faults = Faults(share=0.05, silence_s=30, seed=seed)
+    prefix = f"s3://inspections/shaky-{seed}"
+    with FaultyProxy(s3, faults) as proxy:
+        said = finish(start(f"{prefix}/in", f"{prefix}/out", AWS_ENDPOINT_URL=proxy.url), timeout_s=1200)
+    rows = crackbatch.read_predictions(f"{prefix}/out")
+    record("500, 503, 429, resets, cut bodies, 30 s silences", faults.made.total(), rows, 2 * len(many))
+    assert set(rows["status"]) == {"ok"}
+    retries = re.search(r"asked again ([\d,]+) times", said)
+    assert retries is not None
+    assert int(retries[1].replace(",", "")) > faults.made.total() / 4
+    assert len(faults.made) == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of a few megabytes; needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as opened:
+        while True:
+            opened.write(bytes(4096))
+
+
+def test_a_disk_that_is_full_ends_the_run_with_the_cause_and_it_goes_on_later(
+    small_disk: Path, tmp_path: Path, many: dict[str, bytes], record: Record
+) -> None:
+    source, out = write_files(tmp_path / "in", many), small_disk / "out"
+    process = start(source, out)
+    wait_for(lambda: parts(out), process)
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        _fill(ballast)
+    said = finish(process, code=1)
+    assert "No space left on device" in said
+    assert "the same command continues" in said
+    assert not list(out.rglob("*.parquet"))
+    ballast.unlink()
+    finish(start(source, out))
+    record("disk full while parts are written", 1, crackbatch.read_predictions(str(out)), len(many))
+
+
+def test_an_out_that_vanishes_ends_the_run_with_the_cause(
+    tmp_path: Path, many: dict[str, bytes], record: Record
+) -> None:
+    source, out = write_files(tmp_path / "in", many), tmp_path / "out"
+    process = start(source, out)
+    wait_for(lambda: parts(out), process)
+    out.rename(tmp_path / "gone")
+    out.write_bytes(b"")  # nothing can be made below it
+    said = finish(process, code=1)
+    assert "the same command continues" in said
+    out.unlink()
+    (tmp_path / "gone").rename(out)
+    finish(start(source, out))
+    record("OUT vanishes", 1, crackbatch.read_predictions(str(out)), len(many))

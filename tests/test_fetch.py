@@ -1,0 +1,186 @@
+"""Bytes come from stores that fail, refuse and change, and every row says what became of its image."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import s3fs
+
+from conftest import SECRET
+from crackbatch import retry
+from crackbatch.errors import RunError
+from crackbatch.fetch import fetch
+from crackbatch.image import EXTENSIONS
+from crackbatch.plan import Plan, make_plan
+from crackbatch.retry import num_retries
+from crackbatch.shards import shard_sizes
+from faulty import FAULTS, Faults, FaultyProxy
+from test_archive import zip_with
+
+
+@pytest.fixture
+def bucket(s3: str, request: pytest.FixtureRequest) -> str:
+    """A prefix of its own in the bucket."""
+    return f"fetch/{request.node.name.translate({91: '-', 93: ''})}"
+
+
+@pytest.fixture
+def through(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Faults], None]]:
+    """Puts a faulty proxy before the store; pauses between tries are short here."""
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
+    proxies: list[FaultyProxy] = []
+
+    def put(faults: Faults) -> None:
+        proxies.append(FaultyProxy(s3, faults).__enter__())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxies[-1].url)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield put
+    s3fs.S3FileSystem.clear_instance_cache()
+    for proxy in proxies:
+        proxy.__exit__(None, None, None)
+
+
+def put(s3: str, key: str, data: bytes) -> None:
+    boto3.client("s3", endpoint_url=s3).put_object(Bucket="inspections", Key=key, Body=data)
+
+
+def fetch_all(plan: Plan) -> list[dict[str, object]]:
+    start, rows = 0, []
+    for size in shard_sizes(plan.table):
+        for block in fetch(plan.table.slice(start, size)):
+            rows.extend(block.to_pylist())
+        start += size
+    return rows
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_what_passes_by_itself_is_asked_again(
+    kind: str, s3: str, bucket: str, through: Callable[[Faults], None], tiles: dict[str, bytes]
+) -> None:
+    for name, data in tiles.items():
+        put(s3, f"{bucket}/{name}", data)
+    put(s3, f"{bucket}/tiles.zip", zip_with(zipfile.ZIP_DEFLATED, tiles))
+    faults = Faults(share=0.3, kinds=(kind,), silence_s=0.2)
+    through(faults)
+    before = num_retries()
+    plan = make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+    rows = fetch_all(plan)
+    assert plan.listing.problems == []
+    assert [row["status"] for row in rows] == [None] * 2 * len(tiles)
+    for row in rows:
+        assert row["bytes"] == tiles[str(row["image_uri"]).partition("::")[0].rpartition("/")[2]]
+    assert faults.made[kind] > 0
+    retries = num_retries() - before  # the HTTP client itself asks again on a connection that was reset
+    assert retries <= faults.made[kind]
+    assert (retries > 0) == (kind != "silence")
+
+
+def test_an_object_that_is_refused_is_a_row_with_the_stores_message(
+    s3: str, bucket: str, through: Callable[[Faults], None], tiles: dict[str, bytes]
+) -> None:
+    for name, data in tiles.items():
+        put(s3, f"{bucket}/{name}", data)
+    plan = make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+    through(Faults(denied="tile-03"))
+    rows = {str(row["image_uri"]).rpartition("/")[2]: row for row in fetch_all(plan)}
+    assert {name for name, row in rows.items() if row["status"]} == {"tile-03.jpg"}
+    assert rows["tile-03.jpg"]["status"] == "unreadable"
+    assert "not for your eyes" in str(rows["tile-03.jpg"]["error"])
+
+
+def test_credentials_that_expire_end_the_run_and_are_not_shown(
+    s3: str, bucket: str, through: Callable[[Faults], None], tiles: dict[str, bytes]
+) -> None:
+    for name, data in tiles.items():
+        put(s3, f"{bucket}/{name}", data)
+    plan = make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+    through(Faults(expires_after=3))
+    with pytest.raises(RunError, match=r"The provided token has expired.*renew them and run again") as raised:
+        fetch_all(plan)
+    assert SECRET not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def replaced(s3: str, key: str, data: bytes) -> None:
+    put(s3, key, bytes(len(data)))
+
+
+def grown(s3: str, key: str, data: bytes) -> None:
+    put(s3, key, data + b"more")
+
+
+def cut_short(s3: str, key: str, data: bytes) -> None:
+    put(s3, key, data[:-100])
+
+
+def deleted(s3: str, key: str, _: bytes) -> None:
+    boto3.client("s3", endpoint_url=s3).delete_object(Bucket="inspections", Key=key)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"), [(replaced, "changed"), (grown, "changed"), (cut_short, "changed"), (deleted, "missing")]
+)
+def test_an_object_that_changes_after_listing_never_gives_new_pixels_under_its_old_version(
+    change: Callable[[str, str, bytes], None], status: str, s3: str, bucket: str, tiles: dict[str, bytes]
+) -> None:
+    archive = zip_with(zipfile.ZIP_STORED, tiles)
+    for name, data in {**tiles, "tiles.zip": archive}.items():
+        put(s3, f"{bucket}/{name}", data)
+    plan = make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+    change(s3, f"{bucket}/tile-01.jpg", tiles["tile-01.jpg"])
+    change(s3, f"{bucket}/tiles.zip", archive)
+    rows = fetch_all(plan)
+    assert len(rows) == 2 * len(tiles)
+    for row in rows:
+        of_changed = row["archive"] is not None or str(row["image_uri"]).endswith("tile-01.jpg")
+        assert row["status"] == (status if of_changed else None), row["error"]
+        assert (row["bytes"] is None) == of_changed
+
+
+def test_a_local_file_that_changes_after_listing_never_gives_new_pixels(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    for name, data in tiles.items():
+        (tmp_path / name).write_bytes(data)
+    plan = make_plan([str(tmp_path)], EXTENSIONS)
+    (tmp_path / "tile-01.jpg").write_bytes(bytes(len(tiles["tile-01.jpg"])))  # as long as before
+    (tmp_path / "tile-02.jpg").unlink()
+    statuses = {Path(str(row["image_uri"])).name: row["status"] for row in fetch_all(plan)}
+    assert {name: status for name, status in statuses.items() if status} == {
+        "tile-01.jpg": "changed",
+        "tile-02.jpg": "missing",
+    }
+
+
+@pytest.mark.faults
+def test_a_zip_of_100_000_members_takes_few_requests(
+    s3: str, bucket: str, through: Callable[[Faults], None], tiles: dict[str, bytes]
+) -> None:
+    file, tile = io.BytesIO(), tiles["tile-00.jpg"][:2000]
+    with zipfile.ZipFile(file, "w") as archive:
+        for index in range(100_000):
+            archive.writestr(f"{index:06d}.jpg", tile)
+    put(s3, f"{bucket}/large.zip", file.getvalue())
+    faults = Faults()
+    through(faults)
+    plan = make_plan([f"s3://inspections/{bucket}/large.zip"], EXTENSIONS)
+    assert sum(row["bytes"] == tile for row in fetch_all(plan)) == 100_000
+    assert faults.requests.total() < 2000
+    print(f"{faults.requests.total()} requests for {len(file.getvalue()) / 1e6:.0f} MB in 100,000 members")
+
+
+def test_nothing_is_asked_again_that_stays_as_it_is() -> None:
+    assert not retry.is_transient(FileNotFoundError("x"))
+    assert not retry.is_transient(PermissionError("x"))
+    assert not retry.is_transient(OSError(28, os.strerror(28)))
+    assert not retry.is_transient(ValueError("x"))
+    assert retry.is_transient(ConnectionResetError("x"))
+    assert retry.is_transient(TimeoutError("x"))
