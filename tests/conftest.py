@@ -11,6 +11,7 @@ import pytest
 from crackbatch.demo import draw_tile
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SECRET = "a-secret-that-is-written-nowhere"
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,26 @@ def ray_here() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY=SECRET,
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    boto3.client("s3").create_bucket(Bucket="inspections")
+    yield f"http://{host}:{port}"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
