@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from crackbatch.model import Model, load_model
     from crackbatch.overview import Overview, describe_dataset
     from crackbatch.predictions import read_predictions
+    from crackbatch.runs import ListedRun, list_runs
     from crackbatch.scoring import score
     from crackbatch.summary import RunSummary
     from crackbatch.training import TrainResult, train
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Evaluation",
+    "ListedRun",
     "Model",
     "Overview",
     "RunSummary",
@@ -28,6 +30,7 @@ __all__ = [
     "compare",
     "describe_dataset",
     "evaluate",
+    "list_runs",
     "load_model",
     "read_predictions",
     "score",
@@ -38,6 +41,8 @@ _HOMES = {
     "Comparison": "comparison",
     "compare": "comparison",
     "Evaluation": "evaluation",
+    "ListedRun": "runs",
+    "list_runs": "runs",
     "Model": "model",
     "Overview": "overview",
     "RunSummary": "summary",

@@ -60,3 +60,12 @@ def s3() -> Iterator[str]:
     os.environ.clear()
     os.environ.update(before)
     server.stop()
+
+
+@pytest.fixture(params=["here", "s3"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output location, once in a folder and once in a bucket."""
+    if request.param == "here":
+        return str(tmp_path / "out")
+    request.getfixturevalue("s3")
+    return f"s3://inspections/{tmp_path.name}"
