@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison, compare
     from crackbatch.evaluation import Evaluation, evaluate
+    from crackbatch.leftovers import Cleaning, clean
     from crackbatch.model import Model, load_model
     from crackbatch.overview import Overview, describe_dataset
     from crackbatch.predictions import read_predictions
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from crackbatch.training import TrainResult, train
 
 __all__ = [
+    "Cleaning",
     "Comparison",
     "Evaluation",
     "ListedRun",
@@ -27,6 +29,7 @@ __all__ = [
     "Overview",
     "RunSummary",
     "TrainResult",
+    "clean",
     "compare",
     "describe_dataset",
     "evaluate",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cleaning": "leftovers",
+    "clean": "leftovers",
     "Comparison": "comparison",
     "compare": "comparison",
     "Evaluation": "evaluation",

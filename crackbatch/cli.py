@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from crackbatch.console import (
+    print_cleaning,
     print_comparison,
     print_evaluation,
     print_overview,
@@ -315,6 +316,19 @@ def runs(out: _Out, as_json: Annotated[bool, typer.Option("--json", help="Print 
         print_runs_json(found)
         return
     print_runs(found)
+
+
+@app.command()
+def clean(
+    out: _Out,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Only what this run left behind.")] = None,
+) -> None:
+    """Remove what interrupted and failed runs left in OUT; published rows and running runs are never touched."""
+    from crackbatch import leftovers
+
+    with _interruptible("what was removed is gone, and the same command removes the rest"):
+        print_cleaning(leftovers.clean(out, yes=yes, run_id=run_id))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from crackbatch.progress import duration
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison
     from crackbatch.evaluation import Evaluation
+    from crackbatch.leftovers import Cleaning
     from crackbatch.overview import Overview
     from crackbatch.runs import ListedRun
     from crackbatch.summary import RunSummary
@@ -145,6 +146,33 @@ def print_runs(found: Sequence[ListedRun]) -> None:
 def print_runs_json(found: Sequence[ListedRun]) -> None:
     """The same with every field, for programs."""
     print(json.dumps([asdict(run) for run in found], indent=2))
+
+
+def print_cleaning(found: Cleaning) -> None:
+    """What was removed of each run, or would be."""
+    for run_id, reason in found.passed_over.items():
+        print(f"passed over: {run_id} {_one_line(reason)}")
+    if not found.leftovers:
+        print(f"nothing to remove in {storage.redact(found.out)}")
+        return
+    width = _name_width(found.leftovers)
+    print(f"{'run':{width}}  {'state':11}  {'files':>9}  {'size':>11}  {'rows lost':>13}")
+    for left in found.leftovers:
+        print(
+            f"{_name(left.run_id, width)}  {left.state:11}  {len(left.files):>9,}  {_bytes(left.size_bytes):>11}"
+            f"  {left.lost_rows:>13,}"
+        )
+    size = _bytes(sum(left.size_bytes for left in found.leftovers))
+    total = f"{sum(len(left.files) for left in found.leftovers):,} files, {size}"
+    lost = sum(left.lost_rows for left in found.leftovers)
+    rows = f", and with them {lost:,} scored rows that are not published" if lost else ""
+    if found.removed:
+        print(f"removed: {total}{rows}")
+        return
+    print(f"would remove: {total}{rows}")
+    print("nothing was removed; give --yes to remove this")
+    if lost:
+        print("to keep and publish these rows instead, give the run's `crackbatch score` command again")
 
 
 def _details(run: ListedRun) -> str:

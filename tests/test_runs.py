@@ -189,7 +189,7 @@ def test_no_runs_is_an_error(tmp_path: Path, s3: str, place: str) -> None:
         crackbatch.list_runs(location)
 
 
-@pytest.mark.parametrize("command", [["runs"], ["runs", "--json"]])
+@pytest.mark.parametrize("command", [["runs", "--json"], ["clean", "--yes"]])
 @pytest.mark.parametrize("place", ["/no/such/folder", "s3://no-such-bucket", "http://127.0.0.1:1/", "gs2://x"])
 def test_no_runs_is_one_line_and_exit_2(s3: str, command: list[str], place: str) -> None:
     answer = crackbatch_says(*command, place)
