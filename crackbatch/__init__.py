@@ -11,23 +11,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison, compare
     from crackbatch.evaluation import Evaluation, evaluate
+    from crackbatch.leftovers import Cleaning, clean
     from crackbatch.model import Model, load_model
     from crackbatch.overview import Overview, describe_dataset
     from crackbatch.predictions import read_predictions
+    from crackbatch.runs import ListedRun, list_runs
     from crackbatch.scoring import score
     from crackbatch.summary import RunSummary
     from crackbatch.training import TrainResult, train
 
 __all__ = [
+    "Cleaning",
     "Comparison",
     "Evaluation",
+    "ListedRun",
     "Model",
     "Overview",
     "RunSummary",
     "TrainResult",
+    "clean",
     "compare",
     "describe_dataset",
     "evaluate",
+    "list_runs",
     "load_model",
     "read_predictions",
     "score",
@@ -35,9 +41,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cleaning": "leftovers",
+    "clean": "leftovers",
     "Comparison": "comparison",
     "compare": "comparison",
     "Evaluation": "evaluation",
+    "ListedRun": "runs",
+    "list_runs": "runs",
     "Model": "model",
     "Overview": "overview",
     "RunSummary": "summary",

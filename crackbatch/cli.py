@@ -16,10 +16,13 @@ from typing import Annotated
 import typer
 
 from crackbatch.console import (
+    print_cleaning,
     print_comparison,
     print_evaluation,
     print_overview,
     print_plan,
+    print_runs,
+    print_runs_json,
     print_summary,
     print_training,
 )
@@ -39,6 +42,7 @@ _DATA_HELP = "Labelled images, in sources as for score: folders or archives name
 _Address = Annotated[
     str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
 ]
+_Out = Annotated[str, typer.Argument(metavar="OUT", help="Where score put its results: a folder or URL.")]
 _Model = Annotated[str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")]
 _Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, instead of drawing one.")]
 _Threshold = Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")]
@@ -310,6 +314,31 @@ def compare(
             address=address,
         )
     print_comparison(found)
+
+
+@app.command()
+def runs(out: _Out, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+    """List the runs in OUT, the newest last: their states, images by status, models and durations."""
+    from crackbatch.runs import list_runs
+
+    found = list_runs(out)
+    if as_json:
+        print_runs_json(found)
+        return
+    print_runs(found)
+
+
+@app.command()
+def clean(
+    out: _Out,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Only what this run left behind.")] = None,
+) -> None:
+    """Remove what interrupted and failed runs left in OUT; published rows and running runs are never touched."""
+    from crackbatch import leftovers
+
+    with _interruptible("what was removed is gone, and the same command removes the rest"):
+        print_cleaning(leftovers.clean(out, yes=yes, run_id=run_id))
 
 
 @app.command()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from crackbatch import storage
 from crackbatch.progress import duration
@@ -11,11 +15,15 @@ from crackbatch.progress import duration
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison
     from crackbatch.evaluation import Evaluation
+    from crackbatch.leftovers import Cleaning
     from crackbatch.overview import Overview
+    from crackbatch.runs import ListedRun
     from crackbatch.summary import RunSummary
     from crackbatch.training import TrainResult
 
 _SPLITS = ("train", "validation", "test")
+_WIDTH = 100  # of a terminal, in columns
+_NAME_WIDTH = 40
 
 
 def print_plan(summary: RunSummary) -> None:
@@ -128,6 +136,78 @@ def print_comparison(found: Comparison) -> None:
             f"{row['size_mb']:>8.1f}{row['images_per_s']:>10.1f}{duration(row['training_s']):>12}"
         )
     print(f"table: {storage.redact(found.out)}")
+
+
+def print_runs(found: Sequence[ListedRun]) -> None:
+    """Two lines for each run, the newest last: how far it came; its model, rows by status, and what else is known."""
+    width = _name_width(found)
+    print(f"{'run':{width}}  {'date':10}  {'state':11}  {'images':>13}  {'duration':>11}")
+    for run in found:
+        took = "" if run.seconds is None else duration(run.seconds)
+        line = f"{_name(run.run_id, width)}  {run.date:10}  {run.state:11}  {run.images:>13,}  {took:>11}"
+        print(line.rstrip())
+        for line in textwrap.wrap(_details(run), _WIDTH, initial_indent="    ", subsequent_indent="    "):
+            print(line)
+
+
+def print_runs_json(found: Sequence[ListedRun]) -> None:
+    """The same with every field, for programs."""
+    print(json.dumps([asdict(run) for run in found], indent=2))
+
+
+def print_cleaning(found: Cleaning) -> None:
+    """What was removed of each run, or would be."""
+    for run_id, reason in found.passed_over.items():
+        print(f"passed over: {run_id} {_one_line(reason)}")
+    if not found.leftovers:
+        print(f"nothing to remove in {storage.redact(found.out)}")
+        return
+    width = _name_width(found.leftovers)
+    print(f"{'run':{width}}  {'state':11}  {'files':>9}  {'size':>11}  {'rows lost':>13}")
+    for left in found.leftovers:
+        print(
+            f"{_name(left.run_id, width)}  {left.state:11}  {len(left.files):>9,}  {_bytes(left.size_bytes):>11}"
+            f"  {left.lost_rows:>13,}"
+        )
+    size = _bytes(sum(left.size_bytes for left in found.leftovers))
+    total = f"{sum(len(left.files) for left in found.leftovers):,} files, {size}"
+    lost = sum(left.lost_rows for left in found.leftovers)
+    rows = f", and with them {lost:,} scored rows that are not published" if lost else ""
+    if found.removed:
+        print(f"removed: {total}{rows}")
+        return
+    print(f"would remove: {total}{rows}")
+    print("nothing was removed; give --yes to remove this")
+    if lost:
+        print("to keep and publish these rows instead, give the run's `crackbatch score` command again")
+
+
+def _details(run: ListedRun) -> str:
+    """The second line of a run in the list."""
+    said = [run.model_id or ""]
+    said.append(", ".join(f"{name} {count:,}" for name, count in run.statuses.items()))
+    if run.published and run.state != "published":
+        said.append(f"{run.published:,} rows published before")
+    if run.since:
+        said.append(f"{run.holder} since {run.since}")
+    if run.exit_code:
+        said.append(f"exit code {run.exit_code}")
+    said.append(run.reason or "")
+    return _one_line("; ".join(part for part in said if part))
+
+
+def _one_line(said: str) -> str:
+    """Text from a file, without what would move the cursor."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())
+
+
+def _name_width(found: Sequence[Any]) -> int:
+    return max((len(item.run_id) for item in found if len(item.run_id) <= _NAME_WIDTH), default=_NAME_WIDTH)
+
+
+def _name(run_id: str, width: int) -> str:
+    """A run's name as wide as the column; one that is wider has a line to itself, so that it can be copied whole."""
+    return f"{run_id:{width}}" if len(run_id) <= width else f"{run_id}\n{'':{width}}"
 
 
 def _interval(metric: dict[str, float]) -> str:

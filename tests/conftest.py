@@ -62,6 +62,15 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(params=["here", "s3"])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output location, once in a folder and once in a bucket."""
+    if request.param == "here":
+        return str(tmp_path / "out")
+    request.getfixturevalue("s3")
+    return f"s3://inspections/{tmp_path.name}"
+
+
 FAULTS_MADE = pytest.StashKey[list[tuple[str, int, int, int]]]()
 
 

@@ -35,14 +35,9 @@ def hold(folder: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.fixture(params=["here", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return _bucket(request, tmp_path.name) if request.param == "s3" else str(tmp_path / "runs" / "r")
-
-
-def _bucket(request: pytest.FixtureRequest, name: str) -> str:
-    request.getfixturevalue("s3")
-    return f"s3://inspections/{name}/runs/r"
+@pytest.fixture
+def folder(out: str) -> str:
+    return storage.join(out, "runs", "r")
 
 
 def test_a_second_process_is_told_who_works_and_since_when(folder: str) -> None:

@@ -1,0 +1,148 @@
+"""What runs left behind that were interrupted, and its removal.
+
+Published rows stay, and with them the run's run.json; a run that somebody works on, or whose files are damaged, is
+passed over; files that no run makes are not touched. What is removed is exactly what was listed, file by file.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from crackbatch import storage
+from crackbatch.errors import OptionError, RunError
+from crackbatch.lease import read_lease
+from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, read_columns, survey
+from crackbatch.table import IDENTITY
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What a run left behind: `files` are locations, `lost_rows` counts scored images that were never published."""
+
+    run_id: str
+    state: str
+    files: list[str]
+    size_bytes: int
+    lost_rows: int
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What runs left behind, which of them were passed over and why, and whether it was `removed` or only listed."""
+
+    out: str
+    leftovers: list[Leftovers]
+    passed_over: dict[str, str]
+    removed: bool
+
+
+def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
+    """List what interrupted runs left in `out`, of one run if it is named, and remove it where `yes` says so.
+
+    A run that was never published goes whole. Raises OutputError where there are no runs, OptionError for a run that
+    is not there, RunError where something cannot be removed.
+    """
+    found = survey(out)
+    if run_id is not None:
+        names = [run.run_id for _, run in found]
+        found = [item for item in found if item[1].run_id == run_id]
+        if not found:
+            raise OptionError(f"no run {run_id} in {storage.redact(out)}; runs: {', '.join(names)}")
+    passed_over: dict[str, str] = {}
+    leftovers = []
+    try:
+        for folder, run in found:
+            if reason := _why_not(run):
+                passed_over[run.run_id] = reason
+            elif files := _leftover_files(folder, run):
+                left = _describe(folder, run, files)
+                if yes and _is_held(folder):
+                    passed_over[run.run_id] = "has just been continued"
+                    continue
+                if yes:
+                    _remove(folder, files)
+                leftovers.append(left)
+    except OSError as error:
+        reason = storage.redact(str(error) or repr(error))
+        raise RunError(f"cleaning {storage.redact(out)} broke off ({reason}); the same command does the rest") from None
+    return Cleaning(storage.normalize(out), leftovers, passed_over, yes)
+
+
+def _why_not(run: ListedRun) -> str | None:
+    if run.state == "running":
+        return f"is running, {run.holder} since {run.since}"
+    return f"is damaged: {run.reason}" if run.state == "damaged" else None
+
+
+def _is_held(folder: RunFolder) -> bool:
+    held = read_lease(folder.location)
+    return held is not None and held.is_alive
+
+
+def _leftover_files(folder: RunFolder, run: ListedRun) -> list[str]:
+    """Paths in the run's folder that nobody needs; run.json comes last, so that a removal can be continued."""
+    files = sorted(name for name in folder.files if _is_leftover(name))
+    if _is_published(folder, run):
+        return files
+    return [*files, *(name for name in ("failure.json", "run.json") if name in folder.files)]
+
+
+def _is_leftover(name: str) -> bool:
+    first, slash, _ = name.partition("/")
+    return first in FOLDERS if slash else storage.is_temporary(name) or bool(LEASE.fullmatch(name))
+
+
+def _is_published(folder: RunFolder, run: ListedRun) -> bool:
+    return "summary.json" in folder.files or bool(folder.published_files(run.date))
+
+
+def _describe(folder: RunFolder, run: ListedRun, files: list[str]) -> Leftovers:
+    locations = [storage.join(folder.location, name) for name in files]
+    size_bytes = sum(folder.files[name] for name in files)
+    return Leftovers(run.run_id, run.state, locations, size_bytes, _count_lost(folder, run))
+
+
+def _count_lost(folder: RunFolder, run: ListedRun) -> int:
+    """Rows in the parts that no published file holds."""
+    if "summary.json" in folder.files:  # whatever the parts hold is published, or was replaced
+        return 0
+    published = folder.published_files(run.date)
+    if not published:
+        return run.images
+    scored = _identities(folder.parts).group_by(IDENTITY).aggregate([])
+    lost = scored.join(_identities(published), keys=IDENTITY, join_type="left anti")
+    return int(lost.num_rows)
+
+
+def _identities(locations: list[str]) -> pa.Table:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        tables = list(threads.map(lambda location: read_columns(location, IDENTITY), locations))
+    empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
+    return pa.concat_tables([empty, *(table for table in tables if table is not None)])
+
+
+def _remove(folder: RunFolder, files: list[str]) -> None:
+    """Remove the files, and on this machine the folders that are empty then."""
+    late = [name for name in files if name == "run.json"]
+    locations = [storage.join(folder.location, name) for name in files if name not in late]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(_remove_file, locations))
+    for name in late:
+        _remove_file(storage.join(folder.location, name))
+    if storage.is_local(folder.location):
+        for name in (*FOLDERS, ""):
+            with suppress(OSError):  # not empty, or not there
+                os.rmdir(os.path.join(folder.location, name))
+
+
+def _remove_file(location: str) -> None:
+    found, path = storage.filesystem(location)
+    with suppress(FileNotFoundError):
+        found.rm_file(path)  # one file and no pattern, whatever its name

@@ -1,0 +1,272 @@
+"""The runs in an output location: which there are, how far each came, and what is known of it.
+
+    damaged      run.json or another of its files cannot be read; `reason` says which
+    running      somebody holds its lease
+    failed       failure.json is there: the last attempt ended with an error
+    published    summary.json is there
+    interrupted  parts are there, and nobody works on it
+    planned      run.json is there, and no part yet
+
+An output location may be a bucket with other things in it: a folder below `runs/` is a run's if its run.json (or
+summary.json) says so, or, without either, if all that lies in it has the names that only a run gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crackbatch import results, storage
+from crackbatch.errors import OutputError
+from crackbatch.lease import read_lease
+
+FOLDERS = ("plan", "parts", "scratch", "publish", "leases", "attempts")  # what a run needs only while it works
+LEASE = re.compile(r"lease-\d+\.json")
+_THREADS = 8
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MADE = re.compile(
+    r"plan/\d{5}\.arrow|parts/[0-9a-f]{24}\.part|scratch/[0-9a-f]{16}\.(images|copy)|publish/[^/]+-\d{5}\.parquet\.whole"
+    rf"|attempts/[0-9a-f]{{24}}-\w+\.(try|slow)|{LEASE.pattern}"
+)
+_TEMPORARY = re.compile(r"(?P<folder>(.+/)?)\.(?P<name>[^/]+)\.\w{8}\.tmp")
+_Kind = TypeVar("_Kind")
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """What is known of a run.
+
+    `images` counts the rows of a run that is published and, of one that is not, those in its parts so far, and
+    `statuses` the same rows by status; `published` counts the rows that readers see. `seconds` is how long the last
+    call took that published, or for how long a running one has worked; `since` and `holder` are those of a running one.
+    `reason` says what a failed run died of, or what is damaged. Times are ISO 8601.
+    """
+
+    run_id: str
+    date: str
+    state: str
+    images: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    published: int = 0
+    model_id: str | None = None
+    threshold: float | None = None
+    created_at: str | None = None
+    seconds: float | None = None
+    since: str | None = None
+    holder: str | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder as it was listed: `files` maps paths below it to their bytes, with files still being written."""
+
+    out: str
+    run_id: str
+    files: dict[str, int]
+
+    @property
+    def location(self) -> str:
+        return storage.join(self.out, "runs", self.run_id)
+
+    @property
+    def parts(self) -> list[str]:
+        names = (name for name in self.files if name.startswith("parts/") and name.endswith(".part"))
+        return [storage.join(self.location, name) for name in names]
+
+    def published_files(self, date: str) -> list[str]:
+        """Its files below `predictions/`; none for a run whose date is not known."""
+        return results.published_files(results.Run(self.out, self.run_id, date)) if date else []
+
+
+def list_runs(out: str) -> list[ListedRun]:
+    """The runs in `out`, newest last; raises OutputError where there is none."""
+    return [run for _, run in survey(out)]
+
+
+def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
+    """Every run in `out` with its folder, newest last; raises OutputError where there is none."""
+    if not out:
+        raise OutputError("OUT is missing: name the folder or URL that was given to score as --out")
+    folders = _list_folders(storage.normalize(out))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = [(folder, run) for folder, run in zip(folders, threads.map(_look, folders), strict=True) if run]
+    if not found:
+        raise OutputError(f"no runs in {storage.redact(out)}; `crackbatch score … --out` leaves them there")
+    return sorted(found, key=lambda item: (item[1].created_at or "", item[1].run_id))
+
+
+def read_columns(location: str, columns: list[str]) -> pa.Table | None:
+    """A few columns of a Parquet file, of which no more is fetched; None where it is no whole one.
+
+    Raises FileNotFoundError, and OutputError where the storage or the file is damaged.
+    """
+    found, path = storage.filesystem(location)
+    try:
+        with found.open(path, "rb", cache_type="none") as file:
+            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
+            return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, KeyError):
+        return None
+    except OSError as error:
+        raise OutputError(f"{location} cannot be read ({error})") from None
+
+
+def _list_folders(out: str) -> list[RunFolder]:
+    """The folders below `runs/` whose names a run can have, each with all its files."""
+    found, path = storage.filesystem(storage.join(out, "runs"))
+    path = path.rstrip("/")
+    found.invalidate_cache()
+    try:
+        listed = found.find(path, detail=True)
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # each cloud library raises its own
+        raise OutputError(f"cannot list the runs in {storage.redact(out)}: {storage.redact(repr(error))}") from None
+    folders: dict[str, dict[str, int]] = {}
+    for name, info in listed.items():
+        run_id, slash, below = name[name.index(path) + len(path) + 1 :].partition("/")
+        if slash and below and _RUN_ID.fullmatch(run_id):
+            folders.setdefault(run_id, {})[below] = int(info.get("size") or 0)
+    return [RunFolder(out, run_id, files) for run_id, files in folders.items()]
+
+
+def _look(folder: RunFolder) -> ListedRun | None:
+    """What is known of the run in a folder; None for what is no run of ours."""
+    known: dict[str, Any] = {}
+    try:
+        asked = _read_object(folder, "run.json")
+        if asked is not None:
+            if not {"run_id", "fingerprint"} <= asked.keys():
+                return None
+            known = _describe(folder, "run.json", asked)
+        summary = _read_object(folder, "summary.json")
+        if asked is None:
+            if not _is_ours(folder, summary):
+                return None
+            known = _describe(folder, "summary.json", summary or {})
+        return _judge(folder, asked, summary, known)
+    except (OutputError, OSError, ValueError) as error:
+        return ListedRun(**{"run_id": folder.run_id, "date": "", **known}, state="damaged", reason=_say(error))
+
+
+def _is_ours(folder: RunFolder, summary: dict[str, Any] | None) -> bool:
+    """Whether a folder without run.json is a run's."""
+    if summary is not None:
+        return {"run_id", "statuses"} <= summary.keys()
+    finished = [_TEMPORARY.sub(r"\g<folder>\g<name>", name) for name in folder.files]
+    ours = [name for name in finished if _MADE.fullmatch(name)]
+    return bool(ours) and set(finished) <= {*ours, "run.json", "failure.json"}
+
+
+def _describe(folder: RunFolder, file: str, about: dict[str, Any]) -> dict[str, Any]:
+    """What run.json or, without it, summary.json says; a copy of another run's folder says the other's name."""
+    if not about:
+        return {"date": ""}
+    if about["run_id"] != folder.run_id:
+        raise OutputError(f"{file} is that of run {about['run_id']}")
+    date = _get(about, file, "date", str)
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+        raise OutputError(f"{file} has no date but {date!r}")
+    return {"date": date, **{name: about.get(name) for name in ("model_id", "threshold", "created_at")}}
+
+
+def _judge(
+    folder: RunFolder, asked: dict[str, Any] | None, summary: dict[str, Any] | None, known: dict[str, Any]
+) -> ListedRun:
+    """The state of a run and how many rows it has."""
+    known = {"run_id": folder.run_id, **known}
+    if summary is not None:
+        images = _get(summary, "summary.json", "images", int)
+        known |= {"images": images, "statuses": _get(summary, "summary.json", "statuses", dict), "published": images}
+    else:
+        known |= _count_rows(folder, known["date"])
+    held = read_lease(folder.location)
+    if held is not None and held.is_alive:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(held.since)).total_seconds()
+        return ListedRun(**known, state="running", since=held.since, holder=held.holder, seconds=round(seconds, 3))
+    failure = _read_object(folder, "failure.json")
+    if failure is not None:
+        known["reason"] = _get(failure, "failure.json", "error", str)
+        return ListedRun(**known, state="failed")
+    if summary is not None:
+        seconds = _get(summary, "summary.json", "seconds", float)
+        return ListedRun(**known, state="published", seconds=seconds, exit_code=summary.get("exit_code"))
+    return ListedRun(**known, state="planned" if asked is not None and not folder.parts else "interrupted")
+
+
+def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
+    """The rows in the parts of a run, by status too, and those that an earlier attempt published."""
+    statuses: Counter[str] = Counter()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        published = sum(threads.map(_num_rows, folder.published_files(date)))
+        counts = list(threads.map(_count_part, folder.parts))
+    for count in counts:
+        statuses.update(count or {})
+    unreadable = counts.count(None)
+    return {
+        "images": statuses.total(),
+        "statuses": dict(sorted(statuses.items(), key=lambda item: (-item[1], item[0]))),
+        "published": published,
+        "reason": f"parts that cannot be read, and will be scored again: {unreadable:,}" if unreadable else None,
+    }
+
+
+def _count_part(location: str) -> dict[str, int] | None:
+    """Rows of a part by status; none where it has just been published, None where it cannot be read."""
+    try:
+        table = read_columns(location, ["status"])
+    except FileNotFoundError:
+        return {}
+    if table is None:
+        return None
+    return {str(item["values"]): int(item["counts"]) for item in table.column(0).value_counts().to_pylist()}
+
+
+def _num_rows(location: str) -> int:
+    found, path = storage.filesystem(location)
+    try:
+        with found.open(path, "rb", cache_type="none") as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise OutputError(f"{location} cannot be read ({error})") from None
+
+
+def _read_object(folder: RunFolder, name: str) -> dict[str, Any] | None:
+    """A JSON file of the run, None where there is none (any more)."""
+    if name not in folder.files:
+        return None
+    try:
+        value = json.loads(storage.read_bytes(storage.join(folder.location, name)))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise OutputError(f"{name} is damaged ({error})") from None
+    if not isinstance(value, dict):
+        raise OutputError(f"{name} holds no JSON object")
+    return value
+
+
+def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kind:
+    """An entry of a JSON file, as what it has to be."""
+    found = value.get(name)
+    if kind is float and isinstance(found, int):
+        found = float(found)
+    if not isinstance(found, kind):
+        raise OutputError(f"{file} says {found!r} where {name} should stand")
+    return found
+
+
+def _say(error: Exception) -> str:
+    return storage.redact(str(error) or repr(error))
