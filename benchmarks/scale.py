@@ -1,0 +1,114 @@
+"""What an image costs as runs grow: the same run on 10,000, 100,000 and 1,000,000 images, with a predict stage that
+does nothing.
+
+    python benchmarks/scale.py [--sizes 10000,100000,1000000]
+
+Each run is a process of its own: planning, Ray, fetching, writing parts and publishing are what they always are, only
+decoding and the network are left out. Printed are microseconds an image (of the pipeline, and of the whole process
+less what the smallest run takes to start), the peak memory of the driver, and how long the largest run takes with
+--new-only when all its images are published already. What these figures mean for 100 million images: docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+
+ASKED_GROWTH, ASKED_GB, ASKED_PLAN_S = 1.1, 2.0, 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="10000,100000,1000000")
+    parser.add_argument("--folder", help="where archives and results go [default: a temporary folder]")
+    parser.add_argument("--run", nargs=3, metavar=("ARCHIVE", "OUT", "RUN_ID"), help=argparse.SUPPRESS)
+    parser.add_argument("--new-only", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        run_one(*arguments.run, new_only=arguments.new_only)
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        compare([int(size) for size in arguments.sizes.split(",")], Path(folder))
+
+
+def compare(sizes: list[int], folder: Path) -> None:
+    print(f"{'images':>12}{'pipeline':>14}{'whole process':>16}{'driver at most':>16}")
+    costs = []
+    for size in sizes:
+        archive = write_zip(folder / f"{size}.zip", size)
+        found = run_apart(archive, folder / "out", str(size))
+        costs.append(found["pipeline_s"] / size)
+        print(
+            f"{size:>12,}{costs[-1] * 1e6:>9.0f} us/im{found['seconds']:>14.1f} s{found['peak_gb']:>13.2f} GB",
+            flush=True,
+        )
+    print(
+        f"an image of the largest run costs {costs[-1] / costs[0]:.2f} times one of the smallest (asked {ASKED_GROWTH})"
+    )
+    print(f"the driver took {found['peak_gb']:.2f} GB at most (asked {ASKED_GB:g})")
+    again = run_apart(archive, folder / "out", "again", "--new-only")
+    assert again["images"] == 0
+    print(
+        f"--new-only with {sizes[-1]:,} images, all of them published: {again['seconds']:.1f} s (asked"
+        f" {ASKED_PLAN_S:g}), {again['peak_gb']:.2f} GB"
+    )
+
+
+def write_zip(path: Path, num_images: int) -> Path:
+    """An archive of images of a few bytes: what is read does not matter here, how many are does."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(num_images):
+            archive.writestr(f"span-{index // 1000:05d}/{index:08d}.jpg", b"%08d" % index)
+    return path
+
+
+def run_apart(archive: Path, out: Path, run_id: str, *options: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--run", str(archive), str(out), run_id, *options]
+    began = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": time.monotonic() - began}
+
+
+def run_one(archive: str, out: str, run_id: str, new_only: bool) -> None:
+    """A run in this process whose predict stage does nothing."""
+    import crackbatch
+    from crackbatch import pipeline
+
+    pipeline._Scorer = Nothing  # type: ignore[misc]
+    summary = crackbatch.score(archive, out, run_id=run_id, new_only=new_only, max_error_rate=1.0)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    seconds = summary.stages["pipeline"]["seconds"] if summary.stages else 0
+    print(json.dumps({"images": summary.images, "pipeline_s": seconds, "peak_gb": peak_gb}))
+
+
+class Nothing:
+    """The predict stage without decoder and network: it makes a row of each image all the same."""
+
+    def __init__(self, labels: dict[str, Any], **_: object) -> None:
+        from crackbatch.predict import Labels, Predictor
+
+        model: Any = SimpleNamespace(batch_size=8192, bundle=SimpleNamespace(classes=("no_crack", "crack")))
+        self._predict = Predictor(model, Labels(**labels), decoder=None)  # type: ignore[arg-type]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        from crackbatch.image import Picture
+
+        rows = self._predict(block, lambda *_: (Picture("failed", "not decoded"), None))
+        for name in ("_fetch_seconds", "_fetch_retries"):
+            rows = rows.append_column(name, block.column(name))
+        return rows.append_column("_predict_seconds", pa.array([0.0] * rows.num_rows))
+
+
+if __name__ == "__main__":
+    main()
