@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import crackbatch
+from conftest import SECRET
 from crackbatch import results, storage
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, PublishError, SourceError
@@ -66,32 +66,6 @@ def test_no_pixels_ever_stand_under_another_images_name(tmp_path: Path, many_til
     assert list(table["sha256"]) == [hashlib.sha256(many_tiles[name]).hexdigest() for name in names]
     assert list(table["size_bytes"]) == [len(many_tiles[name]) for name in names]
     assert table["crack_probability"].is_monotonic_decreasing
-
-
-SECRET = "a-secret-that-is-written-nowhere"
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY=SECRET,
-        AWS_DEFAULT_REGION="us-east-1",
-    )
-    boto3.client("s3").create_bucket(Bucket="inspections")
-    yield f"http://{host}:{port}"
-    os.environ.clear()
-    os.environ.update(before)
-    server.stop()
 
 
 def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
