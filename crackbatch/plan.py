@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
 )
 
 _BATCH_ROWS = 50_000
+_SORTED_ROWS = 1_000_000
 _LISTING_THREADS = 8
 _PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
 
@@ -87,6 +88,7 @@ def make_plan(
     for source in sources:
         for found in list_source(source, extensions, planner.listing, skip):
             planner.add(found)
+        planner.end_source(is_ordered=storage.is_local(source))
     plan = planner.finish()
     if limit is not None:
         plan.table = plan.table.slice(0, limit)
@@ -112,23 +114,36 @@ class _Planner:
         self._extensions = extensions
         self._scratch = scratch
         self._loose = _Rows()
+        self._tables: list[pa.Table] = []
+        self._archives: list[tuple[str, pa.Table | Future[tuple[pa.Table, Listing] | None]]] = []
         self._done: list[pa.Table | Future[tuple[pa.Table, Listing] | None]] = []
         self._num_archives = 0
         self._threads = ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="listing")
 
     def add(self, found: Object | Manifest) -> None:
         if isinstance(found, Manifest):
-            self._done.append(_plan_manifest(found, self.listing, self._scratch))
+            self._archives.append((found.location, _plan_manifest(found, self.listing, self._scratch)))
         elif found.kind is None:
             _add_loose(self._loose, found, self._scratch)
             self._any_image.set()
         elif found.status is not None:
             self.listing.problems.append(f"{storage.redact(found.location)}: {found.error}")
         else:
-            self._done.append(self._threads.submit(_list_archive, found, self._wanted, self._scratch))
+            listed = self._threads.submit(_list_archive, found, self._wanted, self._scratch)
+            self._archives.append((found.location, listed))
+
+    def end_source(self, is_ordered: bool) -> None:
+        """Put what one source gave in the order of its names, so that the same sources make the same plan."""
+        loose, archives = self._loose.table(), self._archives
+        if not is_ordered:
+            loose = _sort(loose)
+            archives = sorted(archives, key=lambda item: item[0])
+        self._tables.append(loose)
+        self._done.extend(done for _, done in archives)
+        self._loose, self._archives = _Rows(), []
 
     def finish(self) -> Plan:
-        tables = [self._loose.table()]
+        tables = self._tables or [SCHEMA.empty_table()]
         for done in self._done:
             if isinstance(done, Future):
                 if (result := done.result()) is None:
@@ -182,6 +197,14 @@ class _Rows:
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
         for column in self._columns:
             column.clear()
+
+
+def _sort(table: pa.Table) -> pa.Table:
+    order = pc.sort_indices(table, sort_keys=[("image_uri", "ascending"), ("container", "ascending")])
+    if np.array_equal(order, np.arange(len(order))):
+        return table
+    # Piece by piece: the texts of one chunk must not pass two gigabytes.
+    return pa.concat_tables(table.take(order[row : row + _SORTED_ROWS]) for row in range(0, len(order), _SORTED_ROWS))
 
 
 def _uri(location: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import fsspec.utils
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -22,6 +24,8 @@ import pyarrow.parquet as pq
 from crackbatch import storage
 from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import SourceError
+from crackbatch.listing import Entry, list_objects
+from crackbatch.retry import retrying
 
 URI_COLUMN = "image_uri"
 
@@ -58,7 +62,9 @@ def check_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[s
 def list_source(
     source: str, extensions: frozenset[str], listing: Listing, skip: Iterable[str] = ()
 ) -> Iterator[Object | Manifest]:
-    """Everything in one source, in the order of its names; `skip` are locations not to look into (the output).
+    """Everything in one source; `skip` are locations not to look into (the output).
+
+    What lies on this machine comes in the order of its names, what lies elsewhere in no order.
 
     Raises SourceError where the source itself is not there or cannot be read.
     """
@@ -95,11 +101,11 @@ def _list_local(
         yield from _walk_local(location, extensions, listing, skip)
     elif os.path.lexists(location):
         yield from _single(location, source, extensions, _local_object)
-    elif any(character in location for character in "*?["):
+    elif _is_glob(location):
         filesystem, path = storage.filesystem(location)
         for found in sorted(filesystem.glob(path)):
             if os.path.isfile(found):
-                yield from _from_glob(found, location, extensions, listing, _local_object)
+                yield from _from_glob(found, location, extensions, listing)
     else:
         raise SourceError(f"no such file or folder: {source}")
 
@@ -181,41 +187,51 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
 
 
 def _from_glob(
-    location: str, pattern: str, extensions: frozenset[str], listing: Listing, make: Any
+    location: str, pattern: str, extensions: frozenset[str], listing: Listing
 ) -> Iterator[Object | Manifest]:
-    fixed = os.path.dirname(pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)])
+    fixed = _fixed_part(pattern)
     interesting, kind = _classify(file_name(location), extensions)
     if is_hidden(location[len(fixed) :]):
         listing.pass_over("hidden files")
     elif interesting:
-        yield make(location, kind)
+        yield _local_object(location, kind)
     else:
         pass_over_name(file_name(location), listing)
+
+
+def _is_glob(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first wildcard of a glob."""
+    return os.path.dirname(pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)])
 
 
 def _list_remote(
     location: str, source: str, extensions: frozenset[str], listing: Listing, skip: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
     filesystem, path = storage.filesystem(location)
-    kind = storage.scheme(location)
 
-    def named(found: str) -> str:
-        return found if "://" in found else f"{kind}://{found.lstrip('/') if kind != 'memory' else found}"
-
-    def make(found: str, archive: str | None) -> Object:
-        return _remote_object(named(found), filesystem.info(found), archive)
+    def make(_: str, archive: str | None) -> Object:
+        info = retrying(lambda: filesystem.info(path))
+        return _remote_object(location, info.get("size"), storage.version(info), archive)
 
     try:
         filesystem.invalidate_cache()
-        if any(character in path for character in "*?[") and kind not in ("http", "https"):
-            for found in sorted(filesystem.glob(path)):
-                yield from _from_glob(named(found), location, extensions, listing, lambda _, k, f=found: make(f, k))
-            return
+        is_glob = _is_glob(path) and storage.scheme(location) not in ("http", "https")
         is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
-        if is_file_name and _is_file(filesystem, path):
-            yield from _single(location, source, extensions, lambda _, archive: make(path, archive))
+        if is_file_name and not is_glob and _is_file(filesystem, path):
+            yield from _single(location, source, extensions, make)
             return
-        files = filesystem.find(path, detail=True)
+        entries = _glob_remote(filesystem, path) if is_glob else _below_remote(filesystem, path)
+        root = _fixed_part(path) if is_glob else path
+        is_empty = True
+        for entry in entries:
+            is_empty = False
+            full = storage.locate(entry.path, location)
+            if not any(full.startswith(storage.join(other, "")) for other in skip):
+                yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
         if error.__cause__ is not None:
             raise SourceError(f"cannot read {storage.redact(source)}: {storage.redact(str(error.__cause__))}") from None
@@ -225,35 +241,53 @@ def _list_remote(
     except Exception as error:  # each cloud library raises its own
         reason = storage.redact(str(error) or repr(error))
         raise SourceError(f"cannot read {storage.redact(source)}: {reason}") from None
-    if not files:
+    if is_empty and not is_glob:
         raise SourceError(f"no such object or prefix: {storage.redact(source)}")
-    for found, info in sorted(files.items()):
-        full = named(found)
-        relative = full[len(location) :].lstrip("/")
-        if any(full.startswith(storage.join(other, "")) for other in skip):
-            continue
-        interesting, archive = _classify(file_name(full), extensions)
-        if is_hidden(relative):
-            listing.pass_over("hidden files")
-        elif interesting:
-            yield _remote_object(full, info, archive)
-        elif not full.endswith("/"):
-            pass_over_name(file_name(full), listing)
+
+
+def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
+    """Everything below a prefix; where there is nothing, the object of that name."""
+    is_empty = True
+    for page in list_objects(filesystem, path):
+        is_empty = False
+        yield from page
+    if is_empty and (info := retrying(lambda: filesystem.info(path)))["type"] == "file":
+        yield Entry(path, info.get("size"), storage.version(info))
+
+
+def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
+    """The files that a glob matches, as fsspec understands it; no more levels are listed than it has."""
+    root = _fixed_part(pattern)
+    levels = None if "**" in pattern else pattern[len(root) :].lstrip("/").count("/") + 1
+    matches = re.compile(fsspec.utils.glob_translate(pattern)).match
+    for page in list_objects(filesystem, root, levels):
+        yield from (entry for entry in page if matches(entry.path))
+
+
+def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str], listing: Listing) -> Iterator[Object]:
+    interesting, archive = _classify(file_name(location), extensions)
+    if is_hidden(relative):
+        listing.pass_over("hidden files")
+    elif location.endswith("/"):  # the marker of a folder
+        return
+    elif interesting:
+        yield _remote_object(location, entry.size, entry.version, archive)
+    else:
+        pass_over_name(file_name(location), listing)
 
 
 def _is_file(filesystem: Any, path: str) -> bool:
     """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
     try:
-        return bool(filesystem.info(path)["type"] == "file")
+        return bool(retrying(lambda: filesystem.info(path))["type"] == "file")
     except FileNotFoundError as error:
         if error.__cause__ is not None:  # fsspec's HTTP says so of everything, a refused connection too
             raise
         return False
 
 
-def _remote_object(location: str, info: dict[str, Any], kind: str | None) -> Object:
-    size = info.get("size")
-    return Object(location, None if size is None else int(size), storage.version(info), kind)
+def _remote_object(location: str, size: int | None, version: str, kind: str | None) -> Object:
+    return Object(location, None if size is None else int(size), version, kind)
 
 
 def _read_manifest(location: str) -> Manifest | None:

@@ -86,6 +86,21 @@ def join(location: str, *parts: str) -> str:
     return "/".join([location.rstrip("/"), *parts])
 
 
+def locate(path: str, like: str) -> str:
+    """The location of a path that the filesystem of the location `like` gave, on the same account."""
+    if "://" in path:
+        return path
+    kind = scheme(like)
+    if kind == "memory":
+        return f"memory://{path}"
+    host = urlsplit(like).netloc if kind in ("az", "abfs", "abfss") else ""
+    if "@" in host:  # abfss://container@account.dfs.core.windows.net/path, where the path is container/path
+        return f"{kind}://{host}/{path.lstrip('/').partition('/')[2]}"
+    if host.endswith(".core.windows.net"):
+        return f"{kind}://{host}/{path.lstrip('/')}"
+    return f"{kind}://{path.lstrip('/')}"
+
+
 def version(info: dict[str, Any]) -> str:
     """What changes when an object does: its ETag, else modification time and size."""
     for key in ("ETag", "etag", "md5Hash", "content_md5"):
@@ -269,8 +284,7 @@ def list_files(location: str, suffix: str = "", recursive: bool = True) -> list[
         files = retrying(lambda: found.find(path, maxdepth=None if recursive else 1))
     except FileNotFoundError:
         return []
-    kind = scheme(location)
-    named = (file if kind == "file" or "://" in file else f"{kind}://{file}" for file in files)
+    named = (file if is_local(location) else locate(file, location) for file in files)
     return sorted(file for file in named if file.endswith(suffix) and not is_temporary(file))
 
 

@@ -1,8 +1,9 @@
-"""What the tests share: drawn tiles, Ray started once, and the real images where they are."""
+"""What the tests share: drawn tiles, servers of storages, Ray started once, and the real images where they are."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 
 from crackbatch.demo import draw_tile
 
-SECRET = "a-secret-that-is-written-nowhere"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -28,8 +28,50 @@ def shared_data() -> Path:
     return SHARED
 
 
+SECRET = "a-secret-that-is-written-nowhere"
+
+
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
+def ports() -> Iterator[dict[str, socket.socket]]:
+    """Ports kept for the storage servers, whose addresses must be known before Ray starts its workers."""
+    held = {name: socket.create_server(("127.0.0.1", 0)) for name in ("s3",)}
+    number = {name: holder.getsockname()[1] for name, holder in held.items()}
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{number['s3']}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY=SECRET,
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    yield held
+    os.environ.clear()
+    os.environ.update(before)
+    for holder in held.values():
+        holder.close()
+
+
+def release(holder: socket.socket) -> int:
+    """The number of a port that was kept, free now for its server."""
+    number = int(holder.getsockname()[1])
+    holder.close()
+    return number
+
+
+@pytest.fixture(scope="session")
+def s3(ports: dict[str, socket.socket]) -> Iterator[str]:
+    """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=release(ports["s3"]), verbose=False)
+    server.start()
+    boto3.client("s3").create_bucket(Bucket="inspections")
+    yield os.environ["AWS_ENDPOINT_URL"]
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_here(ports: dict[str, socket.socket]) -> Iterator[None]:
     """Ray on this machine, started once for all tests that score in this process."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -37,29 +79,6 @@ def ray_here() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://{host}:{port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY=SECRET,
-        AWS_DEFAULT_REGION="us-east-1",
-    )
-    boto3.client("s3").create_bucket(Bucket="inspections")
-    yield f"http://{host}:{port}"
-    os.environ.clear()
-    os.environ.update(before)
-    server.stop()
 
 
 @pytest.fixture(params=["here", "s3"])
