@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _DATA_HELP = "Labelled images, in sources as for score: folders or archives named after their label, or manifests."
 _Address = Annotated[
     str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
@@ -358,8 +359,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
-    except Interrupted as error:
-        print(f"crackbatch: {error}", file=sys.stderr, flush=True)
+    except Interrupted as error:  # which was said when it happened
         os._exit(error.exit_code)  # a listing thread that is still at work must not hold the process
     except CrackbatchError as error:
         print(f"crackbatch: {error}", file=sys.stderr)
@@ -371,11 +371,25 @@ def main() -> None:
 
 @contextmanager
 def _interruptible(mend: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command in one line that says what becomes of its work."""
+    """Ctrl-C and SIGTERM end a command in one line that says what becomes of its work, at once: Ray takes its time.
+
+    A second one does not wait for Ray either.
+    """
+
+    def stop(*_: object) -> None:
+        for number in _STOPPING:
+            signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
+        print(f"crackbatch: interrupted; {mend}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {mend}") from None
+        raise Interrupted(mend) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parse_weights(weights: list[str]) -> dict[str, float]:

@@ -29,6 +29,8 @@ _AHEAD_PER_THREAD = 16 << 20
 # Ray Data reserves this share of all CPUs for its stages in equal parts, the first stages first. Its own half would go
 # to reading, leave nothing for writing beside the actors, and no row would be kept before the last image was read.
 _RESERVED_SHARE = 0.1
+# An actor whose machine dies while it starts is no reason to give a run up.
+_MAX_ACTOR_STARTS = 3
 
 
 class Cluster:
@@ -148,6 +150,7 @@ def data_context(ahead: int | None = None) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
+    context.max_consecutive_actor_init_deaths = _MAX_ACTOR_STARTS
     context.target_max_block_size = _MAX_BLOCK_BYTES
     context.op_resource_reservation_ratio = _RESERVED_SHARE
     if ahead is not None:
@@ -165,9 +168,12 @@ def read_ahead(devices: Devices) -> int:
 
 
 def cause_of(error: BaseException) -> str:
-    """The innermost message of Ray's nested errors, on one line."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
-        error = inner
+    """The innermost message of Ray's nested errors, on one line; Ray's own wrappers have none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        error = cause if str(cause) else error
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        cause = None if inner is cause else inner
     lines = [line for line in storage.redact(str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
 

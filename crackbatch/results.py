@@ -32,7 +32,7 @@ from crackbatch.errors import OptionError, OutputError, PublishError
 from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of
 
 ROW_GROUP_ROWS = 128 * 1024
-_MAX_FILE_ROWS = 4_000_000  # sorted in memory at once: about 2 GB
+_MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # sorted in memory at once: under a gigabyte
 _THREADS = 8
 
 

@@ -40,6 +40,7 @@ from crackbatch.fitting import Figures, Fit, best_epoch, fit
 from crackbatch.initial import Initial, initial_network
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
+from crackbatch.lease import Holding
 from crackbatch.model import Model, calibrated
 from crackbatch.pixels import Pixels, deal, decode_pixels, marks_of, number_rows, stream_pixels
 from crackbatch.plots import plot_training
@@ -107,8 +108,10 @@ def train(
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     location = storage.check_output(out)
     where = Where(workers, max_failures, address)
+    folder = storage.join(location, "training")
+    made = storage.missing_folders(folder)
     try:
-        with _scratch(location, workers) as scratch:
+        with Holding(folder, f"the training in {storage.redact(out)}"), _scratch(folder, workers) as scratch:
             listed = list_labelled(names, rules, scratch)
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
@@ -119,16 +122,18 @@ def train(
     except OSError as error:  # a full disk, a storage that went away: the checkpoints are kept
         reason = storage.redact(str(error) or repr(error))
         raise RunError(f"the training broke off ({reason}); the same command continues it") from error
+    finally:
+        storage.remove_folders(made)  # a request that is refused leaves nothing behind
 
 
 @contextmanager
-def _scratch(out: str, workers: int) -> Iterator[str]:
+def _scratch(folder: str, workers: int) -> Iterator[str]:
     """A place for the images of compressed tars that every worker can read: below OUT, or on this machine for one."""
     if not workers:
-        with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as folder:
-            yield folder
+        with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as temporary:
+            yield temporary
         return
-    location = storage.join(out, "training", "scratch")
+    location = storage.join(folder, "scratch")
     try:
         yield location
     finally:

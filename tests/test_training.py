@@ -21,8 +21,9 @@ import torch
 from crackbatch import load_model, train
 from crackbatch.bundle import read_bundle
 from crackbatch.dataset import read_dataset, with_split
-from crackbatch.errors import BundleError, OptionError, RunError, SourceError
+from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
 from crackbatch.initial import initial_network
+from crackbatch.lease import Holding
 from crackbatch.pixels import decode_pixels, number_rows
 from test_dataset import make_photos
 
@@ -108,6 +109,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained: Path, photos: st
     assert "epoch 1 of 3" not in again.stderr
     assert weights(out) == weights(trained)
     assert not (out / "training").exists()
+
+
+def test_two_trainings_into_one_place_do_not_meet(photos: str, tmp_path: Path) -> None:
+    with Holding(str(tmp_path / "out" / "training"), "it"), pytest.raises(HeldError, match="is being worked on by"):
+        train(photos, str(tmp_path / "out"), **SMALL)
 
 
 def test_ray_train_gives_the_same_weights(trained: Path, photos: str, tmp_path: Path, ray_here: None) -> None:
