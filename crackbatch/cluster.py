@@ -18,10 +18,9 @@ from typing import Any
 from crackbatch import storage
 from crackbatch.errors import RunError
 
-# Reading and writing wait more than they compute; a share of each node is kept free of actors for them, without which
-# they would never be scheduled: an eighth, but room for two.
+# Reading and writing wait more than they compute: as many tasks read at once as an eighth of the CPUs allows.
 IO_CPUS = 0.25
-_SHARE_KEPT = 1 / 8
+_SHARE_READING = 1 / 8
 # Beyond about this many threads an actor's Python code, not its network, is what they wait for.
 _MAX_THREADS = 16
 _MAX_BLOCK_BYTES = 32 << 20
@@ -111,29 +110,38 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Devices:
-    """How the predict stage is laid out: how many actors, what each takes, and how many threads work in it."""
+    """How the stages are laid out: how many actors predict, what each takes and how many threads work in it, how many
+    tasks read at once.
+
+    On CPUs an actor asks for less than half of what it uses, so that one whose node died finds room beside another, and
+    both leave room for reading and writing: its blocks would wait for it for ever.
+    """
 
     kind: str
     num_actors: int
     num_cpus: float
     threads: int
     calls: int
+    num_readers: int
 
 
 def lay_out(nodes: list[dict[str, float]]) -> Devices:
-    """One actor per GPU if there are any; else actors of equal size that fill each node but for what reading takes."""
+    """One actor per GPU if there are any; else actors of equal size, as many as fill each node."""
     gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     if gpus:
         num = int(sum(node["GPU"] for node in gpus))
         cores = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpus)
         # Its threads decode for the GPU on all cores, but at thousands of images a second reading needs many tasks.
-        return Devices("cuda", num, max(cores / 2, 2 * IO_CPUS), max(cores, 1), calls=2)
+        share = max(cores / 2, 2 * IO_CPUS)
+        left = sum(node.get("CPU", 0) for node in nodes) - num * share
+        return Devices("cuda", num, share, max(cores, 1), calls=2, num_readers=max(1, int(left / IO_CPUS)))
     cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cpus:
         raise RunError("the Ray cluster has no CPU to work on: start a worker node and run again")
     size = min([*cpus, _MAX_THREADS])
     num = sum(count // size for count in cpus)
-    return Devices("cpu", num, size - max(size * _SHARE_KEPT, 2 * IO_CPUS), size, calls=size)
+    num_readers = sum(max(2, int(count * _SHARE_READING / IO_CPUS)) for count in cpus)
+    return Devices("cpu", num, (size - IO_CPUS) / 2, size, calls=size, num_readers=num_readers)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def run_pipeline(
 ) -> Iterator[dict[str, Any]]:
     """One dictionary of counts for each part, as parts are written."""
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.exceptions import RayError
 
     devices = cluster.devices()
@@ -48,6 +48,7 @@ def run_pipeline(
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"folder": run.plan_folder},
+                compute=TaskPoolStrategy(size=devices.num_readers),
                 num_cpus=IO_CPUS,
             )
             .map_batches(

@@ -33,7 +33,6 @@ from test_archive import write_files, zip_with
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 
 Record = Callable[[str, int, pd.DataFrame, int], None]
-ALONE = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +55,15 @@ def record(request: pytest.FixtureRequest) -> Record:
     return note
 
 
+def alone() -> dict[str, str]:
+    """This environment, without a cluster to join."""
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
 def start(source: object, out: object, *options: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "crackbatch.cli", "score", str(source), "--out", str(out), *options]
     return subprocess.Popen(
-        command, env={**ALONE, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env={**alone(), **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -102,7 +106,7 @@ def cluster() -> Iterator[str]:
     from test_jobs import RAY, free_port
 
     port = free_port()
-    environment = {**ALONE, "RAY_AUTH_MODE": "disabled"}
+    environment = {**alone(), "RAY_AUTH_MODE": "disabled"}
     subprocess.run(
         [RAY, "start", "--head", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false",
          "--disable-usage-stats", "--temp-dir", f"/tmp/cbf-{os.getpid()}"],
@@ -202,7 +206,7 @@ cluster.shutdown()
 
 def test_a_node_that_dies_does_not_end_the_run(tmp_path: Path, many: dict[str, bytes], record: Record) -> None:
     source = write_files(tmp_path / "in", many)
-    environment = {**ALONE, "RAY_AUTH_MODE": "disabled"}
+    environment = {**alone(), "RAY_AUTH_MODE": "disabled"}
     nodes = subprocess.Popen(
         [sys.executable, "-c", ON_THREE_NODES],
         env=environment,

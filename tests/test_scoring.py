@@ -372,20 +372,21 @@ def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "layout"),
     [
-        ([{"CPU": 2}], ("cpu", 1, 1.5, 2)),
-        ([{"CPU": 1}], ("cpu", 1, 0.5, 1)),
-        ([{"CPU": 0}, {"CPU": 8}, {"CPU": 8}], ("cpu", 2, 7, 8)),
-        ([{"CPU": 64}], ("cpu", 4, 14, 16)),
-        ([{"CPU": 4}, {"CPU": 9}], ("cpu", 3, 3.5, 4)),
-        ([{"CPU": 16, "GPU": 2}, {"CPU": 8, "GPU": 1}, {"CPU": 8}], ("cuda", 3, 4, 8)),
+        ([{"CPU": 2}], ("cpu", 1, 2)),
+        ([{"CPU": 1}], ("cpu", 1, 1)),
+        ([{"CPU": 0}, {"CPU": 8}, {"CPU": 8}], ("cpu", 2, 8)),
+        ([{"CPU": 64}], ("cpu", 4, 16)),
+        ([{"CPU": 4}, {"CPU": 9}], ("cpu", 3, 4)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 8, "GPU": 1}, {"CPU": 8}], ("cuda", 3, 8)),
     ],
 )
 def test_actors_leave_room_for_reading_and_writing(nodes: list[dict], layout: tuple) -> None:
     from crackbatch.cluster import IO_CPUS, lay_out
 
     found = lay_out(nodes)
-    assert (found.kind, found.num_actors, found.num_cpus, found.threads) == layout
+    assert (found.kind, found.num_actors, found.threads) == layout
     if found.kind == "cpu":
         assert sum(int(node["CPU"] / found.threads) for node in nodes) == found.num_actors
-        assert all(node["CPU"] - int(node["CPU"] / found.threads) * found.num_cpus >= 2 * IO_CPUS
+        # Also those of a node that died: twice as many on a node, and still room for reading.
+        assert all(node["CPU"] - 2 * int(node["CPU"] / found.threads) * found.num_cpus >= IO_CPUS
                    for node in nodes if node["CPU"])  # fmt: skip
