@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qs, quote
 
 import fsspec
 import pytest
+from azure.storage.blob import generate_container_sas
 
 import crackbatch
 from conftest import ACCOUNT_KEY, SECRET
@@ -197,3 +200,29 @@ def test_a_wrong_key_is_refused_in_one_line_that_does_not_show_it(azure: str, mo
         assert "\n" not in str(raised.value)
         assert KEY not in str(raised.value)
     fsspec.get_filesystem_class("abfs").clear_instance_cache()
+
+
+@pytest.mark.usefixtures("ray_here", "google")
+def test_a_shared_access_signature_is_in_no_row_and_no_file_of_a_run(
+    azure: str, tiles: dict[str, bytes], tmp_path: Path
+) -> None:
+    filesystem, root = storage.filesystem(f"{azure}/signed")
+    objects = {"a.jpg": tiles["tile-00.jpg"], "b.zip": zip_with(8, tiles), "damaged.zip": b"no zip at all"}
+    filesystem.pipe({f"{root}/{name}": data for name, data in objects.items()})
+    until = datetime.now(UTC) + timedelta(hours=1)
+    signed = generate_container_sas("tests", "inspections", account_key=ACCOUNT_KEY, permission="rl", expiry=until)
+    base = os.environ["AZURE_STORAGE_CONNECTION_STRING"].partition("BlobEndpoint=")[2]
+    named = [f"{base}/{root}/{name}?{signed}" for name in objects]
+    gone = [
+        f"{base}/{root}/gone.jpg?{signed}",
+        f"{azure}/gone.jpg?{signed}",
+        f"gs://inspections/x?access_token={TOKEN}",
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["image_uri", *gone]))
+    summary = crackbatch.score([*named, str(tmp_path / "m.csv")], str(tmp_path / "out"), max_error_rate=1.0)
+    assert summary.statuses == {"ok": 1 + len(tiles), "missing": len(gone)}
+    assert len(summary.problems) == 1
+    shown = crackbatch.read_predictions(str(tmp_path / "out")).to_csv() + str(summary)
+    shown += "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
+    signature = parse_qs(signed)["sig"][0]
+    assert not [secret for secret in (signature, quote(signature, safe=""), TOKEN, ACCOUNT_KEY) if secret in shown]
