@@ -1,5 +1,6 @@
 # make demo     set up in .venv and score a drawn archive
 # make test     set up and test             make check    lint and types
+# make emulators    Azurite from npm, for the tests of Azure
 # make test-slow    trainings whose workers die, or that have several; long runs
 # make test-faults    kills, crashes, full disks, failing stores; prints what each did to the rows
 # make model    train the shipped model     make bench    speed and planning, as ratios
@@ -8,7 +9,7 @@ BIN := .venv/bin
 # METU and SDNET2018, whose addresses are in the model's card
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
 
-.PHONY: demo test test-slow test-faults check format model bench setup clean
+.PHONY: demo test test-slow test-faults check format model bench setup emulators clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -18,10 +19,18 @@ setup: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Azurite for the tests of Azure, which are skipped without it: a machine without npm, or npm without a registry, goes on.
+emulators: tests/node_modules/ready
+
+tests/node_modules/ready: tests/package.json
+	@if ! command -v npm > /dev/null; then echo "no npm here: the tests of Azure will be skipped"; \
+	elif npm install --prefix tests --no-package-lock --no-audit --no-fund --fetch-retries=0 --loglevel=error; \
+	then touch $@; else echo "Azurite cannot be installed: the tests of Azure will be skipped"; fi
+
 demo: setup
 	$(BIN)/python -m crackbatch.demo
 
-test: setup
+test: setup emulators
 	$(BIN)/python -m pytest
 
 test-slow: setup
@@ -53,4 +62,4 @@ bench: setup
 	$(BIN)/python benchmarks/train.py
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv tests/node_modules demo build *.egg-info

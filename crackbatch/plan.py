@@ -207,12 +207,8 @@ def _sort(table: pa.Table) -> pa.Table:
     return pa.concat_tables(table.take(order[row : row + _SORTED_ROWS]) for row in range(0, len(order), _SORTED_ROWS))
 
 
-def _uri(location: str) -> str:
-    return storage.text(location) if storage.is_local(location) else storage.redact(location)
-
-
 def _add_loose(rows: _Rows, found: Object, scratch: str | None) -> None:
-    uri, location, method = _uri(found.location), found.location, "whole"
+    uri, location, method = storage.public(found.location), found.location, "whole"
     status, error = found.status, found.error
     if found.size is not None and found.size > MAX_IMAGE_BYTES:
         status, error = "too_large", f"{found.size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
@@ -250,7 +246,7 @@ def _list_archive(
     except Exception as error:  # a storage's own error, or a reader's at a file that is no archive at all
         if scratch is not None and isinstance(error, OSError) and error.errno == 28:
             raise
-        listing.problems.append(storage.redact(f"cannot be read: {str(error) or repr(error)}"))
+        listing.problems.append(f"cannot be read: {storage.reason(error)}")
     shown = storage.redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
     return rows.table(), listing
@@ -289,7 +285,7 @@ class _ArchiveRows:
     def __init__(self, found: Object, location: str, container_version: str) -> None:
         assert found.kind is not None
         self.container, self.container_version = os.fsencode(location), container_version
-        self._archive = _uri(found.location)
+        self._archive = storage.public(found.location)
         self._version = found.version
         self._protocol = "tar" if found.kind.startswith("tar") else found.kind
         self._rows = _Rows()
@@ -383,7 +379,7 @@ def _stat(location: str) -> Object:
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own
-        return Object(location, None, "", None, "unreadable", storage.redact(str(error) or repr(error)))
+        return Object(location, None, "", None, "unreadable", storage.reason(error))
 
 
 def _pick_members(container: str, names: dict[str, int], listing: Listing, scratch: str | None) -> pa.Table:
@@ -405,10 +401,11 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
             table = table.filter(pa.array(keep))
             present = {_member_name(uri) for uri in table.column("image_uri").to_pylist()}
     protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
+    shown = storage.public(container)
     for name in names:
         if name not in present:
             rows.add(
-                f"{protocol}://{storage.text(name)}::{_uri(container)}", _uri(container), os.fsencode(container), "",
+                f"{protocol}://{storage.text(name)}::{shown}", shown, os.fsencode(container), "",
                 0, 0, None, "none", None, "", None, found.status or "missing",
                 found.error or f"{storage.redact(container)} has no member {name}",
             )  # fmt: skip

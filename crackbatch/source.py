@@ -107,7 +107,7 @@ def _list_local(
             if os.path.isfile(found):
                 yield from _from_glob(found, location, extensions, listing)
     else:
-        raise SourceError(f"no such file or folder: {source}")
+        raise SourceError(f"no such file or folder: {storage.redact(source)}")
 
 
 def _walk_local(
@@ -234,13 +234,12 @@ def _list_remote(
                 yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
         if error.__cause__ is not None:
-            raise SourceError(f"cannot read {storage.redact(source)}: {storage.redact(str(error.__cause__))}") from None
+            raise SourceError(f"cannot read {storage.redact(source)}: {storage.reason(error.__cause__)}") from None
         raise SourceError(f"no such object or prefix: {storage.redact(source)}") from None
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own
-        reason = storage.redact(str(error) or repr(error))
-        raise SourceError(f"cannot read {storage.redact(source)}: {reason}") from None
+        raise SourceError(f"cannot read {storage.redact(source)}: {storage.reason(error)}") from None
     if is_empty and not is_glob:
         raise SourceError(f"no such object or prefix: {storage.redact(source)}")
 

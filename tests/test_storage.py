@@ -1,0 +1,228 @@
+"""The same images give the same table from every storage, with the results on it; no credential is shown anywhere."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qs, quote
+
+import fsspec
+import pytest
+from azure.storage.blob import generate_container_sas
+
+import crackbatch
+from conftest import ACCOUNT_KEY, SECRET
+from crackbatch import storage
+from crackbatch.bundle import DEFAULT_MODEL
+from crackbatch.errors import OutputError, SourceError
+from crackbatch.fetch import fetch
+from crackbatch.image import EXTENSIONS
+from crackbatch.listing import list_objects
+from crackbatch.model import load_model
+from crackbatch.plan import make_plan
+from test_archive import contents, zip_with
+
+KEY = "bm90LWEtcmVhbC1rZXktYnV0LWFzLWxvbmctYXMtb25lLW9mLWF6dXJl"
+SIGNATURE = "c2lnbmF0dXJlLW9mLW5vLXVzZS10by1hbnlib2R5%3D"
+TOKEN = "ya29.a0no-token-of-anybody"
+
+
+@pytest.mark.parametrize(
+    ("shown", "left"),
+    [
+        ("s3://bucket/a.jpg", "s3://bucket/a.jpg"),
+        ("s3://bucket/sig=1/token=2/a.jpg", "s3://bucket/sig=1/token=2/a.jpg"),
+        (f"s3://{KEY}@bucket/a.jpg", "s3://bucket/a.jpg"),
+        (f"https://user:{KEY}@host/a.jpg", "https://host/a.jpg"),
+        (f"https://host/a.jpg?X-Amz-Signature={SIGNATURE}&size=2", "https://host/a.jpg?size=2"),
+        (f"zip://m.jpg::https://host/a.zip?sig={SIGNATURE}&sv=1", "zip://m.jpg::https://host/a.zip?sv=1"),
+        (f"abfs://c/a.jpg?sv=2024&sig={SIGNATURE}", "abfs://c/a.jpg?sv=2024"),
+        ("abfss://c@account.dfs.core.windows.net/a.jpg", "abfss://c@account.dfs.core.windows.net/a.jpg"),
+        ("az://c@account.blob.core.windows.net/a.jpg", "az://c@account.blob.core.windows.net/a.jpg"),
+        (f"abfs://c:{KEY}@account.dfs.core.windows.net/a", "abfs://c@account.dfs.core.windows.net/a"),
+        (f"gs://bucket/a.jpg?access_token={TOKEN}", "gs://bucket/a.jpg"),
+        (f"refused: AccountName=a;AccountKey={KEY}==;X=1", "refused: AccountName=a;AccountKey=***;X=1"),
+        (f"BlobEndpoint=https://a.net/;SharedAccessSignature=sv=1&sig={SIGNATURE};", None),
+        (f"SharedAccessSignature=sv=2024&sig={SIGNATURE}", "SharedAccessSignature=***"),
+        (f"no container for ?sv=2024&sig={SIGNATURE}&se=2", "no container for ?sv=2024&sig=***&se=2"),
+        (f"401, Authorization: Bearer {TOKEN}", "401, Authorization: Bearer ***"),
+        (f"{{'access_token': '{TOKEN}', 'expires': 3}}", "{'access_token': '***', 'expires': 3}"),
+        (f'{{"private_key": "-----BEGIN PRIVATE KEY-----\\n{KEY}\\n"}}', '{"private_key": "***"}'),
+    ],
+)
+def test_credentials_are_taken_out_of_what_is_shown(shown: str, left: str | None) -> None:
+    found = storage.redact(shown)
+    assert not any(secret in found for secret in (KEY, SIGNATURE, TOKEN))
+    if left is not None:
+        assert found == left
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://b/Load Bearer of-the-northern-span.jpg", "s3://b/a sig=0123456789abcdefgh.jpg", "s3://b/sig=1/a"]
+)
+def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
+    assert storage.public(location) == location
+
+
+def test_a_connection_string_given_for_a_source_is_not_shown(tmp_path: Path) -> None:
+    for source in (
+        f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={KEY}",
+        f"{tmp_path}/AccountKey={KEY}.txt",
+    ):
+        with pytest.raises(SourceError) as raised:
+            make_plan([source], EXTENSIONS)
+        assert KEY not in str(raised.value)
+
+
+class Place(NamedTuple):
+    """A bucket that holds images as a folder `lot`, as `lot.zip`, and a model bundle as `model`."""
+
+    url: str
+    filesystem: fsspec.AbstractFileSystem
+
+
+@pytest.fixture(scope="module", params=["s3", "azure", "google"])
+def place(request: pytest.FixtureRequest, tiles: dict[str, bytes]) -> Place:
+    url = "s3://inspections" if request.param == "s3" else request.getfixturevalue(request.param)
+    request.getfixturevalue(request.param)
+    url += "/storage"
+    filesystem, root = storage.filesystem(url)
+    objects = {f"lot/span-{index % 3}/{name}": data for index, (name, data) in enumerate(tiles.items())}
+    model = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL
+    objects |= {f"model/{file.name}": file.read_bytes() for file in model.iterdir()}
+    for name, data in {
+        **objects,
+        "lot.zip": zip_with(8, tiles),
+        "lot/notes.txt": b"x",
+        "lot/.hidden.jpg": b"x",
+    }.items():
+        filesystem.pipe_file(f"{root}/{name}", data)
+    return Place(url, filesystem)
+
+
+def test_planned_and_fetched_to_the_same_bytes(place: Place, tiles: dict[str, bytes]) -> None:
+    plan = make_plan([f"{place.url}/lot", f"{place.url}/lot.zip"], EXTENSIONS)
+    assert plan.table.num_rows == 2 * len(tiles)
+    assert dict(plan.listing.passed_over) == {"hidden files": 1, ".txt files": 1}
+    fetched = [data for block in fetch(plan.table) for data in block["bytes"].to_pylist()]
+    assert sorted(fetched) == sorted([*tiles.values()] * 2)
+    for uri in plan.table["image_uri"].to_pylist()[:: len(tiles) // 2]:
+        with fsspec.open(uri) as file:
+            assert file.read() == tiles[uri.partition("::")[0].rsplit("/", 1)[-1]]
+
+
+def test_many_pages_are_listed_as_the_storage_lists_them_and_versions_are_those_of_each_object(place: Place) -> None:
+    root = storage.filesystem(place.url)[1]
+    names = [f"{root}/many/{number % 23:02d}/{number // 200}/{number:04d}.jpg" for number in range(1500)]
+    place.filesystem.pipe(dict.fromkeys(names, b"x"))
+    found = {entry.path: entry for page in list_objects(place.filesystem, f"{root}/many") for entry in page}
+    assert sorted(found) == sorted(names)
+    for name in names[::100]:
+        place.filesystem.invalidate_cache()
+        assert found[name].version == storage.version(place.filesystem.info(name))
+        assert found[name].size == 1
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_scored_with_results_and_model_on_the_same_storage(place: Place, tiles: dict[str, bytes]) -> None:
+    out = f"{place.url}/results"
+    asked = ([f"{place.url}/lot", f"{place.url}/lot.zip"], out)
+    summary = crackbatch.score(*asked, model=f"{place.url}/model")
+    assert summary.statuses == {"ok": 2 * len(tiles)}
+    table = crackbatch.read_predictions(out)
+    assert sorted(table["image_uri"]) == sorted(make_plan(asked[0], EXTENSIONS).table["image_uri"].to_pylist())
+    assert (table.groupby("sha256")["crack_logit"].count() == 2).all()
+    assert (table.groupby("sha256")["crack_logit"].std() < 1e-4).all()
+    assert set(table["model_id"]) == {load_model(DEFAULT_MODEL).bundle.model_id}
+    before = written(place, out)
+    assert crackbatch.score(*asked, model=f"{place.url}/model").added == 0
+    assert written(place, out) == before
+    assert {name.rsplit("/", 1)[-1] for name in before if "/runs/" in name} == {"run.json", "summary.json"}
+    for secret in (SECRET, ACCOUNT_KEY):
+        assert not table.astype(str).apply(lambda column, secret=secret: column.str.contains(secret)).any(axis=None)
+        assert not [name for name, data in before.items() if secret.encode() in data]
+
+
+def written(place: Place, out: str) -> dict[str, bytes]:
+    """Every object of the results, but not those of a run that is under way."""
+    return {name: storage.read_bytes(name) for name in storage.list_files(out)}
+
+
+def test_an_object_is_created_only_where_there_is_none(place: Place) -> None:
+    path = storage.filesystem(f"{place.url}/created")[1]
+    place.filesystem.pipe_file(path, b"first", mode="create")
+    with pytest.raises(FileExistsError):
+        place.filesystem.pipe_file(path, b"second", mode="create")
+    place.filesystem.invalidate_cache()
+    assert place.filesystem.cat_file(path) == b"first"
+
+
+@pytest.mark.parametrize("name", ["/nothing", "/nothing/*.jpg", "-no-such-bucket/lot"])
+def test_a_source_that_is_not_there_is_an_error_of_one_line(place: Place, name: str) -> None:
+    source = f"{place.url.removesuffix('/storage')}{name}"
+    with pytest.raises(SourceError) as raised:
+        make_plan([source], EXTENSIONS)
+    assert source in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert ACCOUNT_KEY not in str(raised.value)
+
+
+def test_results_in_a_bucket_that_is_not_there_are_refused_in_one_line(place: Place) -> None:
+    out = f"{place.url.removesuffix('/storage')}-no-such-bucket/results"
+    with pytest.raises(OutputError, match=r"does not exist|no such bucket") as raised:
+        storage.check_output(out)
+    assert out in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_account_in_a_url_stays_in_the_names_of_its_objects(azure: str, tiles: dict[str, bytes]) -> None:
+    filesystem, root = storage.filesystem(f"{azure}/account")
+    filesystem.pipe({f"{root}/{name}": data for name, data in tiles.items()})
+    for url in (
+        "abfss://inspections@tests.dfs.core.windows.net/account",
+        "az://inspections@tests.blob.core.windows.net/account",
+    ):
+        plan = make_plan([url], EXTENSIONS)
+        assert plan.table["image_uri"].to_pylist() == [f"{url}/{name}" for name in sorted(tiles)]
+        assert sorted(contents(plan).values()) == sorted(tiles.values())
+        assert storage.list_files(url) == [f"{url}/{name}" for name in sorted(tiles)]
+
+
+def test_a_wrong_key_is_refused_in_one_line_that_does_not_show_it(azure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
+    for wrong in (right.replace(ACCOUNT_KEY, KEY), right.replace(f"AccountKey={ACCOUNT_KEY}", f"AccountKey {KEY}")):
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", wrong)
+        fsspec.get_filesystem_class("abfs").clear_instance_cache()
+        with pytest.raises(SourceError) as raised:
+            make_plan([f"{azure}/lot"], EXTENSIONS)
+        assert "\n" not in str(raised.value)
+        assert KEY not in str(raised.value)
+    fsspec.get_filesystem_class("abfs").clear_instance_cache()
+
+
+@pytest.mark.usefixtures("ray_here", "google")
+def test_a_shared_access_signature_is_in_no_row_and_no_file_of_a_run(
+    azure: str, tiles: dict[str, bytes], tmp_path: Path
+) -> None:
+    filesystem, root = storage.filesystem(f"{azure}/signed")
+    objects = {"a.jpg": tiles["tile-00.jpg"], "b.zip": zip_with(8, tiles), "damaged.zip": b"no zip at all"}
+    filesystem.pipe({f"{root}/{name}": data for name, data in objects.items()})
+    until = datetime.now(UTC) + timedelta(hours=1)
+    signed = generate_container_sas("tests", "inspections", account_key=ACCOUNT_KEY, permission="rl", expiry=until)
+    base = os.environ["AZURE_STORAGE_CONNECTION_STRING"].partition("BlobEndpoint=")[2]
+    named = [f"{base}/{root}/{name}?{signed}" for name in objects]
+    gone = [
+        f"{base}/{root}/gone.jpg?{signed}",
+        f"{azure}/gone.jpg?{signed}",
+        f"gs://inspections/x?access_token={TOKEN}",
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["image_uri", *gone]))
+    summary = crackbatch.score([*named, str(tmp_path / "m.csv")], str(tmp_path / "out"), max_error_rate=1.0)
+    assert summary.statuses == {"ok": 1 + len(tiles), "missing": len(gone)}
+    assert len(summary.problems) == 1
+    shown = crackbatch.read_predictions(str(tmp_path / "out")).to_csv() + str(summary)
+    shown += "".join(path.read_text() for path in (tmp_path / "out").rglob("*.json"))
+    signature = parse_qs(signed)["sig"][0]
+    assert not [secret for secret in (signature, quote(signature, safe=""), TOKEN, ACCOUNT_KEY) if secret in shown]
