@@ -113,8 +113,8 @@ class Devices:
     """How the stages are laid out: how many actors predict, what each takes and how many threads work in it, how many
     tasks read at once.
 
-    On CPUs an actor asks for less than half of what it uses, so that one whose node died finds room beside another, and
-    both leave room for reading and writing: its blocks would wait for it for ever.
+    On CPUs an actor asks for less than half of what it uses, so that one whose node died finds room beside another (its
+    blocks would wait for it for ever), and both leave room for reading.
     """
 
     kind: str
@@ -141,7 +141,8 @@ def lay_out(nodes: list[dict[str, float]]) -> Devices:
     size = min([*cpus, _MAX_THREADS])
     num = sum(count // size for count in cpus)
     num_readers = sum(max(2, int(count * _SHARE_READING / IO_CPUS)) for count in cpus)
-    return Devices("cpu", num, (size - IO_CPUS) / 2, size, calls=size, num_readers=num_readers)
+    num_cpus = max(IO_CPUS, (size - 2 * IO_CPUS) / 2)
+    return Devices("cpu", num, num_cpus, size, calls=size, num_readers=num_readers)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The three stages of a scoring run on Ray Data: fetch → predict → parts.
 
-Fetching and writing are tasks that take a fraction of a CPU, predicting is one actor per device (`cluster.py`).
+Fetching and writing are tasks that hardly take a CPU, predicting is one actor per device (`cluster.py`).
 Identity is in every row, so nothing here depends on the order or the grouping of blocks.
 """
 
@@ -79,7 +79,10 @@ def run_pipeline(
                 batch_size=max(256, min(8192, num_rows // 256)),
                 batch_format="pyarrow",
                 fn_kwargs={"run": run},
-                num_cpus=IO_CPUS,
+                compute=TaskPoolStrategy(size=devices.num_readers),
+                # None: a task that reads holds its share while it waits for the stages behind it, which must not wait
+                # for that share in turn, be it another run's.
+                num_cpus=0,
             )
         )
     try:
