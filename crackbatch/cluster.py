@@ -177,12 +177,12 @@ def read_ahead(devices: Devices) -> int:
 
 
 def cause_of(error: BaseException) -> str:
-    """The innermost message of Ray's nested errors, on one line; Ray's own wrappers have none."""
-    cause: BaseException | None = error
-    while cause is not None:
-        error = cause if str(cause) else error
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        cause = None if inner is cause else inner
+    """The innermost message of nested errors, on one line; Ray's own wrappers say how to set Ray up, not what happened."""
+    nested: list[BaseException] = [error]
+    while (inner := getattr(nested[-1], "cause", None) or nested[-1].__cause__) is not None and inner not in nested:
+        nested.append(inner)
+    others = [cause for cause in nested if not type(cause).__module__.startswith("ray.data") and str(cause)]
+    error = others[-1] if others else error
     lines = [line for line in storage.redact(str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
 
@@ -204,4 +204,4 @@ def _import_ray_data() -> None:
     import ray.data  # noqa: F401
 
     for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
