@@ -28,6 +28,8 @@ _AHEAD_PER_THREAD = 16 << 20
 # Ray Data reserves this share of all CPUs for its stages in equal parts, the first stages first. Its own half would go
 # to reading, leave nothing for writing beside the actors, and no row would be kept before the last image was read.
 _RESERVED_SHARE = 0.1
+_WRAPPERS = ("SystemException", "UserCodeException")
+_DIRECT_CAUSE = "\n\nThe above exception was the direct cause of the following exception:"
 # An actor whose machine dies while it starts is no reason to give a run up.
 _MAX_ACTOR_STARTS = 3
 
@@ -177,14 +179,18 @@ def read_ahead(devices: Devices) -> int:
 
 
 def cause_of(error: BaseException) -> str:
-    """The innermost message of nested errors, on one line; Ray's own wrappers say how to set Ray up, not what happened."""
+    """What went wrong first, on one line: of nested errors the innermost that is not one of Ray's wrappers."""
     nested: list[BaseException] = [error]
     while (inner := getattr(nested[-1], "cause", None) or nested[-1].__cause__) is not None and inner not in nested:
         nested.append(inner)
-    others = [cause for cause in nested if not type(cause).__module__.startswith("ray.data") and str(cause)]
-    error = others[-1] if others else error
-    lines = [line for line in storage.redact(str(error)).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    told = [cause for cause in nested if str(cause) and type(cause).__name__ not in _WRAPPERS]
+    error = told[-1] if told else error
+    # What a stage raised comes back as text alone, before the wrapper that Ray Data raised of it.
+    text = storage.redact(str(error)).partition(_DIRECT_CAUSE)[0] if _DIRECT_CAUSE in str(error) else ""
+    lines = [line.strip() for line in (text or storage.redact(str(error))).splitlines() if line.strip()]
+    if text:
+        return lines[-1].removeprefix("crackbatch.errors.")
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 @contextmanager
