@@ -142,7 +142,7 @@ def lay_out(nodes: list[dict[str, float]]) -> Devices:
         raise RunError("the Ray cluster has no CPU to work on: start a worker node and run again")
     size = min([*cpus, _MAX_THREADS])
     num = sum(count // size for count in cpus)
-    num_readers = sum(max(2, int(count * _SHARE_READING / IO_CPUS)) for count in cpus)
+    num_readers = sum(max(1, int(count * _SHARE_READING / IO_CPUS)) for count in cpus)
     num_cpus = max(IO_CPUS, (size - 2 * IO_CPUS) / 2)
     return Devices("cpu", num, num_cpus, size, calls=size, num_readers=num_readers)
 
