@@ -302,7 +302,14 @@ def test_a_manifest_that_changed_between_attempts_is_published_with_its_columns_
     assert pq.read_schema(file).remove_metadata() == new
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
     tmp_path: Path, many_tiles: dict[str, bytes], number: signal.Signals
 ) -> None:
