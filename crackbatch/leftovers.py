@@ -16,6 +16,7 @@ import pyarrow as pa
 from crackbatch import storage
 from crackbatch.errors import OptionError, RunError
 from crackbatch.lease import read_lease
+from crackbatch.retry import retrying
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, read_columns, survey
 from crackbatch.table import IDENTITY
 
@@ -145,4 +146,4 @@ def _remove(folder: RunFolder, files: list[str]) -> None:
 def _remove_file(location: str) -> None:
     found, path = storage.filesystem(location)
     with suppress(FileNotFoundError):
-        found.rm_file(path)  # one file and no pattern, whatever its name
+        retrying(lambda: found.rm_file(path))  # one file and no pattern, whatever its name

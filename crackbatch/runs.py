@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from crackbatch import results, storage
 from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
+from crackbatch.retry import retrying
 
 FOLDERS = ("plan", "parts", "scratch", "publish", "leases", "attempts")  # what a run needs only while it works
 LEASE = re.compile(r"lease-\d+\.json")
@@ -110,9 +111,8 @@ def read_columns(location: str, columns: list[str]) -> pa.Table | None:
 
     Raises FileNotFoundError, and OutputError where the storage or the file is damaged.
     """
-    found, path = storage.filesystem(location)
     try:
-        with found.open(path, "rb", cache_type="none") as file:
+        with storage.open_file(location) as file:
             # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
             return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def _list_folders(out: str) -> list[RunFolder]:
     path = path.rstrip("/")
     found.invalidate_cache()
     try:
-        listed = found.find(path, detail=True)
+        listed = retrying(lambda: found.find(path, detail=True))
     except FileNotFoundError:
         return []
     except Exception as error:  # each cloud library raises its own
@@ -235,9 +235,8 @@ def _count_part(location: str) -> dict[str, int] | None:
 
 
 def _num_rows(location: str) -> int:
-    found, path = storage.filesystem(location)
     try:
-        with found.open(path, "rb", cache_type="none") as file:
+        with storage.open_file(location) as file:
             return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise OutputError(f"{location} cannot be read ({error})") from None

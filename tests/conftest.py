@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -156,6 +157,19 @@ def ray_here(ports: dict[str, socket.socket]) -> Iterator[None]:
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def run_main(arguments: list[str], at_the_end: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, which then runs a statement that may look at `loaded`."""
+    code = (
+        "import sys, crackbatch, crackbatch.cli\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "try: crackbatch.cli.main()\n"
+        "finally:\n"
+        "    loaded = [name for name in ('torch', 'ray', 'torchvision') if name in sys.modules]\n"
+        f"    {at_the_end}\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(params=["here", "s3"])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import run_main
+
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
 
 
@@ -28,7 +30,7 @@ def image(tmp_path: Path, tiles: dict[str, bytes]) -> Path:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["score", "x", "--no-such-option"]])
 def test_help_and_wrong_usage_are_answered_without_torch_or_ray(arguments: list[str]) -> None:
-    result = _run_and_say_what_was_loaded(arguments)
+    result = run_main(arguments, "print('loaded', loaded)")
     assert "loaded []" in result.stdout
     assert result.returncode == (2 if "--no-such-option" in arguments else 0)
 
@@ -53,22 +55,12 @@ def test_a_wrong_request_to_train_or_measure_is_one_line_and_exit_2(
     arguments: list[str], message: str, image: Path, tmp_path: Path
 ) -> None:
     names = {"IN": str(image.parent), "OUT": str(tmp_path / "out")}
-    result = _run_and_say_what_was_loaded([names.get(argument, argument) for argument in arguments])
+    result = run_main([names.get(argument, argument) for argument in arguments], "print('loaded', loaded)")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert message.replace(" IN", f" {image.parent}") in result.stderr
     assert "'ray'" not in result.stdout
     assert not (tmp_path / "out").exists()
-
-
-def _run_and_say_what_was_loaded(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    code = (
-        "import sys, crackbatch, crackbatch.cli\n"
-        f"sys.argv[1:] = {arguments!r}\n"
-        "try: crackbatch.cli.main()\n"
-        "finally: print('loaded', [name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_help_takes_less_than_a_second() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import crackbatch
+from conftest import run_main
 from crackbatch import lease, results, storage
 from crackbatch.errors import OutputError
 from crackbatch.table import COLUMNS
@@ -68,13 +68,7 @@ FOREIGN = {
 
 def crackbatch_says(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command's answer, in a process that fails where it has loaded torch or ray."""
-    code = (
-        "import sys, crackbatch.cli\n"
-        f"sys.argv[1:] = {list(arguments)!r}\n"
-        "try: crackbatch.cli.main()\n"
-        "finally: assert not {'torch', 'ray', 'torchvision'} & sys.modules.keys()"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return run_main(list(arguments), "assert not loaded")
 
 
 def test_every_state_is_known_from_what_lies_there(out: str) -> None:
