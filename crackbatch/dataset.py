@@ -25,8 +25,8 @@ from crackbatch.errors import SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS, read_image
 from crackbatch.labels import LabelRules, name_blocks, parse_label
-from crackbatch.plan import SCHEMA as PLAN_SCHEMA
 from crackbatch.plan import make_plan
+from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.shards import shard_sizes
 from crackbatch.split import digest_of, draw_split, read_split
 from crackbatch.table import CARRIED

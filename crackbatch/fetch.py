@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from crackbatch import storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
 from crackbatch.errors import RunError
-from crackbatch.plan import SCHEMA as PLAN_SCHEMA
+from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.retry import is_credential, retrying
 from crackbatch.table import CARRIED
 

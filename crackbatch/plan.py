@@ -1,16 +1,16 @@
 """The plan of a run: a table with one row for each image that says where its bytes lie. No image byte is read for it.
 
-Sources → objects (`source.py`) → members of archives (`archive.py`) → this table → shards (`shards.py`).
+Sources → objects (`source.py`) → members of archives (`archive.py`) → rows (`plan_rows.py`) → this table → shards
+(`shards.py`).
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,41 +18,18 @@ import pyarrow.compute as pc
 
 from crackbatch import storage
 from crackbatch.archive import (
-    MAX_IMAGE_BYTES,
     Listing,
-    Member,
     is_hidden,
     kind_of,
-    list_parquet,
-    list_tar,
-    list_zip,
 )
 from crackbatch.errors import SourceError
-from crackbatch.source import URI_COLUMN, Manifest, Object, list_source, pass_over_name
+from crackbatch.manifest import URI_COLUMN, Manifest
+from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive
+from crackbatch.source import Object, list_source, pass_over_name
 from crackbatch.table import CARRIED, IDENTITY
 
-SCHEMA = pa.schema(
-    [
-        ("image_uri", pa.string()),
-        ("archive", pa.string()),
-        ("container", pa.binary()),  # the location to read: bytes, since file names need not be UTF-8
-        ("container_version", pa.string()),
-        ("start", pa.int64()),
-        ("length", pa.int64()),
-        ("row_group", pa.int32()),
-        ("method", pa.string()),  # whole | range | zip-stored | zip-deflated | row | none
-        ("size_bytes", pa.int64()),
-        ("version", pa.string()),
-        ("crc32", pa.uint32()),
-        ("status", pa.string()),  # null: to be read; else known from the listing alone
-        ("error", pa.string()),
-    ]
-)
-
-_BATCH_ROWS = 50_000
 _SORTED_ROWS = 1_000_000
 _LISTING_THREADS = 8
-_PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
 
 
 @dataclass
@@ -113,7 +90,7 @@ class _Planner:
         self._any_image = any_image
         self._extensions = extensions
         self._scratch = scratch
-        self._loose = _Rows()
+        self._loose = Rows()
         self._tables: list[pa.Table] = []
         self._archives: list[tuple[str, pa.Table | Future[tuple[pa.Table, Listing] | None]]] = []
         self._done: list[pa.Table | Future[tuple[pa.Table, Listing] | None]] = []
@@ -124,12 +101,12 @@ class _Planner:
         if isinstance(found, Manifest):
             self._archives.append((found.location, _plan_manifest(found, self.listing, self._scratch)))
         elif found.kind is None:
-            _add_loose(self._loose, found, self._scratch)
+            add_loose(self._loose, found, self._scratch)
             self._any_image.set()
         elif found.status is not None:
             self.listing.problems.append(f"{storage.redact(found.location)}: {found.error}")
         else:
-            listed = self._threads.submit(_list_archive, found, self._wanted, self._scratch)
+            listed = self._threads.submit(list_archive, found, self._wanted, self._scratch)
             self._archives.append((found.location, listed))
 
     def end_source(self, is_ordered: bool) -> None:
@@ -140,7 +117,7 @@ class _Planner:
             archives = sorted(archives, key=lambda item: item[0])
         self._tables.append(loose)
         self._done.extend(done for _, done in archives)
-        self._loose, self._archives = _Rows(), []
+        self._loose, self._archives = Rows(), []
 
     def finish(self) -> Plan:
         tables = self._tables or [SCHEMA.empty_table()]
@@ -175,154 +152,12 @@ class _Planner:
         return False
 
 
-class _Rows:
-    """Columns of the plan being filled, turned to Arrow every so often so that Python objects stay few."""
-
-    def __init__(self) -> None:
-        self._columns: list[list[Any]] = [[] for _ in SCHEMA.names]
-        self._batches: list[pa.RecordBatch] = []
-
-    def add(self, *values: Any) -> None:
-        for column, value in zip(self._columns, values, strict=True):
-            column.append(value)
-        if len(self._columns[0]) >= _BATCH_ROWS:
-            self._flush()
-
-    def table(self) -> pa.Table:
-        self._flush()
-        return pa.Table.from_batches(self._batches, SCHEMA)
-
-    def _flush(self) -> None:
-        arrays = [pa.array(values, kind) for values, kind in zip(self._columns, SCHEMA.types, strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-        for column in self._columns:
-            column.clear()
-
-
 def _sort(table: pa.Table) -> pa.Table:
     order = pc.sort_indices(table, sort_keys=[("image_uri", "ascending"), ("container", "ascending")])
     if np.array_equal(order, np.arange(len(order))):
         return table
     # Piece by piece: the texts of one chunk must not pass two gigabytes.
     return pa.concat_tables(table.take(order[row : row + _SORTED_ROWS]) for row in range(0, len(order), _SORTED_ROWS))
-
-
-def _add_loose(rows: _Rows, found: Object, scratch: str | None) -> None:
-    uri, location, method = storage.public(found.location), found.location, "whole"
-    status, error = found.status, found.error
-    if found.size is not None and found.size > MAX_IMAGE_BYTES:
-        status, error = "too_large", f"{found.size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
-    version, container_version = found.version, found.version
-    if storage.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
-        location, container_version = _copy_to_scratch(found, scratch), ""
-    rows.add(
-        uri, None, os.fsencode(location), container_version, 0, found.size, None, method, found.size, version, None,
-        status, error,
-    )  # fmt: skip
-
-
-def _list_archive(
-    found: Object, wanted: Callable[[str, Listing], bool], scratch: str | None
-) -> tuple[pa.Table, Listing] | None:
-    """Rows of one archive's images; None for a Parquet file that has no images."""
-    listing = Listing()
-    assert found.kind is not None
-    location, container_version = found.location, found.version
-    if scratch is not None and storage.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
-        location, container_version = _copy_to_scratch(found, scratch), ""
-    rows = _ArchiveRows(found, location, container_version)
-    try:
-        if found.kind.startswith("tar.") and scratch is not None:
-            target = storage.join(scratch, f"{_digest(found.location + found.version)}.images")
-            rows.container, rows.container_version = os.fsencode(target), ""
-            with storage.new_file(target) as spool:
-                rows.fill(_members(found, location, listing, wanted, spool))
-        else:
-            rows.fill(_members(found, location, listing, wanted, None))
-    except _NoImageColumn:
-        return None
-    except SourceError:
-        raise
-    except Exception as error:  # a storage's own error, or a reader's at a file that is no archive at all
-        if scratch is not None and isinstance(error, OSError) and error.errno == 28:
-            raise
-        listing.problems.append(f"cannot be read: {storage.reason(error)}")
-    shown = storage.redact(found.location)
-    listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
-    return rows.table(), listing
-
-
-class _NoImageColumn(Exception):
-    pass
-
-
-def _members(
-    found: Object,
-    location: str,
-    listing: Listing,
-    wanted: Callable[[str, Listing], bool],
-    spool: IO[bytes] | None,
-) -> Iterator[Member]:
-    def want(name: str) -> bool:
-        return wanted(name, listing)
-
-    with storage.open_file(location) as file:
-        if found.kind == "zip":
-            yield from list_zip(file, listing, want)
-        elif found.kind == "parquet":
-            members = list_parquet(file)
-            if members is None:
-                raise _NoImageColumn
-            yield from members
-        else:
-            assert found.kind is not None
-            yield from list_tar(file, found.kind, listing, want, spool)
-
-
-class _ArchiveRows:
-    """Rows of one archive: its members with their URIs and versions."""
-
-    def __init__(self, found: Object, location: str, container_version: str) -> None:
-        assert found.kind is not None
-        self.container, self.container_version = os.fsencode(location), container_version
-        self._archive = storage.public(found.location)
-        self._version = found.version
-        self._protocol = "tar" if found.kind.startswith("tar") else found.kind
-        self._rows = _Rows()
-        self.names: list[str] = []
-
-    def fill(self, members: Iterable[Member]) -> None:
-        """Add members; one whose name came before is an image of its own, told apart by its version (`…#2`)."""
-        seen: dict[str, int] = {}
-        for member in members:
-            name = storage.text(member.name)
-            number = seen[name] = seen.get(name, 0) + 1
-            version = self._version if number == 1 else f"{self._version}#{number}"
-            self._rows.add(
-                f"{self._protocol}://{name}::{self._archive}", self._archive, self.container,
-                self.container_version, _int64(member.start), _int64(member.length), member.row_group, member.method,
-                _int64(member.size_bytes), version, member.crc32, member.status, member.error,
-            )  # fmt: skip
-
-    def table(self) -> pa.Table:
-        return self._rows.table()
-
-
-def _int64(value: int | None) -> int | None:
-    """A number from an archive's directory, which may say anything, as one that a column can hold."""
-    return None if value is None else max(0, min(value, 2**63 - 1))
-
-
-def _copy_to_scratch(found: Object, scratch: str) -> str:
-    target = storage.join(scratch, f"{_digest(found.location + found.version)}.copy")
-    storage.write_whole(target, storage.read_bytes(found.location))
-    return target
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
 
 
 def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
@@ -343,10 +178,10 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
             loose.append((row, _absolute(uri, folder)))
     if repeated:
         listing.pass_over("images listed twice", repeated)
-    rows, order = _Rows(), []
+    rows, order = Rows(), []
     with ThreadPoolExecutor(_LISTING_THREADS) as threads:
         for (row, _), found in zip(loose, threads.map(lambda item: _stat(item[1]), loose), strict=True):
-            _add_loose(rows, found, scratch)
+            add_loose(rows, found, scratch)
             order.append(row)
     tables = [rows.table()]
     for container, names in inside.items():
@@ -386,14 +221,14 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
     found = _stat(container)._replace(kind=kind_of(container))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{storage.redact(container)} is no archive by its name")
-    rows = _Rows()
+    rows = Rows()
     present: set[str] = set()
     if found.status is None:
 
         def wanted(name: str, _: Listing) -> bool:
             return name in names
 
-        result = _list_archive(found, wanted, scratch)
+        result = list_archive(found, wanted, scratch)
         if result is not None:
             table, own = result
             listing.problems.extend(own.problems)

@@ -5,29 +5,22 @@ Nothing is opened here but manifests: a folder of archives is listed, its archiv
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import fsspec.utils
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import SourceError
 from crackbatch.listing import Entry, list_objects
+from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.retry import retrying
-
-URI_COLUMN = "image_uri"
 
 
 class Object(NamedTuple):
@@ -39,14 +32,6 @@ class Object(NamedTuple):
     kind: str | None
     status: str | None = None
     error: str | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A table whose `image_uri` names images; its other columns are carried into the results."""
-
-    location: str
-    table: pa.Table
 
 
 def check_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -173,7 +158,7 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
     name = file_name(location)
     interesting, kind = _classify(name, extensions)
     if name.lower().endswith(".csv") or kind == "parquet":
-        manifest = _read_manifest(location)
+        manifest = read_manifest(location)
         if manifest is not None:
             yield manifest
             return
@@ -287,60 +272,3 @@ def _is_file(filesystem: Any, path: str) -> bool:
 
 def _remote_object(location: str, size: int | None, version: str, kind: str | None) -> Object:
     return Object(location, None if size is None else int(size), version, kind)
-
-
-def _read_manifest(location: str) -> Manifest | None:
-    """The manifest at a location; None for a Parquet file that holds images instead."""
-    shown = storage.redact(location)
-    try:
-        if location.lower().endswith(".parquet"):
-            with storage.open_file(location) as file:
-                parquet = pq.ParquetFile(file)
-                if URI_COLUMN not in parquet.schema_arrow.names:
-                    return None
-                table = parquet.read()
-        else:
-            data = storage.read_bytes(location)
-            table = _read_csv(data, shown)
-    except FileNotFoundError:
-        raise SourceError(f"no such file: {shown}") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
-    _check_manifest(table, shown)
-    uris = table.column(URI_COLUMN).cast(pa.string())
-    return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
-
-
-def _check_manifest(table: pa.Table, shown: str) -> None:
-    if URI_COLUMN not in table.column_names:
-        columns = ", ".join(table.column_names) or "none"
-        raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one")
-    if len(set(table.column_names)) != len(table.column_names):
-        raise SourceError(f"manifest {shown} has two columns of the same name; rename one")
-    if empty := table.column(URI_COLUMN).null_count:
-        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill or drop them")
-    if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
-        kind = table.schema.field(URI_COLUMN).type
-        raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; name images by their paths or URLs")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _read_csv(data: bytes, shown: str) -> pa.Table:
-    """A CSV by its header: spreadsheets in half of Europe separate with semicolons, and some do not write UTF-8."""
-    try:
-        data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"manifest {shown} is not UTF-8 (byte {error.start:,}); save it as CSV UTF-8") from None
-    first_line = data[:65_536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
-    if not first_line.strip():
-        raise SourceError(f"manifest {shown} is empty; its first line must name the columns, {URI_COLUMN} among them")
-    try:
-        delimiter = csv.Sniffer().sniff(first_line, ",;\t").delimiter
-    except csv.Error:
-        delimiter = ","
-    return pyarrow.csv.read_csv(
-        io.BytesIO(data), parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    )

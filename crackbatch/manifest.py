@@ -1,0 +1,81 @@
+"""Manifests: tables, CSV or Parquet, whose column `image_uri` names images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from crackbatch import storage
+from crackbatch.errors import SourceError
+
+URI_COLUMN = "image_uri"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table whose `image_uri` names images; its other columns are carried into the results."""
+
+    location: str
+    table: pa.Table
+
+
+def read_manifest(location: str) -> Manifest | None:
+    """The manifest at a location; None for a Parquet file that holds images instead."""
+    shown = storage.redact(location)
+    try:
+        if location.lower().endswith(".parquet"):
+            with storage.open_file(location) as file:
+                parquet = pq.ParquetFile(file)
+                if URI_COLUMN not in parquet.schema_arrow.names:
+                    return None
+                table = parquet.read()
+        else:
+            data = storage.read_bytes(location)
+            table = _read_csv(data, shown)
+    except FileNotFoundError:
+        raise SourceError(f"no such file: {shown}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
+    _check_manifest(table, shown)
+    uris = table.column(URI_COLUMN).cast(pa.string())
+    return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
+
+
+def _check_manifest(table: pa.Table, shown: str) -> None:
+    if URI_COLUMN not in table.column_names:
+        columns = ", ".join(table.column_names) or "none"
+        raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one")
+    if len(set(table.column_names)) != len(table.column_names):
+        raise SourceError(f"manifest {shown} has two columns of the same name; rename one")
+    if empty := table.column(URI_COLUMN).null_count:
+        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill or drop them")
+    if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
+        kind = table.schema.field(URI_COLUMN).type
+        raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; name images by their paths or URLs")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _read_csv(data: bytes, shown: str) -> pa.Table:
+    """A CSV by its header: spreadsheets in half of Europe separate with semicolons, and some do not write UTF-8."""
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"manifest {shown} is not UTF-8 (byte {error.start:,}); save it as CSV UTF-8") from None
+    first_line = data[:65_536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+    if not first_line.strip():
+        raise SourceError(f"manifest {shown} is empty; its first line must name the columns, {URI_COLUMN} among them")
+    try:
+        delimiter = csv.Sniffer().sniff(first_line, ",;\t").delimiter
+    except csv.Error:
+        delimiter = ","
+    return pyarrow.csv.read_csv(
+        io.BytesIO(data), parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    )

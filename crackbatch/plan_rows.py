@@ -1,0 +1,176 @@
+"""Rows of a plan: what they say, and how loose images and the members of an archive become such rows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
+
+import pyarrow as pa
+
+from crackbatch import storage
+from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet, list_tar, list_zip
+from crackbatch.errors import SourceError
+from crackbatch.source import Object
+
+SCHEMA = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("archive", pa.string()),
+        ("container", pa.binary()),  # the location to read: bytes, since file names need not be UTF-8
+        ("container_version", pa.string()),
+        ("start", pa.int64()),
+        ("length", pa.int64()),
+        ("row_group", pa.int32()),
+        ("method", pa.string()),  # whole | range | zip-stored | zip-deflated | row | none
+        ("size_bytes", pa.int64()),
+        ("version", pa.string()),
+        ("crc32", pa.uint32()),
+        ("status", pa.string()),  # null: to be read; else known from the listing alone
+        ("error", pa.string()),
+    ]
+)
+
+_BATCH_ROWS = 50_000
+_PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
+
+
+class Rows:
+    """Columns of the plan being filled, turned to Arrow every so often so that Python objects stay few."""
+
+    def __init__(self) -> None:
+        self._columns: list[list[Any]] = [[] for _ in SCHEMA.names]
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, *values: Any) -> None:
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        if len(self._columns[0]) >= _BATCH_ROWS:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.Table.from_batches(self._batches, SCHEMA)
+
+    def _flush(self) -> None:
+        arrays = [pa.array(values, kind) for values, kind in zip(self._columns, SCHEMA.types, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+        for column in self._columns:
+            column.clear()
+
+
+def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
+    uri, location, method = storage.public(found.location), found.location, "whole"
+    status, error = found.status, found.error
+    if found.size is not None and found.size > MAX_IMAGE_BYTES:
+        status, error = "too_large", f"{found.size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
+    version, container_version = found.version, found.version
+    if storage.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
+        location, container_version = _copy_to_scratch(found, scratch), ""
+    rows.add(
+        uri, None, os.fsencode(location), container_version, 0, found.size, None, method, found.size, version, None,
+        status, error,
+    )  # fmt: skip
+
+
+def list_archive(
+    found: Object, wanted: Callable[[str, Listing], bool], scratch: str | None
+) -> tuple[pa.Table, Listing] | None:
+    """Rows of one archive's images; None for a Parquet file that has no images."""
+    listing = Listing()
+    assert found.kind is not None
+    location, container_version = found.location, found.version
+    if scratch is not None and storage.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
+        location, container_version = _copy_to_scratch(found, scratch), ""
+    rows = _ArchiveRows(found, location, container_version)
+    try:
+        if found.kind.startswith("tar.") and scratch is not None:
+            target = storage.join(scratch, f"{_digest(found.location + found.version)}.images")
+            rows.container, rows.container_version = os.fsencode(target), ""
+            with storage.new_file(target) as spool:
+                rows.fill(_members(found, location, listing, wanted, spool))
+        else:
+            rows.fill(_members(found, location, listing, wanted, None))
+    except _NoImageColumn:
+        return None
+    except SourceError:
+        raise
+    except Exception as error:  # a storage's own error, or a reader's at a file that is no archive at all
+        if scratch is not None and isinstance(error, OSError) and error.errno == 28:
+            raise
+        listing.problems.append(f"cannot be read: {storage.reason(error)}")
+    shown = storage.redact(found.location)
+    listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
+    return rows.table(), listing
+
+
+class _NoImageColumn(Exception):
+    pass
+
+
+def _members(
+    found: Object,
+    location: str,
+    listing: Listing,
+    wanted: Callable[[str, Listing], bool],
+    spool: IO[bytes] | None,
+) -> Iterator[Member]:
+    def want(name: str) -> bool:
+        return wanted(name, listing)
+
+    with storage.open_file(location) as file:
+        if found.kind == "zip":
+            yield from list_zip(file, listing, want)
+        elif found.kind == "parquet":
+            members = list_parquet(file)
+            if members is None:
+                raise _NoImageColumn
+            yield from members
+        else:
+            assert found.kind is not None
+            yield from list_tar(file, found.kind, listing, want, spool)
+
+
+class _ArchiveRows:
+    """Rows of one archive: its members with their URIs and versions."""
+
+    def __init__(self, found: Object, location: str, container_version: str) -> None:
+        assert found.kind is not None
+        self.container, self.container_version = os.fsencode(location), container_version
+        self._archive = storage.public(found.location)
+        self._version = found.version
+        self._protocol = "tar" if found.kind.startswith("tar") else found.kind
+        self._rows = Rows()
+        self.names: list[str] = []
+
+    def fill(self, members: Iterable[Member]) -> None:
+        """Add members; one whose name came before is an image of its own, told apart by its version (`…#2`)."""
+        seen: dict[str, int] = {}
+        for member in members:
+            name = storage.text(member.name)
+            number = seen[name] = seen.get(name, 0) + 1
+            version = self._version if number == 1 else f"{self._version}#{number}"
+            self._rows.add(
+                f"{self._protocol}://{name}::{self._archive}", self._archive, self.container,
+                self.container_version, _int64(member.start), _int64(member.length), member.row_group, member.method,
+                _int64(member.size_bytes), version, member.crc32, member.status, member.error,
+            )  # fmt: skip
+
+    def table(self) -> pa.Table:
+        return self._rows.table()
+
+
+def _int64(value: int | None) -> int | None:
+    """A number from an archive's directory, which may say anything, as one that a column can hold."""
+    return None if value is None else max(0, min(value, 2**63 - 1))
+
+
+def _copy_to_scratch(found: Object, scratch: str) -> str:
+    target = storage.join(scratch, f"{_digest(found.location + found.version)}.copy")
+    storage.write_whole(target, storage.read_bytes(found.location))
+    return target
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
