@@ -22,7 +22,7 @@ from crackbatch import storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
 from crackbatch.errors import RunError
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
-from crackbatch.retry import is_credential, retrying
+from crackbatch.retry import retrying
 from crackbatch.table import CARRIED
 
 # A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
@@ -118,12 +118,10 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[_Content]:
 def _failure(error: BaseException, location: str) -> _Content:
     """What a row says whose bytes the storage does not give; RunError where it would give none of them."""
     shown = storage.redact(location)
-    if is_credential(error):
-        reason = storage.redact(str(error) or repr(error))
-        raise RunError(f"the storage refuses this job's credentials at {shown} ({reason}); renew them and run again")
+    storage.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return _Content(None, "missing", f"gone since it was listed: {shown}")
-    return _Content(None, "unreadable", storage.redact(f"{shown}: {str(error) or repr(error)}"))
+    return _Content(None, "unreadable", f"{shown}: {storage.reason(error)}")
 
 
 def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:

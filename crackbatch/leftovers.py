@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from crackbatch import storage
+from crackbatch import results, storage
 from crackbatch.errors import OptionError, RunError
 from crackbatch.lease import read_lease
 from crackbatch.retry import retrying
-from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, read_columns, survey
+from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
 from crackbatch.table import IDENTITY
 
 _THREADS = 16
@@ -124,9 +124,8 @@ def _count_lost(folder: RunFolder, run: ListedRun) -> int:
 
 def _identities(locations: list[str]) -> pa.Table:
     with ThreadPoolExecutor(_THREADS) as threads:
-        tables = list(threads.map(lambda location: read_columns(location, IDENTITY), locations))
-    empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
-    return pa.concat_tables([empty, *(table for table in tables if table is not None)])
+        tables = list(threads.map(lambda location: results.read_part(location, IDENTITY), locations))
+    return results.concat_identities(table for table in tables if table is not None)
 
 
 def _remove(folder: RunFolder, files: list[str]) -> None:

@@ -214,6 +214,7 @@ def _stat(location: str) -> Object:
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own
+        storage.check_credentials(error, location)
         return Object(location, None, "", None, "unreadable", storage.reason(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -97,8 +98,9 @@ def list_archive(
     except SourceError:
         raise
     except Exception as error:  # a storage's own error, or a reader's at a file that is no archive at all
-        if scratch is not None and isinstance(error, OSError) and error.errno == 28:
+        if scratch is not None and isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
+        storage.check_credentials(error, found.location)
         listing.problems.append(f"cannot be read: {storage.reason(error)}")
     shown = storage.redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -115,14 +116,16 @@ def _unfinished(out: str, fingerprint: str) -> Run | None:
 
 
 def read_json(location: str) -> dict[str, Any] | None:
-    """A JSON object, None where there is none."""
+    """A JSON object, None where there is none; raises OutputError where there is something else."""
     try:
         value = json.loads(storage.read_bytes(location))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise OutputError(f"{storage.redact(location)} is damaged ({error}); remove it and run again") from None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        raise OutputError(f"{storage.redact(location)} is damaged (no JSON object); remove it and run again")
+    return value
 
 
 def write_json(location: str, value: dict[str, Any]) -> None:
@@ -157,16 +160,17 @@ def write_part(run: Run, rows: pa.Table) -> None:
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
     """Identities that the run's published files and its parts hold; parts that cannot be read are removed."""
-    published = [_read_columns(file, IDENTITY) for file in published_files(run)]
+    published = _read_all(published_files(run), IDENTITY)
     parts = []
     locations = _parts(run)
     with ThreadPoolExecutor(_THREADS) as threads:
-        for location, table in zip(locations, threads.map(_read_part_identities, locations), strict=True):
+        tables = threads.map(lambda location: read_part(location, IDENTITY), locations)
+        for location, table in zip(locations, tables, strict=True):
             if table is None:
                 storage.remove(location)
             else:
                 parts.append(table)
-    return _concat(published), _concat(parts)
+    return concat_identities(published), concat_identities(parts)
 
 
 def read_scored(out: str, model_id: str) -> pa.Table:
@@ -178,20 +182,18 @@ def read_scored(out: str, model_id: str) -> pa.Table:
     files = storage.list_files(root, ".parquet")
 
     def read(file: str) -> pa.Table:
-        rows = _read_columns(file, [*IDENTITY, "status", "model_id"])
+        rows = read_columns(file, [*IDENTITY, "status", "model_id"])
         had = pc.invert(pc.is_in(rows.column("status"), pa.array(WITHOUT_BYTES)))
         return rows.filter(pc.and_(had, pc.equal(rows.column("model_id"), model_id))).select(IDENTITY)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return _concat(list(threads.map(read, files)))
+        return concat_identities(threads.map(read, files))
 
 
 def count_failed(run: Run) -> int:
     """Rows without a score in the run's parts and published files."""
-    files = [*_parts(run), *published_files(run)]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        columns = list(threads.map(lambda file: _read_columns(file, ["status"]).column(0), files))
-    return sum(int(pc.sum(pc.not_equal(column, "ok")).as_py() or 0) for column in columns)
+    tables = _read_all([*_parts(run), *published_files(run)], ["status"])
+    return sum(int(pc.sum(pc.not_equal(table.column(0), "ok")).as_py() or 0) for table in tables)
 
 
 def published_files(run: Run) -> list[str]:
@@ -209,11 +211,11 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     """
     locations = _parts(run)
     with ThreadPoolExecutor(_THREADS) as threads:
-        identities = list(threads.map(_read_part_identities, locations))
+        identities = list(threads.map(lambda location: read_part(location, IDENTITY), locations))
     if any(table is None for table in identities):
         raise PublishError("a part cannot be read any more; run again")
     counts = [table.num_rows for table in identities if table is not None]
-    kept = _match(_concat([table for table in identities if table is not None]), expected)
+    kept = _match(concat_identities(table for table in identities if table is not None), expected)
     if len(kept) != expected.num_rows:
         missing = expected.num_rows - len(kept)
         raise PublishError(
@@ -239,39 +241,71 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
 def finish(run: Run, summary: dict[str, Any]) -> None:
     """Write the summary, then remove what the run needed only while it worked."""
     write_json(storage.join(run.folder, "summary.json"), summary)
+    tidy(run)
+
+
+def tidy(run: Run) -> None:
+    """Remove what a run needs only while it works, and the word of an earlier attempt that broke off."""
     publishing = storage.join(run.folder, "publish")
-    for folder in (run.parts_folder, run.plan_folder, run.scratch_folder, run.attempts_folder, publishing):
-        storage.remove(folder)
+    failure = storage.join(run.folder, "failure.json")
+    for place in (run.parts_folder, run.plan_folder, run.scratch_folder, run.attempts_folder, publishing, failure):
+        storage.remove(place)
 
 
 def count_statuses(run: Run) -> dict[str, int]:
     """Rows by status in all of the run's published files, most frequent first."""
-    files = published_files(run)
-    if not files:
-        return {}
-    statuses = pa.chunked_array([_read_columns(file, ["status"]).column(0).combine_chunks() for file in files])
-    counts = {str(item["values"]): int(item["counts"]) for item in statuses.value_counts().to_pylist()}
+    counts: Counter[str] = Counter()
+    for table in _read_all(published_files(run), ["status"]):
+        counts.update(values_of(table.column(0)))
+    return by_frequency(counts)
+
+
+def values_of(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value stands in a column of text."""
+    return {str(item["values"]): int(item["counts"]) for item in column.value_counts().to_pylist()}
+
+
+def by_frequency(counts: dict[str, int]) -> dict[str, int]:
+    """The same counts, the most frequent first."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def read_columns(location: str, columns: list[str]) -> pa.Table:
+    """A few columns of a Parquet file, of which no more is fetched.
+
+    Raises FileNotFoundError, pa.ArrowInvalid where there is no whole Parquet file, OutputError where it cannot be read.
+    """
+    try:
+        with storage.open_file(location) as file:
+            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
+            return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        raise
+    except (KeyError, OSError) as error:
+        raise OutputError(f"{storage.redact(location)} cannot be read ({storage.reason(error)})") from None
+
+
+def read_part(location: str, columns: list[str]) -> pa.Table | None:
+    """A few columns of a part; None for half a file, as a full disk or a broken copy leaves it."""
+    try:
+        return read_columns(location, columns)
+    except pa.ArrowInvalid:
+        return None
+
+
+def concat_identities(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table of the identities in several, which may be none."""
+    empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
+    return pa.concat_tables([empty, *tables])
 
 
 def _parts(run: Run) -> list[str]:
     return storage.list_files(run.parts_folder, ".part")
 
 
-def _read_part_identities(location: str) -> pa.Table | None:
-    try:
-        return _read_columns(location, IDENTITY)
-    except pa.ArrowInvalid:  # half a file, as a full disk or a broken copy leaves it
-        return None
-
-
-def _read_columns(location: str, columns: list[str] | None) -> pa.Table:
-    return pq.ParquetFile(pa.BufferReader(storage.read_bytes(location))).read(columns)
-
-
-def _concat(tables: list[pa.Table]) -> pa.Table:
-    empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
-    return pa.concat_tables([empty, *tables])
+def _read_all(locations: list[str], columns: list[str]) -> list[pa.Table]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda location: read_columns(location, columns), locations))
 
 
 def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
@@ -287,7 +321,7 @@ def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray, sc
     ends = np.cumsum(counts)
     held: list[pa.Table] = []
     num = 0
-    for index, rows in enumerate(_read_all(locations)):
+    for index, rows in enumerate(_read_parts(locations)):
         start = ends[index] - counts[index]
         mine = kept[np.searchsorted(kept, start) : np.searchsorted(kept, ends[index])] - start
         held.append(_conform(rows if len(mine) == rows.num_rows else rows.take(pa.array(mine)), schema))
@@ -316,9 +350,10 @@ def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _read_all(locations: Iterable[str]) -> Iterator[pa.Table]:
+def _read_parts(locations: list[str]) -> Iterator[pa.Table]:
+    """Whole parts, each in one request."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        yield from threads.map(lambda location: _read_columns(location, None), locations)
+        yield from threads.map(lambda location: pq.read_table(pa.BufferReader(storage.read_bytes(location))), locations)
 
 
 def _write_table(table: pa.Table, location: str) -> None:

@@ -13,7 +13,6 @@ summary.json) says so, or, without either, if all that lies in it has the names 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
 from crackbatch.retry import retrying
 
-FOLDERS = ("plan", "parts", "scratch", "publish", "leases", "attempts")  # what a run needs only while it works
+FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")  # what a run needs only while it works
 LEASE = re.compile(r"lease-\d+\.json")
 _THREADS = 8
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -104,23 +103,6 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
     if not found:
         raise OutputError(f"no runs in {storage.redact(out)}; `crackbatch score … --out` leaves them there")
     return sorted(found, key=lambda item: (item[1].created_at or "", item[1].run_id))
-
-
-def read_columns(location: str, columns: list[str]) -> pa.Table | None:
-    """A few columns of a Parquet file, of which no more is fetched; None where it is no whole one.
-
-    Raises FileNotFoundError, and OutputError where the storage or the file is damaged.
-    """
-    try:
-        with storage.open_file(location) as file:
-            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
-            return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowInvalid, KeyError):
-        return None
-    except OSError as error:
-        raise OutputError(f"{location} cannot be read ({error})") from None
 
 
 def _list_folders(out: str) -> list[RunFolder]:
@@ -217,7 +199,7 @@ def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
     unreadable = counts.count(None)
     return {
         "images": statuses.total(),
-        "statuses": dict(sorted(statuses.items(), key=lambda item: (-item[1], item[0]))),
+        "statuses": results.by_frequency(statuses),
         "published": published,
         "reason": f"parts that cannot be read, and will be scored again: {unreadable:,}" if unreadable else None,
     }
@@ -226,12 +208,10 @@ def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
 def _count_part(location: str) -> dict[str, int] | None:
     """Rows of a part by status; none where it has just been published, None where it cannot be read."""
     try:
-        table = read_columns(location, ["status"])
+        table = results.read_part(location, ["status"])
     except FileNotFoundError:
         return {}
-    if table is None:
-        return None
-    return {str(item["values"]): int(item["counts"]) for item in table.column(0).value_counts().to_pylist()}
+    return None if table is None else results.values_of(table.column(0))
 
 
 def _num_rows(location: str) -> int:
@@ -244,17 +224,7 @@ def _num_rows(location: str) -> int:
 
 def _read_object(folder: RunFolder, name: str) -> dict[str, Any] | None:
     """A JSON file of the run, None where there is none (any more)."""
-    if name not in folder.files:
-        return None
-    try:
-        value = json.loads(storage.read_bytes(storage.join(folder.location, name)))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise OutputError(f"{name} is damaged ({error})") from None
-    if not isinstance(value, dict):
-        raise OutputError(f"{name} holds no JSON object")
-    return value
+    return results.read_json(storage.join(folder.location, name)) if name in folder.files else None
 
 
 def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kind:

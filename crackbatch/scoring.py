@@ -194,7 +194,7 @@ def _run(
     if added or is_unfinished or work.stopped_early:
         results.finish(run, asdict(summary))
     else:
-        storage.remove(run.scratch_folder)
+        results.tidy(run)
     return summary
 
 

@@ -19,8 +19,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import fsspec
 
-from crackbatch.errors import OutputError, SourceError
-from crackbatch.retry import retrying
+from crackbatch.errors import OutputError, RunError, SourceError
+from crackbatch.retry import is_credential, retrying
 
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -162,6 +162,13 @@ def reason(error: BaseException) -> str:
     """Why a storage refused, in one line without credentials; what follows in Azure's messages is for its support."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return redact(lines[0].strip() if lines else repr(error))
+
+
+def check_credentials(error: BaseException, location: str) -> None:
+    """Raise RunError where the storage refuses the caller, so that no image is said to be unreadable for it."""
+    if is_credential(error):
+        shown = f"{redact(location)} ({reason(error)})"
+        raise RunError(f"the storage refuses this job's credentials at {shown}; renew them and run again")
 
 
 def text(name: str) -> str:

@@ -339,6 +339,30 @@ def test_a_store_that_fails_at_one_request_in_twenty_costs_no_image(
     assert len(faults.made) == 6
 
 
+def test_credentials_that_expire_in_the_middle_end_the_run_and_it_goes_on_with_new_ones(
+    tmp_path: Path, many: dict[str, bytes], record: Record, s3: str
+) -> None:
+    bucket = boto3.client("s3", endpoint_url=s3)
+    for key, data in many.items():
+        bucket.put_object(Bucket="inspections", Key=f"expiring/{key}", Body=data)
+    source, out = "s3://inspections/expiring", tmp_path / "out"
+    faults = Faults(delay_s=0.5)  # so that there is still something to be read
+    with FaultyProxy(s3, faults) as store:
+        process = start(source, out, AWS_ENDPOINT_URL=store.url)
+        wait_for(lambda: parts(out), process)
+        faults.expires_after = 0
+        said = finish(process, code=1)
+    assert "The provided token has expired" in said
+    assert "renew them and run again" in said
+    kept = parts(out)
+    assert kept
+    assert not list(out.rglob("*.parquet"))
+    finish(start(source, out))
+    rows = crackbatch.read_predictions(str(out))
+    record("credentials expire", 1, rows, len(many))
+    assert set(rows["status"]) == {"ok"}
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of a few megabytes; needs the right to mount one."""
@@ -372,6 +396,28 @@ def test_a_disk_that_is_full_ends_the_run_with_the_cause_and_it_goes_on_later(
     ballast.unlink()
     finish(start(source, out))
     record("disk full while parts are written", 1, crackbatch.read_predictions(str(out)), len(many))
+
+
+def test_an_out_that_becomes_read_only_ends_the_run_with_the_cause_and_it_goes_on_later(
+    small_disk: Path, tmp_path: Path, many: dict[str, bytes], record: Record
+) -> None:
+    source, out = write_files(tmp_path / "in", many), small_disk / "out"
+    process = start(source, out)
+    wait_for(lambda: parts(out), process)
+    # A write may be under way at the very moment, for which a disk cannot be made read-only.
+    wait_for(
+        lambda: not subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], capture_output=True).returncode,
+        process,
+    )
+    said = finish(process, code=1)
+    assert "Read-only file system" in said
+    assert "the same command continues" in said
+    refused = finish(start(source, out), code=2)
+    assert "cannot write to" in refused
+    assert not list(out.rglob("*.parquet"))
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    finish(start(source, out))
+    record("OUT becomes read-only", 1, crackbatch.read_predictions(str(out)), len(many))
 
 
 def test_an_out_that_vanishes_ends_the_run_with_the_cause(

@@ -109,6 +109,16 @@ def test_credentials_that_expire_end_the_run_and_are_not_shown(
     assert "\n" not in str(raised.value)
 
 
+def test_credentials_that_expire_while_archives_are_listed_end_the_run(
+    s3: str, bucket: str, through: Callable[[Faults], None], tiles: dict[str, bytes]
+) -> None:
+    for number in range(3):
+        put(s3, f"{bucket}/{number}.zip", zip_with(zipfile.ZIP_STORED, tiles))
+    through(Faults(expires_after=3))
+    with pytest.raises(RunError, match=r"refuses this job's credentials at s3://.*zip.*renew them and run again"):
+        make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+
+
 def replaced(s3: str, key: str, data: bytes) -> None:
     put(s3, key, bytes(len(data)))
 

@@ -16,7 +16,6 @@ WORK = {
     "plan/00000.arrow": b"p",
     "scratch/0123456789abcdef.images": b"s",
     "publish/r-00000.parquet.whole": b"w",
-    "leases/1.json": b"l",
     "lease-00003.json": b"{}",
     "attempts/0123456789abcdef01234567-0.slow": b"",
     "parts/.0123456789abcdef01234567.part.abcd_123.tmp": b"t",
@@ -142,7 +141,7 @@ def test_damaged_runs_are_passed_over(out: str) -> None:
     before = contents(out)
     found = crackbatch.clean(out, yes=True)
     assert found.leftovers == []
-    assert "is damaged: summary.json" in found.passed_over["r"]
+    assert "summary.json is damaged" in found.passed_over["r"]
     assert contents(out) == before
 
 
