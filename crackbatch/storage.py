@@ -108,7 +108,9 @@ def locate(path: str, like: str) -> str:
         return f"{kind}://{host}/{path.lstrip('/').partition('/')[2]}"
     if host.endswith(".core.windows.net"):
         return f"{kind}://{host}/{path.lstrip('/')}"
-    return f"{kind}://{path.lstrip('/')}"
+    host = urlsplit(like).netloc if kind not in _EXTRAS else ""  # ftp://host/path, where the path is /path
+    inner = path.lstrip("/")
+    return f"{kind}://{inner}" if not host or f"{inner}/".startswith(f"{host}/") else f"{kind}://{host}/{inner}"
 
 
 def version(info: dict[str, Any]) -> str:

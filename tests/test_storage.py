@@ -66,6 +66,22 @@ def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
     assert storage.public(location) == location
 
 
+@pytest.mark.parametrize(
+    ("path", "like", "location"),
+    [
+        ("b/deck/a.jpg", "s3://b/deck", "s3://b/deck/a.jpg"),
+        ("b1/a.jpg", "gs://b*/a.jpg", "gs://b1/a.jpg"),
+        ("/deck/a.jpg", "ftp://user@host:2121/deck", "ftp://user@host:2121/deck/a.jpg"),
+        ("/deck/a.jpg", "sftp://host/deck", "sftp://host/deck/a.jpg"),
+        ("deck/a.jpg", "github://owner:repo@main/deck", "github://owner:repo@main/deck/a.jpg"),
+        ("c/a.jpg", "abfs://c@account.dfs.core.windows.net/", "abfs://c@account.dfs.core.windows.net/a.jpg"),
+        ("https://host/a.jpg", "https://host/", "https://host/a.jpg"),
+    ],
+)
+def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str, like: str, location: str) -> None:
+    assert storage.locate(path, like) == location
+
+
 def test_a_connection_string_given_for_a_source_is_not_shown(tmp_path: Path) -> None:
     for source in (
         f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={KEY}",

@@ -45,7 +45,7 @@ def trained(photos: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def command(photos: str, out: Path, *more: str) -> list[str]:
+def command(photos: str, out: Path | str, *more: str) -> list[str]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     return [CRACKBATCH, "train", photos, "--out", str(out), "--name", "small", *options, *more]
 
@@ -109,6 +109,35 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained: Path, photos: st
     assert "epoch 1 of 3" not in again.stderr
     assert weights(out) == weights(trained)
     assert not (out / "training").exists()
+
+
+@pytest.mark.slow
+def test_a_training_from_a_bucket_into_a_bucket_goes_on_from_its_checkpoint_there(
+    trained: Path, photos: str, tmp_path: Path, s3: str
+) -> None:
+    import boto3
+
+    bucket, prefix = boto3.client("s3", endpoint_url=s3), f"{tmp_path.name}/model"
+    for file in Path(photos).rglob("*.jpg"):
+        key = f"{tmp_path.name}/deck/{file.relative_to(photos)}"
+        bucket.put_object(Bucket="inspections", Key=key, Body=file.read_bytes())
+
+    def there() -> set[str]:
+        listed = bucket.list_objects_v2(Bucket="inspections", Prefix=prefix).get("Contents", [])
+        return {entry["Key"].removeprefix(f"{prefix}/") for entry in listed}
+
+    source, out = f"s3://inspections/{tmp_path.name}/deck", f"s3://inspections/{prefix}"
+    train_there = command(source, out, "--workers=0")
+    process = subprocess.Popen(train_there, stderr=subprocess.DEVNULL)
+    wait_for(lambda: "training/epoch-0001.pt" in there(), process)
+    process.kill()
+    process.wait()
+    assert "model.json" not in there()
+    again = subprocess.run(train_there, capture_output=True, text=True, check=True)
+    assert "epoch 1 of 3" not in again.stderr
+    assert there() == {path.name for path in trained.iterdir()}
+    file = next(Path(photos).rglob("*.jpg"))
+    assert 0 <= load_model(out).predict([file])[0] <= 1
 
 
 def test_two_trainings_into_one_place_do_not_meet(photos: str, tmp_path: Path) -> None:
