@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ _WRAPPERS = ("SystemException", "UserCodeException")
 _DIRECT_CAUSE = "\n\nThe above exception was the direct cause of the following exception:"
 # An actor whose machine dies while it starts is no reason to give a run up.
 _MAX_ACTOR_STARTS = 3
+_ANSWER_S = 10.0
 
 
 class Cluster:
@@ -68,6 +71,7 @@ class Cluster:
 
         if ray.is_initialized():
             return
+        _check_answers(self._address or os.environ.get("RAY_ADDRESS", ""))
         importing.start()
         on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
@@ -191,6 +195,19 @@ def cause_of(error: BaseException) -> str:
     if text:
         return lines[-1].removeprefix("crackbatch.errors.")
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def _check_answers(address: str) -> None:
+    """Raise RunError where nobody listens at a cluster's address: Ray itself goes on asking for minutes."""
+    if (found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)) is None:  # auto, local: Ray knows where
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"no Ray cluster answers at {address} ({error}); give the address of its head node as --address or in"
+            " RAY_ADDRESS, or none to start Ray on this machine"
+        ) from None
 
 
 @contextmanager

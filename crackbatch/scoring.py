@@ -96,10 +96,7 @@ def score(
     try:
         with Holding(run.folder, f"run {run.run_id}") as holding:
             return _score(request, run, holding, start)
-    except RequestError:
-        storage.remove_folders(made)  # a request that is refused leaves nothing behind
-        raise
-    except HeldError:
+    except (RequestError, HeldError):
         raise
     except RunError as error:
         results.write_failure(run, str(error))
@@ -108,6 +105,8 @@ def score(
         reason = storage.redact(str(error) or repr(error))
         results.write_failure(run, reason)
         raise RunError(f"the run broke off ({reason}); the same command continues it") from error
+    finally:
+        storage.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
 
 
 def _new(request: Request, planned: pa.Table) -> pa.Table:

@@ -63,6 +63,17 @@ def test_a_wrong_request_to_train_or_measure_is_one_line_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_said_at_once_and_leaves_nothing(
+    address: str, tmp_path: Path, image: Path
+) -> None:
+    done = run_main(["score", str(image), "--out", str(tmp_path / "out"), "--address", address], "pass")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"no Ray cluster answers at {address}" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_takes_less_than_a_second() -> None:
     fastest = min(_timed("--help") for _ in range(3))
     assert fastest < 1
