@@ -1,6 +1,6 @@
-"""How long planning takes and how much memory: a zip of a million members, and 200,000 loose files.
+"""How long planning takes and how much memory: a zip of a million members, a bucket of as many keys, 200,000 files.
 
-    python benchmarks/plan.py [--members 1000000] [--files 200000]
+    python benchmarks/plan.py [--members 1000000] [--keys 1000000] [--files 200000]
 
 Each plan is made in a process of its own; its peak memory is that of the whole process.
 """
@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--plan", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -31,6 +35,8 @@ def main() -> None:
         archive, folder = Path(scratch, "million.zip"), Path(scratch, "files")
         make_zip(archive, arguments.members)
         show(f"zip of {arguments.members:,} members", archive)
+        with serve_bucket(arguments.keys) as address:
+            show(f"bucket of {arguments.keys:,} keys", "s3://archive", AWS_ENDPOINT_URL=address)
         make_files(folder, arguments.files)
         show(f"{arguments.files:,} loose files", folder)
 
@@ -49,9 +55,23 @@ def make_files(folder: Path, files: int) -> None:
         (folder / f"span-{index // 1000:04d}" / f"IMG_{index:08d}.jpg").write_bytes(b"x")
 
 
-def show(what: str, source: Path) -> None:
+@contextmanager
+def serve_bucket(keys: int) -> Iterator[str]:
+    """The address of a bucket, served by a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("bucket.py")), str(keys)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.communicate("")
+
+
+def show(what: str, source: Path | str, **environment: str) -> None:
     command = [sys.executable, __file__, "--plan", str(source)]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    keys = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
+    environment = {**os.environ, **(keys if environment else {}), **environment}
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
     print(
         f"{what}: {found['images']:,} planned in {found['seconds']:.1f} s (shards written: {found['written']:.1f} s),"
         f" peak memory {found['peak_bytes'] / 1e9:.2f} GB",
