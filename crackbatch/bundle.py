@@ -16,6 +16,7 @@ from typing import Any
 
 from crackbatch import storage
 from crackbatch.errors import BundleError, OptionError, SourceError
+from crackbatch.redaction import redact
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "concrete-resnet18"
@@ -133,7 +134,7 @@ def resolve(location: str) -> str:
 
 
 def _read(location: str, name: str, limit: int) -> bytes:
-    shown = storage.redact(location)
+    shown = redact(location)
     try:
         with storage.open_file(storage.join(resolve(location), name)) as file:
             data = file.read(limit + 1)
@@ -143,7 +144,7 @@ def _read(location: str, name: str, limit: int) -> bytes:
     except SourceError as error:
         raise BundleError(f"model {error}") from None
     except Exception as error:  # each cloud library raises its own
-        raise BundleError(f"model {shown} cannot be read: {storage.redact(str(error) or repr(error))}") from None
+        raise BundleError(f"model {shown} cannot be read: {redact(str(error) or repr(error))}") from None
     if len(data) > limit:
         raise BundleError(f"model {shown}: {name} is larger than {limit:,} bytes, which no model of ours is")
     return data

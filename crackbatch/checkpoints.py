@@ -14,6 +14,7 @@ from typing import Any
 
 from crackbatch import storage
 from crackbatch.errors import RunError
+from crackbatch.redaction import redact
 
 _KEPT = 2
 
@@ -48,9 +49,7 @@ class Checkpoints:
         try:
             return _parse(storage.read_bytes(storage.join(self.folder, "best.pt")))
         except FileNotFoundError:
-            raise RunError(
-                f"{storage.redact(self.folder)}/best.pt is gone; remove the folder and train again"
-            ) from None
+            raise RunError(f"{redact(self.folder)}/best.pt is gone; remove the folder and train again") from None
 
     def _epochs(self) -> list[int]:
         files = storage.list_files(self.folder, ".pt")

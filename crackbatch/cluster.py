@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from crackbatch import storage
 from crackbatch.errors import RunError
+from crackbatch.redaction import redact
 
 # Reading and writing wait more than they compute: as many tasks read at once as an eighth of the CPUs allows.
 IO_CPUS = 0.25
@@ -190,8 +190,8 @@ def cause_of(error: BaseException) -> str:
     told = [cause for cause in nested if str(cause) and type(cause).__name__ not in _WRAPPERS]
     error = told[-1] if told else error
     # What a stage raised comes back as text alone, before the wrapper that Ray Data raised of it.
-    text = storage.redact(str(error)).partition(_DIRECT_CAUSE)[0] if _DIRECT_CAUSE in str(error) else ""
-    lines = [line.strip() for line in (text or storage.redact(str(error))).splitlines() if line.strip()]
+    text = redact(str(error)).partition(_DIRECT_CAUSE)[0] if _DIRECT_CAUSE in str(error) else ""
+    lines = [line.strip() for line in (text or redact(str(error))).splitlines() if line.strip()]
     if text:
         return lines[-1].removeprefix("crackbatch.errors.")
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from crackbatch import storage
 from crackbatch.progress import duration
+from crackbatch.redaction import redact
 
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison
@@ -80,7 +80,7 @@ def print_training(result: TrainResult) -> None:
             f"  {name}: threshold {point.threshold:.3f}, precision {point.precision:.3f}, recall {point.recall:.3f},"
             f" false alarms {point.false_alarm_rate:.3f}"
         )
-    print(f"model: {storage.redact(bundle.location)}")
+    print(f"model: {redact(bundle.location)}")
 
 
 def print_overview(overview: Overview) -> None:
@@ -114,7 +114,7 @@ def print_evaluation(found: Evaluation) -> None:
         print(f"{source:{width}}  {said['images']:>7,}{row}")
         if at := said.get("precision_at_prevalence"):
             print(f"{'':{width}}  where {at['prevalence']:.1%} are cracked: precision {at['precision']:.3f}")
-    print(f"metrics, figures and errors: {storage.redact(found.out)}")
+    print(f"metrics, figures and errors: {redact(found.out)}")
 
 
 def print_comparison(found: Comparison) -> None:
@@ -135,7 +135,7 @@ def print_comparison(found: Comparison) -> None:
             f"{row['network']:24}{row['accuracy']:>10.3f}{precision:>24}{row['f1']:>8.3f}{row['parameters']:>14,}"
             f"{row['size_mb']:>8.1f}{row['images_per_s']:>10.1f}{duration(row['training_s']):>12}"
         )
-    print(f"table: {storage.redact(found.out)}")
+    print(f"table: {redact(found.out)}")
 
 
 def print_runs(found: Sequence[ListedRun]) -> None:
@@ -160,7 +160,7 @@ def print_cleaning(found: Cleaning) -> None:
     for run_id, reason in found.passed_over.items():
         print(f"passed over: {run_id} {_one_line(reason)}")
     if not found.leftovers:
-        print(f"nothing to remove in {storage.redact(found.out)}")
+        print(f"nothing to remove in {redact(found.out)}")
         return
     width = _name_width(found.leftovers)
     print(f"{'run':{width}}  {'state':11}  {'files':>9}  {'size':>11}  {'rows lost':>13}")

@@ -27,6 +27,7 @@ from crackbatch.image import EXTENSIONS, read_image
 from crackbatch.labels import LabelRules, name_blocks, parse_label
 from crackbatch.plan import make_plan
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
+from crackbatch.redaction import redact
 from crackbatch.shards import shard_sizes
 from crackbatch.split import digest_of, draw_split, read_split
 from crackbatch.table import CARRIED
@@ -130,7 +131,7 @@ def list_labelled(
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise SourceError(
-            f"no labelled images in {', '.join(map(storage.redact, sources))}: {report.unlabelled:,} images, none in a"
+            f"no labelled images in {', '.join(map(redact, sources))}: {report.unlabelled:,} images, none in a"
             " folder such as Positive or Negative, crack or no_crack (see --positive, --negative; or give a manifest)"
         )
     return Listed(table, report)
@@ -159,7 +160,7 @@ def with_given_split(dataset: Dataset, location: str, exact: bool = True) -> Dat
     """
     known = read_split(location)
     images = dataset.table.column("sha256").to_pylist()
-    shown = storage.redact(location)
+    shown = redact(location)
     if absent := [image for image in images if image not in known]:
         uri = dataset.table.column("image_uri")[images.index(absent[0])].as_py()
         raise SourceError(f"split {shown} does not name {len(absent):,} of the {len(images):,} images, such as {uri}")
@@ -172,10 +173,9 @@ def with_given_split(dataset: Dataset, location: str, exact: bool = True) -> Dat
 def _source_names(sources: Sequence[str]) -> list[str]:
     """The last part of each source's location, or all of it where two end alike."""
     locations = [storage.normalize(source) for source in sources]
-    names = [PurePosixPath(storage.redact(location)).name for location in locations]
+    names = [PurePosixPath(redact(location)).name for location in locations]
     return [
-        storage.redact(location) if names.count(name) > 1 else name
-        for name, location in zip(names, locations, strict=True)
+        redact(location) if names.count(name) > 1 else name for name, location in zip(names, locations, strict=True)
     ]
 
 
@@ -216,7 +216,7 @@ def _relative_path(uri: str, source: str, name: str) -> str:
     """An image's path from its source on, the source's own name first; an archive counts as a folder."""
     member, _, location = uri.rpartition("::")
     location = location or uri
-    root = storage.redact(storage.normalize(source))
+    root = redact(storage.normalize(source))
     below = location.removeprefix(root).strip("/") if location.startswith(root) else location.partition("://")[2]
     return "/".join(part for part in (name, below, member.partition("://")[2]) if part)
 

@@ -32,6 +32,7 @@ from crackbatch.model import Model
 from crackbatch.pixels import number_rows, stream_pixels
 from crackbatch.plots import Tile, contact_sheet, plot_confusion, plot_ranking, plot_reliability
 from crackbatch.predictions import read_predictions
+from crackbatch.redaction import redact
 from crackbatch.seen import read_seen, splits_of
 from crackbatch.source import check_sources
 
@@ -131,7 +132,7 @@ def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> 
     if missing := sum(digest not in known for digest in digests):
         raise SourceError(
             f"{missing:,} of {len(digests):,} labelled images have no score by {bundle.model_id} in"
-            f" {storage.redact(out)}; score them first, or evaluate without --predictions"
+            f" {redact(out)}; score them first, or evaluate without --predictions"
         )
     return np.array([known[digest] for digest in digests], np.float32)
 

@@ -22,6 +22,7 @@ from crackbatch import storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
 from crackbatch.errors import RunError
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
+from crackbatch.redaction import reason_of, redact
 from crackbatch.retry import retrying
 from crackbatch.table import CARRIED
 
@@ -117,11 +118,11 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[_Content]:
 
 def _failure(error: BaseException, location: str) -> _Content:
     """What a row says whose bytes the storage does not give; RunError where it would give none of them."""
-    shown = storage.redact(location)
+    shown = redact(location)
     storage.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return _Content(None, "missing", f"gone since it was listed: {shown}")
-    return _Content(None, "unreadable", f"{shown}: {storage.reason(error)}")
+    return _Content(None, "unreadable", f"{shown}: {reason_of(error)}")
 
 
 def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
@@ -143,7 +144,7 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
         if content.data is not None and storage.lists_versions(location) and not _is_version(data, listed):
             now = storage.version(storage.info(location))
             if now != listed:
-                return _Content(None, "changed", f"replaced since it was listed: {storage.redact(location)}; run again")
+                return _Content(None, "changed", f"replaced since it was listed: {redact(location)}; run again")
         return content
     except Exception as error:  # each storage raises its own
         return _failure(error, location)
@@ -188,7 +189,7 @@ def _changed(row: dict[str, Any], size: int) -> _Content:
 
 
 def _changed_archive(location: str) -> _Content:
-    return _Content(None, "changed", f"{storage.redact(location)} changed since it was listed; run again")
+    return _Content(None, "changed", f"{redact(location)} changed since it was listed; run again")
 
 
 def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:

@@ -12,6 +12,7 @@ from crackbatch import storage
 from crackbatch.bundle import DESCRIPTION, read_bundle_and_weights, shipped_models
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.model import build_network
+from crackbatch.redaction import redact
 
 if TYPE_CHECKING:
     import torch
@@ -76,14 +77,14 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
     if init in shipped_models() or storage.exists(storage.join(location, DESCRIPTION)):
         bundle, weights = read_bundle_and_weights(init)
         return dict(load(weights)), bundle.model_id
-    shown = storage.redact(init)
+    shown = redact(init)
     try:
         data = storage.read_bytes(location)
     except CrackbatchError:
         raise
     except Exception as error:  # each storage raises its own
         raise BundleError(
-            f"--init {shown}: no bundle and no weights there ({storage.redact(str(error))}); give imagenet, none,"
+            f"--init {shown}: no bundle and no weights there ({redact(str(error))}); give imagenet, none,"
             f" {', '.join(shipped_models())}, a bundle, or a state dict (.pth, .safetensors)"
         ) from None
     return _parse_state(data, shown), f"{PurePosixPath(shown).name}@{hashlib.sha256(data).hexdigest()[:12]}"
@@ -115,7 +116,7 @@ def _load(network: torch.nn.Module, head: str, state: dict[str, Any], init: str,
     if missing:
         found = tuple(state[missing[0]].shape) if missing[0] in state else "nothing"
         raise BundleError(
-            f"--init {storage.redact(init)} does not fit a {name}: {len(missing)} tensors differ, such as {missing[0]}"
+            f"--init {redact(init)} does not fit a {name}: {len(missing)} tensors differ, such as {missing[0]}"
             f" (expected {tuple(wanted[missing[0]].shape)}, found {found})"
         )
     network.load_state_dict(fitting, strict=False)

@@ -23,6 +23,7 @@ from types import TracebackType
 
 from crackbatch import storage
 from crackbatch.errors import HeldError, LeaseLostError
+from crackbatch.redaction import redact
 
 _RENEW_S = 5.0
 _SILENT_S = 30.0
@@ -139,7 +140,7 @@ class Holding:
                 return
             except Exception as error:  # each storage raises its own; the next renewal may succeed
                 if time.monotonic() - renewed > _SILENT_S:
-                    self._lost = f"the lease on {self._what} could not be renewed ({storage.redact(str(error))})"
+                    self._lost = f"the lease on {self._what} could not be renewed ({redact(str(error))})"
                     return
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from crackbatch import results, storage
 from crackbatch.errors import OptionError, RunError
 from crackbatch.lease import read_lease
+from crackbatch.redaction import redact
 from crackbatch.retry import retrying
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
 from crackbatch.table import IDENTITY
@@ -55,7 +56,7 @@ def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
         names = [run.run_id for _, run in found]
         found = [item for item in found if item[1].run_id == run_id]
         if not found:
-            raise OptionError(f"no run {run_id} in {storage.redact(out)}; runs: {', '.join(names)}")
+            raise OptionError(f"no run {run_id} in {redact(out)}; runs: {', '.join(names)}")
     passed_over: dict[str, str] = {}
     leftovers = []
     try:
@@ -71,8 +72,8 @@ def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
                     _remove(folder, files)
                 leftovers.append(left)
     except OSError as error:
-        reason = storage.redact(str(error) or repr(error))
-        raise RunError(f"cleaning {storage.redact(out)} broke off ({reason}); the same command does the rest") from None
+        reason = redact(str(error) or repr(error))
+        raise RunError(f"cleaning {redact(out)} broke off ({reason}); the same command does the rest") from None
     return Cleaning(storage.normalize(out), leftovers, passed_over, yes)
 
 

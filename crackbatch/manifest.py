@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.errors import SourceError
+from crackbatch.redaction import redact
 
 URI_COLUMN = "image_uri"
 
@@ -26,7 +27,7 @@ class Manifest:
 
 def read_manifest(location: str) -> Manifest | None:
     """The manifest at a location; None for a Parquet file that holds images instead."""
-    shown = storage.redact(location)
+    shown = redact(location)
     try:
         if location.lower().endswith(".parquet"):
             with storage.open_file(location) as file:

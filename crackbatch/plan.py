@@ -25,6 +25,7 @@ from crackbatch.archive import (
 from crackbatch.errors import SourceError
 from crackbatch.manifest import URI_COLUMN, Manifest
 from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive
+from crackbatch.redaction import as_text, reason_of, redact
 from crackbatch.source import Object, list_source, pass_over_name
 from crackbatch.table import CARRIED, IDENTITY
 
@@ -75,7 +76,7 @@ def make_plan(
 
 
 def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[str]) -> str:
-    where = ", ".join(storage.redact(source) for source in sources)
+    where = ", ".join(redact(source) for source in sources)
     if listing.problems:
         return f"no images in {where}: {listing.problems[0]}"
     passed = sum(listing.passed_over.values())
@@ -104,7 +105,7 @@ class _Planner:
             add_loose(self._loose, found, self._scratch)
             self._any_image.set()
         elif found.status is not None:
-            self.listing.problems.append(f"{storage.redact(found.location)}: {found.error}")
+            self.listing.problems.append(f"{redact(found.location)}: {found.error}")
         else:
             listed = self._threads.submit(list_archive, found, self._wanted, self._scratch)
             self._archives.append((found.location, listed))
@@ -210,18 +211,18 @@ def _stat(location: str) -> Object:
         size = info.get("size")
         return Object(location, None if size is None else int(size), storage.version(info), None)
     except FileNotFoundError:
-        return Object(location, None, "", None, "missing", f"no such file: {storage.redact(location)}")
+        return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own
         storage.check_credentials(error, location)
-        return Object(location, None, "", None, "unreadable", storage.reason(error))
+        return Object(location, None, "", None, "unreadable", reason_of(error))
 
 
 def _pick_members(container: str, names: dict[str, int], listing: Listing, scratch: str | None) -> pa.Table:
     found = _stat(container)._replace(kind=kind_of(container))
     if found.status is None and found.kind is None:
-        found = found._replace(status="unreadable", error=f"{storage.redact(container)} is no archive by its name")
+        found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
     rows = Rows()
     present: set[str] = set()
     if found.status is None:
@@ -241,9 +242,9 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
     for name in names:
         if name not in present:
             rows.add(
-                f"{protocol}://{storage.text(name)}::{shown}", shown, os.fsencode(container), "",
+                f"{protocol}://{as_text(name)}::{shown}", shown, os.fsencode(container), "",
                 0, 0, None, "none", None, "", None, found.status or "missing",
-                found.error or f"{storage.redact(container)} has no member {name}",
+                found.error or f"{redact(container)} has no member {name}",
             )  # fmt: skip
     return pa.concat_tables([table, rows.table()]) if present else rows.table()
 

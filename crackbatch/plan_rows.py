@@ -13,6 +13,7 @@ import pyarrow as pa
 from crackbatch import storage
 from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet, list_tar, list_zip
 from crackbatch.errors import SourceError
+from crackbatch.redaction import as_text, reason_of, redact
 from crackbatch.source import Object
 
 SCHEMA = pa.schema(
@@ -101,8 +102,8 @@ def list_archive(
         if scratch is not None and isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         storage.check_credentials(error, found.location)
-        listing.problems.append(f"cannot be read: {storage.reason(error)}")
-    shown = storage.redact(found.location)
+        listing.problems.append(f"cannot be read: {reason_of(error)}")
+    shown = redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
     return rows.table(), listing
 
@@ -150,7 +151,7 @@ class _ArchiveRows:
         """Add members; one whose name came before is an image of its own, told apart by its version (`…#2`)."""
         seen: dict[str, int] = {}
         for member in members:
-            name = storage.text(member.name)
+            name = as_text(member.name)
             number = seen[name] = seen.get(name, 0) + 1
             version = self._version if number == 1 else f"{self._version}#{number}"
             self._rows.add(

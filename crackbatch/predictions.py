@@ -12,6 +12,7 @@ import pyarrow.fs
 
 from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError
+from crackbatch.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ def read_predictions(
     root = storage.join(storage.normalize(out), "predictions")
     files = storage.list_files(root, ".parquet")
     if not files:
-        raise OutputError(f"no predictions in {storage.redact(out)}; `crackbatch score` publishes them there")
+        raise OutputError(f"no predictions in {redact(out)}; `crackbatch score` publishes them there")
     dataset = _open(root, files)
     wanted = _check_columns(columns, dataset.schema)
     condition = _condition(run_id, date)

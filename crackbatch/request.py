@@ -13,6 +13,7 @@ from crackbatch import results, storage
 from crackbatch.bundle import Bundle, read_bundle
 from crackbatch.errors import OptionError
 from crackbatch.image import EXTENSIONS
+from crackbatch.redaction import redact
 from crackbatch.source import check_sources
 
 DEFAULT_MAX_ERROR_RATE = 0.05
@@ -41,7 +42,7 @@ class Request:
     def fingerprint(self) -> str:
         return results.fingerprint_of(
             {
-                "sources": sorted(storage.redact(storage.normalize(source)) for source in self.sources),
+                "sources": sorted(redact(storage.normalize(source)) for source in self.sources),
                 "model_id": self.bundle.model_id,
                 "threshold": round(self.threshold, 6),
                 "extensions": sorted(self.extensions),
@@ -107,7 +108,7 @@ def describe(request: Request) -> dict[str, Any]:
     return {
         "fingerprint": request.fingerprint,
         "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "sources": [storage.redact(source) for source in request.sources],
+        "sources": [redact(source) for source in request.sources],
         "model_id": request.bundle.model_id,
         "threshold": request.threshold,
         "extensions": sorted(request.extensions),

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError, PublishError
+from crackbatch.redaction import reason_of, redact
 from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of
 
 ROW_GROUP_ROWS = 128 * 1024
@@ -86,7 +87,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
     if known is not None:
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
-                f"run {run_id} in {storage.redact(out)} was made from other sources, another model or other options;"
+                f"run {run_id} in {redact(out)} was made from other sources, another model or other options;"
                 " choose another --run-id"
             )
         if date is not None and known["date"] != date:
@@ -122,9 +123,9 @@ def read_json(location: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise OutputError(f"{storage.redact(location)} is damaged ({error}); remove it and run again") from None
+        raise OutputError(f"{redact(location)} is damaged ({error}); remove it and run again") from None
     if not isinstance(value, dict):
-        raise OutputError(f"{storage.redact(location)} is damaged (no JSON object); remove it and run again")
+        raise OutputError(f"{redact(location)} is damaged (no JSON object); remove it and run again")
     return value
 
 
@@ -282,7 +283,7 @@ def read_columns(location: str, columns: list[str]) -> pa.Table:
     except (FileNotFoundError, pa.ArrowInvalid):
         raise
     except (KeyError, OSError) as error:
-        raise OutputError(f"{storage.redact(location)} cannot be read ({storage.reason(error)})") from None
+        raise OutputError(f"{redact(location)} cannot be read ({reason_of(error)})") from None
 
 
 def read_part(location: str, columns: list[str]) -> pa.Table | None:

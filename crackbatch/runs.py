@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from crackbatch import results, storage
 from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
+from crackbatch.redaction import redact
 from crackbatch.retry import retrying
 
 FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")  # what a run needs only while it works
@@ -101,7 +102,7 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
     with ThreadPoolExecutor(_THREADS) as threads:
         found = [(folder, run) for folder, run in zip(folders, threads.map(_look, folders), strict=True) if run]
     if not found:
-        raise OutputError(f"no runs in {storage.redact(out)}; `crackbatch score … --out` leaves them there")
+        raise OutputError(f"no runs in {redact(out)}; `crackbatch score … --out` leaves them there")
     return sorted(found, key=lambda item: (item[1].created_at or "", item[1].run_id))
 
 
@@ -115,7 +116,7 @@ def _list_folders(out: str) -> list[RunFolder]:
     except FileNotFoundError:
         return []
     except Exception as error:  # each cloud library raises its own
-        raise OutputError(f"cannot list the runs in {storage.redact(out)}: {storage.redact(repr(error))}") from None
+        raise OutputError(f"cannot list the runs in {redact(out)}: {redact(repr(error))}") from None
     folders: dict[str, dict[str, int]] = {}
     for name, info in listed.items():
         run_id, slash, below = name[name.index(path) + len(path) + 1 :].partition("/")
@@ -238,4 +239,4 @@ def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kin
 
 
 def _say(error: Exception) -> str:
-    return storage.redact(str(error) or repr(error))
+    return redact(str(error) or repr(error))

@@ -30,6 +30,7 @@ from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
 from crackbatch.plan import Plan, make_plan, subtract
 from crackbatch.progress import Progress
+from crackbatch.redaction import redact
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
 from crackbatch.retry import num_retries
@@ -102,7 +103,7 @@ def score(
         results.write_failure(run, str(error))
         raise
     except OSError as error:  # a full disk, a storage that went away: what is done is kept
-        reason = storage.redact(str(error) or repr(error))
+        reason = redact(str(error) or repr(error))
         results.write_failure(run, reason)
         raise RunError(f"the run broke off ({reason}); the same command continues it") from error
     finally:
@@ -212,7 +213,7 @@ def _summarize(
     return RunSummary(
         run_id=run.run_id if run else "",
         date=run.date if run else "",
-        out=storage.redact(request.out),
+        out=redact(request.out),
         model_id=request.bundle.model_id,
         threshold=request.threshold,
         images=sum(statuses.values()) if run else num_rows,
@@ -222,7 +223,7 @@ def _summarize(
         archives=plan.num_archives,
         passed_over=dict(plan.listing.passed_over.most_common()),
         problems=plan.listing.problems,
-        files=[storage.redact(file) for file in results.published_files(run)] if run else [],
+        files=[redact(file) for file in results.published_files(run)] if run else [],
         seconds=round(seconds, 3),
         images_per_s=round(num_rows / seconds, 2) if run and num_rows else None,
         stages=work.stages,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from crackbatch import storage
 from crackbatch.bundle import resolve
 from crackbatch.errors import BundleError
+from crackbatch.redaction import redact
 
 FILE = "seen.parquet"
 
@@ -34,7 +35,7 @@ def read_seen(location: str) -> dict[int, str]:
     except FileNotFoundError:
         return {}
     except (pa.ArrowException, KeyError) as error:
-        raise BundleError(f"model {storage.redact(location)}: {FILE} cannot be read ({error})") from None
+        raise BundleError(f"model {redact(location)}: {FILE} cannot be read ({error})") from None
 
 
 def splits_of(sha256: Sequence[str], seen: dict[int, str]) -> list[str | None]:

@@ -20,6 +20,7 @@ from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import SourceError
 from crackbatch.listing import Entry, list_objects
 from crackbatch.manifest import Manifest, read_manifest
+from crackbatch.redaction import reason_of, redact
 from crackbatch.retry import retrying
 
 
@@ -92,7 +93,7 @@ def _list_local(
             if os.path.isfile(found):
                 yield from _from_glob(found, location, extensions, listing)
     else:
-        raise SourceError(f"no such file or folder: {storage.redact(source)}")
+        raise SourceError(f"no such file or folder: {redact(source)}")
 
 
 def _walk_local(
@@ -114,7 +115,7 @@ def _walk_local(
         except OSError as error:
             if folder == top:
                 raise SourceError(f"cannot read {top}: {error.strerror}") from None
-            listing.problems.append(f"{storage.redact(folder)}: cannot be listed ({error.strerror})")
+            listing.problems.append(f"{redact(folder)}: cannot be listed ({error.strerror})")
             continue
         folders = []
         for entry in entries:
@@ -147,7 +148,7 @@ def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = 
     try:
         status = entry.stat() if entry else os.stat(path)
     except OSError as error:  # a broken link, or gone while listing
-        return Object(path, None, "", kind, "missing", f"{error.strerror}: {storage.redact(path)}")
+        return Object(path, None, "", kind, "missing", f"{error.strerror}: {redact(path)}")
     if not stat.S_ISREG(status.st_mode):
         return Object(path, None, "", kind, "not_an_image", "a pipe, a device or a folder, not a file")
     return Object(path, status.st_size, storage.local_version(status), kind)
@@ -165,7 +166,7 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
     if not interesting:
         known = ", ".join(sorted(extensions))
         raise SourceError(
-            f"{storage.redact(source)} is neither an image ({known}), an archive (.zip, .tar, .tar.gz, …, .parquet)"
+            f"{redact(source)} is neither an image ({known}), an archive (.zip, .tar, .tar.gz, …, .parquet)"
             " nor a manifest (.csv); add its extension with --extensions"
         )
     yield make(location, kind)
@@ -219,14 +220,14 @@ def _list_remote(
                 yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
         if error.__cause__ is not None:
-            raise SourceError(f"cannot read {storage.redact(source)}: {storage.reason(error.__cause__)}") from None
-        raise SourceError(f"no such object or prefix: {storage.redact(source)}") from None
+            raise SourceError(f"cannot read {redact(source)}: {reason_of(error.__cause__)}") from None
+        raise SourceError(f"no such object or prefix: {redact(source)}") from None
     except SourceError:
         raise
     except Exception as error:  # each cloud library raises its own
-        raise SourceError(f"cannot read {storage.redact(source)}: {storage.reason(error)}") from None
+        raise SourceError(f"cannot read {redact(source)}: {reason_of(error)}") from None
     if is_empty and not is_glob:
-        raise SourceError(f"no such object or prefix: {storage.redact(source)}")
+        raise SourceError(f"no such object or prefix: {redact(source)}")
 
 
 def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.errors import SourceError
+from crackbatch.redaction import redact
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ["image_uri", "label", "group", "split", "sha256"]
@@ -60,13 +61,13 @@ def write_split(table: pa.Table, location: str) -> None:
 
 def read_split(location: str) -> dict[str, str]:
     """sha256 → split, as `write_split` wrote it; SourceError where it is no such table."""
-    shown = storage.redact(location)
+    shown = redact(location)
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(storage.normalize(location))), columns=["sha256", "split"])
     except FileNotFoundError:
         raise SourceError(f"no such split file: {shown}") from None
     except Exception as error:  # pyarrow's and each storage's own
-        raise SourceError(f"{shown} cannot be read as a split ({storage.redact(str(error))})") from None
+        raise SourceError(f"{shown} cannot be read as a split ({redact(str(error))})") from None
     if table.column_names != ["sha256", "split"] or (
         unknown := set(pc.unique(table.column("split")).to_pylist()) - set(SPLITS)
     ):

@@ -1,4 +1,4 @@
-"""Every storage through fsspec: opening URLs, naming versions, writing whole or not at all, hiding credentials.
+"""Every storage through fsspec: opening URLs, naming versions, writing whole or not at all.
 
 A *location* is a local path or any fsspec URL. Local paths are kept as plain absolute paths, everything else keeps
 its scheme, so that `fsspec.open(location)` works on what stands in the table.
@@ -15,31 +15,17 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import fsspec
 
 from crackbatch.errors import OutputError, RunError, SourceError
+from crackbatch.redaction import AZURE, as_text, reason_of, redact, redact_url
 from crackbatch.retry import is_credential, retrying
 
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_AZURE = ("az", "abfs", "abfss")
 _PIECE_BYTES = 4 << 20
-_SECRET_PARAMETERS = re.compile(
-    r"signature|credential|token|secret|passw|^pwd$|^pass$|api_?key|access_?key|key-pair|^policy$|^sig$|^sas$|^jwt$"
-    r"|^code$|^auth",
-    re.IGNORECASE,
-)
-# What stands in Azure's connection strings, which hold URLs in their turn.
-_CONNECTION_SECRETS = re.compile(r"\b(AccountKey|SharedAccessKey|SharedAccessSignature)=[^;\s'\"]+", re.IGNORECASE)
-# A URL, whose parts are looked at, or the name of a secret (groups 1 and 2) and the secret itself.
-_URLS_AND_SECRETS = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+"
-    r"|(\b(?:sig|access_token|refresh_token|id_token|client_secret)=|\bBearer )[^&;\s'\"]{16,}"
-    r"|(?<=['\"])((?:access_token|refresh_token|id_token|client_secret|private_key)['\"]:\s*['\"])[^'\"]+",
-    re.IGNORECASE,
-)
 
 
 def scheme(location: str) -> str:
@@ -73,7 +59,7 @@ def filesystem(location: str) -> tuple[Any, str]:
         mend = f"pip install 'crackbatch[{extra}]'" if extra else str(error)
         raise SourceError(f"{redact(location)}: reading {kind}:// needs another package: {mend}") from None
     except ValueError as error:
-        raise SourceError(f"{redact(location)}: {reason(error)}") from None
+        raise SourceError(f"{redact(location)}: {reason_of(error)}") from None
     return found, path
 
 
@@ -103,7 +89,7 @@ def locate(path: str, like: str) -> str:
     kind = scheme(like)
     if kind == "memory":
         return f"memory://{path}"
-    host = urlsplit(like).netloc if kind in _AZURE else ""
+    host = urlsplit(like).netloc if kind in AZURE else ""
     if "@" in host:  # abfss://container@account.dfs.core.windows.net/path, where the path is container/path
         return f"{kind}://{host}/{path.lstrip('/').partition('/')[2]}"
     if host.endswith(".core.windows.net"):
@@ -146,63 +132,16 @@ def local_version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def redact(shown: str) -> str:
-    """The same text with credentials taken out: user names, passwords, signatures, keys and tokens, in URLs and beside.
-
-    What is shown is valid Unicode: bytes of a file name that are not UTF-8 become \\xNN.
-    """
-    shown = _CONNECTION_SECRETS.sub(r"\1=***", text(shown))
-    return _URLS_AND_SECRETS.sub(_hide, shown)
-
-
 def public(location: str) -> str:
     """A location without credentials, as it stands in a table: the text between spaces is part of its name."""
-    return text(location) if is_local(location) else _redact_url(text(location))
-
-
-def reason(error: BaseException) -> str:
-    """Why a storage refused, in one line without credentials; what follows in Azure's messages is for its support."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return redact(lines[0].strip() if lines else repr(error))
+    return as_text(location) if is_local(location) else redact_url(as_text(location))
 
 
 def check_credentials(error: BaseException, location: str) -> None:
     """Raise RunError where the storage refuses the caller, so that no image is said to be unreadable for it."""
     if is_credential(error):
-        shown = f"{redact(location)} ({reason(error)})"
+        shown = f"{redact(location)} ({reason_of(error)})"
         raise RunError(f"the storage refuses this job's credentials at {shown}; renew them and run again")
-
-
-def text(name: str) -> str:
-    """A file name as valid Unicode: bytes that are none are shown as \\xNN."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _hide(match: re.Match[str]) -> str:
-    name = match[1] or match[2]
-    return f"{name}***" if name else _redact_url(match[0])
-
-
-def _redact_url(url: str) -> str:
-    if "::" in url:
-        return "::".join(_redact_url(part) if "://" in part else part for part in url.split("::"))
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    if "@" not in parts.netloc and not parts.query and not parts.fragment:
-        return url
-    if parts.scheme in ("http", "https"):
-        parts = parts._replace(fragment="")  # never sent to the server, sometimes a token
-    host = parts.netloc
-    if "@" in host:
-        user, _, host = host.rpartition("@")
-        if parts.scheme in _AZURE:  # there, container@account is no credential
-            host = f"{user.partition(':')[0]}@{host}"
-    kept = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET_PARAMETERS.search(pair[0])]
-    if len(kept) == len(parse_qsl(parts.query, keep_blank_values=True)):
-        return urlunsplit(parts._replace(netloc=host))
-    return urlunsplit(parts._replace(netloc=host, query=urlencode(kept)))
 
 
 def read_bytes(location: str) -> bytes:
@@ -380,13 +319,13 @@ def _check_writable(location: str) -> None:
         remove(probe)
         remove_folders(made)  # a request that is refused later must leave nothing behind
     except FileNotFoundError as error:
-        where = reason(error) if is_local(location) else "no such bucket or container; make it first"
+        where = reason_of(error) if is_local(location) else "no such bucket or container; make it first"
         raise OutputError(f"cannot write to {redact(location)}: {where}") from None
     except (OSError, SourceError, ValueError) as error:
-        raise OutputError(f"cannot write to {redact(location)}: {reason(error)}") from None
+        raise OutputError(f"cannot write to {redact(location)}: {reason_of(error)}") from None
     except Exception as error:  # each cloud library raises its own
         name = type(error).__name__
-        raise OutputError(f"cannot write to {redact(location)}: {name}: {reason(error)}") from None
+        raise OutputError(f"cannot write to {redact(location)}: {name}: {reason_of(error)}") from None
 
 
 def missing_folders(location: str) -> list[Path]:

@@ -46,6 +46,7 @@ from crackbatch.pixels import Pixels, deal, decode_pixels, marks_of, number_rows
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import MEAN, STD, Recipe
+from crackbatch.redaction import redact
 from crackbatch.seen import write_seen
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
@@ -111,7 +112,7 @@ def train(
     folder = storage.join(location, "training")
     made = storage.missing_folders(folder)
     try:
-        with Holding(folder, f"the training in {storage.redact(out)}"), _scratch(folder, workers) as scratch:
+        with Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
             listed = list_labelled(names, rules, scratch)
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
@@ -120,7 +121,7 @@ def train(
             _check_weights(recipe, dataset)
             return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
     except OSError as error:  # a full disk, a storage that went away: the checkpoints are kept
-        reason = storage.redact(str(error) or repr(error))
+        reason = redact(str(error) or repr(error))
         raise RunError(f"the training broke off ({reason}); the same command continues it") from error
     finally:
         storage.remove_folders(made)  # a request that is refused leaves nothing behind
@@ -192,9 +193,7 @@ def _finished(out: str, fingerprint: str) -> Bundle | None:
         return None
     bundle = read_bundle(out)
     if bundle.training.get("fingerprint") != fingerprint:
-        raise OptionError(
-            f"--out {storage.redact(out)} holds a model that other data or options made; choose another --out"
-        )
+        raise OptionError(f"--out {redact(out)} holds a model that other data or options made; choose another --out")
     return bundle
 
 
@@ -203,7 +202,7 @@ def _begin(folder: str, request: dict[str, Any]) -> None:
     known = results.read_json(location)
     if known is not None and known.get("fingerprint") != request["fingerprint"]:
         raise OptionError(
-            f"{storage.redact(folder)} holds an unfinished training with other data or options; give those again to"
+            f"{redact(folder)} holds an unfinished training with other data or options; give those again to"
             " finish it, choose another --out, or remove the folder"
         )
     if known is None:
@@ -300,7 +299,7 @@ def _bundle(
 
 def _short(source: str) -> str:
     """A source's own name: where it lay on somebody's machine is nobody's business."""
-    return storage.redact(source).rstrip("/").rsplit("/", 1)[-1]
+    return redact(source).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _calibrate(bundle: Bundle, state: dict[str, Any], validation: Iterable[Pixels]) -> tuple[Bundle, bytes]:
