@@ -379,7 +379,8 @@ def _interruptible(mend: str) -> Iterator[None]:
     def stop(*_: object) -> None:
         for number in _STOPPING:
             signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
-        print(f"crackbatch: interrupted; {mend}", file=sys.stderr, flush=True)
+        redrawn = "\r\x1b[2K" if sys.stderr.isatty() else ""  # the line that says how far it is
+        print(f"{redrawn}crackbatch: interrupted; {mend}", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in _STOPPING}

@@ -1,53 +1,68 @@
-"""One line that says how far a run is: redrawn on a terminal, printed every ten seconds in a log."""
+"""One line that says how far a run is, whether or not anything comes: redrawn on a terminal, every ten seconds in a log."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TextIO
 
 _LOG_EVERY_S = 10.0
+_REDRAW_EVERY_S = 1.0
+# Parts come every few seconds; so long without one, and something is wrong, or the first image is still to come.
+_QUIET_S = 30.0
 
 
 class Progress:
     """Counts images and failures of a run and shows them on `stream` (standard error unless given)."""
 
-    def __init__(self, total: int, done: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, done: int = 0, stream: TextIO | None = None, log_every_s: float = _LOG_EVERY_S
+    ) -> None:
         self._stream = stream or sys.stderr
         self._total, self._done, self._failed = total, done, 0
         self._first = done
-        self._started = time.monotonic()
-        self._shown = self._started
+        self._started = self._last_part = time.monotonic()
         self._redraws = self._stream.isatty()
+        self._every_s = _REDRAW_EVERY_S if self._redraws else log_every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="show progress", daemon=True)
 
     def add(self, images: int, failed: int) -> None:
-        """Count finished images and show the line if it is time."""
+        """Count finished images."""
         self._done += images
         self._failed += failed
-        now = time.monotonic()
-        if self._redraws or now - self._shown >= _LOG_EVERY_S:
-            self._shown = now
-            self._show(self._line(now))
+        self._last_part = time.monotonic()
 
     def __enter__(self) -> Progress:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the last line standing."""
+        self._stop.set()
+        self._thread.join()
         if self._redraws:
-            self._show(self._line(time.monotonic()))
+            self._show()
             self._stream.write("\n")
             self._stream.flush()
 
-    def _line(self, now: float) -> str:
-        speed = (self._done - self._first) / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / speed if speed else 0.0
-        return (
-            f"{self._done:,} of {self._total:,} images, {speed:,.1f} images/s, {self._failed:,} failed,"
-            f" {duration(left)} left"
-        )
+    def _tick(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._show()
 
-    def _show(self, line: str) -> None:
+    def _line(self, now: float) -> str:
+        said = f"{self._done:,} of {self._total:,} images"
+        if self._done == self._first:
+            return f"{said}, waiting for the first results since {duration(now - self._started)}"
+        speed = (self._done - self._first) / max(now - self._started, 1e-9)
+        left = f"{duration((self._total - self._done) / speed)} left"
+        if now - self._last_part > _QUIET_S:
+            left = f"nothing new for {duration(now - self._last_part)}"
+        return f"{said}, {speed:,.1f} images/s, {self._failed:,} failed, {left}"
+
+    def _show(self) -> None:
+        line = self._line(time.monotonic())
         self._stream.write(f"\r\x1b[2K{line}" if self._redraws else f"{line}\n")
         self._stream.flush()
 

@@ -1,0 +1,63 @@
+"""What a run says of itself while it works."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import threading
+
+import pytest
+
+from crackbatch.progress import Progress, duration
+
+
+class Log(io.StringIO):
+    """A log that can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Condition()
+
+    def write(self, text: str) -> int:
+        with self.written:
+            self.written.notify_all()
+            return super().write(text)
+
+    def wait_for(self, words: str) -> str:
+        with self.written:
+            assert self.written.wait_for(lambda: words in self.getvalue(), 10), self.getvalue()
+            return next(line for line in self.getvalue().splitlines() if words in line)
+
+
+def test_a_log_says_how_far_a_run_is_also_where_nothing_comes() -> None:
+    log = Log()
+    with Progress(1200, 200, log, log_every_s=0.01) as progress:
+        assert log.wait_for("waiting for the first results").startswith("200 of 1,200 images")
+        progress.add(300, 4)
+        line = log.wait_for("images/s")
+        assert line.startswith("500 of 1,200 images, ")
+        assert " images/s, 4 failed, " in line
+        assert line.endswith(" left")
+    said = log.getvalue()
+    assert "\r" not in said
+    assert said.count("\n") == len(said.splitlines()), "every line is whole"
+
+
+def test_a_terminal_has_one_line_that_is_redrawn_and_stays() -> None:
+    terminal, end = pty.openpty()
+    with os.fdopen(end, "w") as stream:
+        with Progress(10, 0, stream) as progress:
+            progress.add(10, 1)
+        said = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    assert said.count("\n") == 1
+    assert said.rpartition("\x1b[2K")[2].startswith("10 of 10 images, ")
+    assert "1 failed" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (11_100, "3 h 5 min")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
