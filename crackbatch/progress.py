@@ -1,4 +1,4 @@
-"""One line that says how far a run is, whether or not anything comes: redrawn on a terminal, every ten seconds in a log."""
+"""One line that says how far a run is, even if nothing comes: redrawn on a terminal, every ten seconds in a log."""
 
 from __future__ import annotations
 
