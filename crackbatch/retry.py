@@ -51,10 +51,10 @@ def num_retries() -> int:
     return _num_retries
 
 
-def retrying(call: Callable[[], T]) -> T:
+def retrying(call: Callable[[], T], max_tries: int = _MAX_TRIES) -> T:
     """What the call returns, asked again where it fails of something that passes; raises what it raised last."""
     global _num_retries
-    for number in range(1, _MAX_TRIES):
+    for number in range(1, max_tries):
         try:
             return call()
         except Exception as error:  # each storage raises its own
@@ -90,6 +90,11 @@ def is_credential(error: BaseException) -> bool:
         or (type(cause).__module__.startswith("gcsfs") and _status(cause) == 401)
         for cause in _chain(error)
     )
+
+
+def is_unexplained(error: BaseException) -> bool:
+    """Whether a store refused a HEAD request, whose answer cannot say why."""
+    return any(_status(cause) in (400, 401, 403) and (_code(cause) or "").isdigit() for cause in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -21,7 +21,9 @@ from crackbatch.errors import SourceError
 from crackbatch.listing import Entry, list_objects
 from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import retrying
+from crackbatch.retry import is_credential, is_transient, retrying
+
+_FIRST_TRIES = 4
 
 
 class Object(NamedTuple):
@@ -206,12 +208,12 @@ def _list_remote(
     try:
         filesystem.invalidate_cache()
         is_glob = _is_glob(path) and storage.scheme(location) not in ("http", "https")
+        root = _fixed_part(path) if is_glob else path
         is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
-        if is_file_name and not is_glob and _is_file(filesystem, path):
+        if _is_file(filesystem, root, is_file_name) and is_file_name and not is_glob:
             yield from _single(location, source, extensions, make)
             return
         entries = _glob_remote(filesystem, path) if is_glob else _below_remote(filesystem, path)
-        root = _fixed_part(path) if is_glob else path
         is_empty = True
         for entry in entries:
             is_empty = False
@@ -261,14 +263,21 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
         pass_over_name(file_name(location), listing)
 
 
-def _is_file(filesystem: Any, path: str) -> bool:
-    """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
+def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
+    """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error.
+
+    It is asked a few times only: whoever mistyped a host need not wait for minutes.
+    """
     try:
-        return bool(retrying(lambda: filesystem.info(path))["type"] == "file")
+        return bool(retrying(lambda: filesystem.info(path), _FIRST_TRIES)["type"] == "file")
     except FileNotFoundError as error:
         if error.__cause__ is not None:  # fsspec's HTTP says so of everything, a refused connection too
             raise
         return False
+    except Exception as error:  # each cloud library raises its own
+        if is_file_name or is_transient(error) or is_credential(error):
+            raise
+        return False  # who may not look at a bucket may still list what is below it
 
 
 def _remote_object(location: str, size: int | None, version: str, kind: str | None) -> Object:

@@ -21,7 +21,7 @@ import fsspec
 
 from crackbatch.errors import OutputError, RunError, SourceError
 from crackbatch.redaction import AZURE, as_text, reason_of, redact, redact_url
-from crackbatch.retry import is_credential, retrying
+from crackbatch.retry import is_credential, is_unexplained, retrying
 
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -139,6 +139,12 @@ def public(location: str) -> str:
 
 def check_credentials(error: BaseException, location: str) -> None:
     """Raise RunError where the storage refuses the caller, so that no image is said to be unreadable for it."""
+    if is_unexplained(error):
+        found, path = filesystem(location)
+        try:
+            found.cat_file(path, start=0, end=1)
+        except Exception as told:  # each storage raises its own
+            error = told
     if is_credential(error):
         shown = f"{redact(location)} ({reason_of(error)})"
         raise RunError(f"the storage refuses this job's credentials at {shown}; renew them and run again")

@@ -149,13 +149,13 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def ray_here(ports: dict[str, socket.socket]) -> Iterator[None]:
-    """Ray on this machine, started once for all tests that score in this process."""
+def ray_here(ports: dict[str, socket.socket]) -> Iterator[str]:
+    """Ray on this machine, started once for all tests that score in this process; yields its address for others."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    yield str(ray.get_runtime_context().gcs_address)
     ray.shutdown()
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import crackbatch
@@ -48,7 +49,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _wait_until_it_answers(address, process, folder / "head.log")
         yield address
     finally:
-        process.terminate()
+        for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+            part.kill()  # asked to end, it takes half a minute
         process.wait(60)
         log.close()
 
