@@ -132,7 +132,7 @@ def test_planned_and_fetched_to_the_same_bytes(place: Place, tiles: dict[str, by
 
 def test_many_pages_are_listed_as_the_storage_lists_them_and_versions_are_those_of_each_object(place: Place) -> None:
     root = storage.filesystem(place.url)[1]
-    names = [f"{root}/many/{number % 23:02d}/{number // 200}/{number:04d}.jpg" for number in range(1500)]
+    names = [f"{root}/many/{number % 23:02d}/{number // 200}/{number:04d}.jpg" for number in range(1100)]
     place.filesystem.pipe(dict.fromkeys(names, b"x"))
     found = {entry.path: entry for page in list_objects(place.filesystem, f"{root}/many") for entry in page}
     assert sorted(found) == sorted(names)
@@ -143,6 +143,11 @@ def test_many_pages_are_listed_as_the_storage_lists_them_and_versions_are_those_
 
 
 @pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(
+    "place",
+    ["s3", pytest.param("azure", marks=pytest.mark.slow), pytest.param("google", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_scored_with_results_and_model_on_the_same_storage(place: Place, tiles: dict[str, bytes]) -> None:
     out = f"{place.url}/results"
     asked = ([f"{place.url}/lot", f"{place.url}/lot.zip"], out)

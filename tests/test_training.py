@@ -98,6 +98,7 @@ def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     assert all(result.trained and len(result.history) == 3 for result in results)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(trained: Path, photos: str, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     process = subprocess.Popen(command(photos, out, "--workers=0"), stderr=subprocess.DEVNULL)
