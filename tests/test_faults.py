@@ -21,12 +21,16 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import crackbatch
+import test_runs
 from conftest import FAULTS_MADE
+from crackbatch import results
 from crackbatch.demo import draw_tile
+from crackbatch.table import COLUMNS
 from faulty import Faults, FaultyProxy
 from test_archive import write_files, zip_with
 
@@ -400,6 +404,28 @@ def test_a_disk_that_is_full_ends_the_run_with_the_cause_and_it_goes_on_later(
     ballast.unlink()
     finish(start(source, out))
     record("disk full while parts are written", 1, crackbatch.read_predictions(str(out)), len(many))
+
+
+def test_a_disk_that_is_full_while_rows_are_published_shows_none_of_them_and_they_come_later(
+    small_disk: Path, record: Record
+) -> None:
+    out = str(small_disk / "out")
+    names = [f"{number:03d}.jpg" for number in range(500)]
+    for run_id, some in (("before", names[:100]), ("r", names[100:])):
+        run = test_runs.begin(out, run_id)
+        test_runs.write_part(run, some)
+        expected = pa.table({"image_uri": some, "version": ["1"] * len(some)})
+        if run_id == "before":
+            results.publish(run, expected, COLUMNS)
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        _fill(ballast)
+    with pytest.raises(OSError, match="No space left"):
+        results.publish(run, expected, COLUMNS)
+    assert sorted(crackbatch.read_predictions(out)["image_uri"]) == names[:100], "as readable as before"
+    ballast.unlink()
+    results.publish(run, expected, COLUMNS)
+    record("disk full while rows are published", 1, crackbatch.read_predictions(out), len(names))
 
 
 def test_an_out_that_becomes_read_only_ends_the_run_with_the_cause_and_it_goes_on_later(
