@@ -27,6 +27,8 @@ from crackbatch.console import (
     print_training,
 )
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError
+from crackbatch.redaction import reason_of
+from crackbatch.retry import is_storage_error
 
 app = typer.Typer(
     add_completion=False,
@@ -366,6 +368,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `crackbatch … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        print(f"crackbatch: a storage failed ({reason_of(error)}); run again", file=sys.stderr)
         sys.exit(1)
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 from crackbatch import results, storage
 from crackbatch.errors import OptionError, RunError
 from crackbatch.lease import read_lease
-from crackbatch.redaction import redact
-from crackbatch.retry import retrying
+from crackbatch.redaction import reason_of, redact
+from crackbatch.retry import is_storage_error, retrying
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
 from crackbatch.table import IDENTITY
 
@@ -71,9 +71,12 @@ def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
                 if yes:
                     _remove(folder, files)
                 leftovers.append(left)
-    except OSError as error:
-        reason = redact(str(error) or repr(error))
-        raise RunError(f"cleaning {redact(out)} broke off ({reason}); the same command does the rest") from None
+    except Exception as error:  # each cloud library raises its own
+        if not is_storage_error(error):
+            raise
+        raise RunError(
+            f"cleaning {redact(out)} broke off ({reason_of(error)}); the same command does the rest"
+        ) from None
     return Cleaning(storage.normalize(out), leftovers, passed_over, yes)
 
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError, PublishError
-from crackbatch.redaction import reason_of, redact
+from crackbatch.redaction import redact
 from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of
 
 ROW_GROUP_ROWS = 128 * 1024
@@ -274,23 +274,20 @@ def by_frequency(counts: dict[str, int]) -> dict[str, int]:
 def read_columns(location: str, columns: list[str]) -> pa.Table:
     """A few columns of a Parquet file, of which no more is fetched.
 
-    Raises FileNotFoundError, pa.ArrowInvalid where there is no whole Parquet file, OutputError where it cannot be read.
+    Raises OutputError where it is none of ours.
     """
-    try:
-        with storage.open_file(location) as file:
-            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
-            return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        raise
-    except (KeyError, OSError) as error:
-        raise OutputError(f"{redact(location)} cannot be read ({reason_of(error)})") from None
+    if (table := read_part(location, columns)) is None:
+        raise OutputError(f"{redact(location)} is no whole table of crackbatch; move it elsewhere and run again")
+    return table
 
 
 def read_part(location: str, columns: list[str]) -> pa.Table | None:
     """A few columns of a part; None for half a file, as a full disk or a broken copy leaves it."""
     try:
-        return read_columns(location, columns)
-    except pa.ArrowInvalid:
+        with storage.open_file(location) as file:
+            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
+            return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
+    except (pa.ArrowInvalid, KeyError):
         return None
 
 

@@ -25,7 +25,7 @@ _TRANSIENT_STATUSES = frozenset([408, 425, 429])
 _TRANSIENT_CODES = frozenset(["RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "ServerBusy"])
 _FINAL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP])
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
-_NETWORK_LIBRARIES = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "requests", "urllib3")
+_NETWORK_LIBRARIES = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3")
 # What the stores and their libraries say where not one object but the caller is refused.
 _CREDENTIAL_CODES = frozenset(
     [
@@ -79,6 +79,11 @@ def is_transient(error: BaseException) -> bool:
             return cause.__cause__ is not None and is_transient(cause.__cause__)
         if code is not None:
             return False
+    return is_storage_error(error)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether a storage or the network raised this: the clouds' libraries have exceptions of their own."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES
 
 

@@ -27,7 +27,7 @@ from crackbatch import results, storage
 from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
 from crackbatch.redaction import redact
-from crackbatch.retry import retrying
+from crackbatch.retry import is_storage_error, retrying
 
 FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")  # what a run needs only while it works
 LEASE = re.compile(r"lease-\d+\.json")
@@ -140,7 +140,9 @@ def _look(folder: RunFolder) -> ListedRun | None:
                 return None
             known = _describe(folder, "summary.json", summary or {})
         return _judge(folder, asked, summary, known)
-    except (OutputError, OSError, ValueError) as error:
+    except Exception as error:  # each cloud library raises its own
+        if not (isinstance(error, (OutputError, ValueError)) or is_storage_error(error)):
+            raise
         return ListedRun(**{"run_id": folder.run_id, "date": "", **known}, state="damaged", reason=_say(error))
 
 

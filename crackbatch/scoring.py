@@ -24,16 +24,16 @@ import pyarrow as pa
 from crackbatch import results, storage
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
-from crackbatch.errors import HeldError, RequestError, RunError
+from crackbatch.errors import HeldError, OutputError, RequestError, RunError
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
 from crackbatch.plan import Plan, make_plan, subtract
 from crackbatch.progress import Progress
-from crackbatch.redaction import redact
+from crackbatch.redaction import reason_of, redact
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
-from crackbatch.retry import num_retries
+from crackbatch.retry import is_storage_error, num_retries
 from crackbatch.shards import write_shards
 from crackbatch.summary import RunSummary
 from crackbatch.table import CARRIED, schema_with
@@ -92,7 +92,7 @@ def score(
     if dry_run:
         plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
-    run = results.choose_run(request.out, request.fingerprint, date, run_id)
+    run = _choose_run(request, date, run_id)
     made = storage.missing_folders(run.folder)
     try:
         with Holding(run.folder, f"run {run.run_id}") as holding:
@@ -102,12 +102,23 @@ def score(
     except RunError as error:
         results.write_failure(run, str(error))
         raise
-    except OSError as error:  # a full disk, a storage that went away: what is done is kept
-        reason = redact(str(error) or repr(error))
+    except Exception as error:  # a full disk, a storage that went away: what is done is kept
+        if not is_storage_error(error):
+            raise
+        reason = reason_of(error)
         results.write_failure(run, reason)
         raise RunError(f"the run broke off ({reason}); the same command continues it") from error
     finally:
         storage.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
+
+
+def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
+    try:
+        return results.choose_run(request.out, request.fingerprint, date, run_id)
+    except Exception as error:  # each cloud library raises its own
+        if not is_storage_error(error):
+            raise
+        raise OutputError(f"cannot read the runs in {redact(request.out)}: {reason_of(error)}") from None
 
 
 def _new(request: Request, planned: pa.Table) -> pa.Table:

@@ -46,7 +46,8 @@ from crackbatch.pixels import Pixels, deal, decode_pixels, marks_of, number_rows
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import MEAN, STD, Recipe
-from crackbatch.redaction import redact
+from crackbatch.redaction import reason_of, redact
+from crackbatch.retry import is_storage_error
 from crackbatch.seen import write_seen
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
@@ -120,9 +121,10 @@ def train(
             dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
             _check_weights(recipe, dataset)
             return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
-    except OSError as error:  # a full disk, a storage that went away: the checkpoints are kept
-        reason = redact(str(error) or repr(error))
-        raise RunError(f"the training broke off ({reason}); the same command continues it") from error
+    except Exception as error:  # a full disk, a storage that went away: the checkpoints are kept
+        if not is_storage_error(error):
+            raise
+        raise RunError(f"the training broke off ({reason_of(error)}); the same command continues it") from error
     finally:
         storage.remove_folders(made)  # a request that is refused leaves nothing behind
 

@@ -114,6 +114,8 @@ def _send(
             length = value
         if name.lower() not in names:
             request.send_header(name, value)
+    if not headers and data:
+        request.send_header("Content-Type", "application/xml")
     request.send_header("Content-Length", length)
     request.end_headers()
     if request.command != "HEAD":

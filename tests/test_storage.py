@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +26,10 @@ from crackbatch.listing import list_objects
 from crackbatch.model import load_model
 from crackbatch.plan import make_plan
 from crackbatch.redaction import redact
+from faulty import Faults, FaultyProxy
 from test_archive import contents, zip_with
 
+CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
 KEY = "bm90LWEtcmVhbC1rZXktYnV0LWFzLWxvbmctYXMtb25lLW9mLWF6dXJl"
 SIGNATURE = "c2lnbmF0dXJlLW9mLW5vLXVzZS10by1hbnlib2R5%3D"
 TOKEN = "ya29.a0no-token-of-anybody"
@@ -222,6 +227,28 @@ def test_a_wrong_key_is_refused_in_one_line_that_does_not_show_it(azure: str, mo
         assert "\n" not in str(raised.value)
         assert KEY not in str(raised.value)
     fsspec.get_filesystem_class("abfs").clear_instance_cache()
+
+
+@pytest.mark.parametrize("kind", ["s3", "azure", "google"])
+def test_a_storage_that_lets_nobody_read_the_results_is_one_line(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    given = request.getfixturevalue(kind)
+    url = "s3://inspections" if kind == "s3" else given
+    variable = {"s3": "AWS_ENDPOINT_URL", "azure": "AZURE_STORAGE_CONNECTION_STRING", "google": "STORAGE_EMULATOR_HOST"}
+    known = os.environ[variable[kind]]
+    base = re.search(r"http://127\.0\.0\.1:\d+", known)
+    assert base is not None
+    (tmp_path / "a.jpg").write_bytes(tiles["tile-00.jpg"])
+    with FaultyProxy(base[0], Faults(denied="run.json")) as proxy:
+        done = subprocess.run(
+            [CRACKBATCH, "score", str(tmp_path / "a.jpg"), "--out", f"{url}/refused", "--date", "2026-01-01"],
+            env={**os.environ, variable[kind]: known.replace(base[0], proxy.url)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.match(rf"crackbatch: cannot read the runs in {url}/refused: .*(Forbidden|not for your eyes)", line)
 
 
 @pytest.mark.usefixtures("ray_here", "google")
