@@ -47,7 +47,7 @@ _Address = Annotated[
 ]
 _Out = Annotated[str, typer.Argument(metavar="OUT", help="Where score put its results: a folder or URL.")]
 _Model = Annotated[str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")]
-_Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, instead of drawing one.")]
+_Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, or a model whose split it is.")]
 _Threshold = Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")]
 _OperatingPoint = Annotated[str | None, typer.Option(help="A threshold that the model names [default: balanced].")]
 _Init = Annotated[

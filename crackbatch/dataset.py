@@ -28,6 +28,7 @@ from crackbatch.labels import LabelRules, name_blocks, parse_label
 from crackbatch.plan import make_plan
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.redaction import redact
+from crackbatch.seen import read_seen, splits_of
 from crackbatch.shards import shard_sizes
 from crackbatch.split import digest_of, draw_split, read_split
 from crackbatch.table import CARRIED
@@ -154,20 +155,29 @@ def with_split(dataset: Dataset, seed: int = 0) -> Dataset:
 
 
 def with_given_split(dataset: Dataset, location: str, exact: bool = True) -> Dataset:
-    """The dataset with the split of a file; SourceError where the file does not name its images.
+    """The dataset with the split of a file, or the one that a model was made on; SourceError where it is another's.
 
     An exact split names no other images either; one of which this dataset is a part may.
     """
-    known = read_split(location)
     images = dataset.table.column("sha256").to_pylist()
+    splits, num_known = _given_splits(location, images)
     shown = redact(location)
-    if absent := [image for image in images if image not in known]:
-        uri = dataset.table.column("image_uri")[images.index(absent[0])].as_py()
+    if absent := [row for row, split in enumerate(splits) if split is None]:
+        uri = dataset.table.column("image_uri")[absent[0]].as_py()
         raise SourceError(f"split {shown} does not name {len(absent):,} of the {len(images):,} images, such as {uri}")
-    if exact and (others := len(known.keys() - set(images))):
+    if exact and (others := num_known - len(set(images))):
         raise SourceError(f"split {shown} names {others:,} images that are not in the data; give the same sources")
-    column = pa.array([known[image] for image in images], pa.string())
-    return Dataset(_with_column(dataset.table, "split", column), dataset.report)
+    return Dataset(_with_column(dataset.table, "split", pa.array(splits, pa.string())), dataset.report)
+
+
+def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], int]:
+    """The split of each image, None for one that is not named, and how many images are named."""
+    if location.lower().endswith(".parquet"):
+        known = read_split(location)
+        return [known.get(image) for image in images], len(known)
+    if not (seen := read_seen(location)):
+        raise SourceError(f"--split {redact(location)} is no .parquet, nor a model that says which images it has seen")
+    return splits_of(images, seen), len(seen)
 
 
 def _source_names(sources: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_spl
 from crackbatch.demo import draw_tile
 from crackbatch.errors import SourceError
 from crackbatch.labels import LabelRules
+from crackbatch.seen import write_seen
 from crackbatch.split import write_split
 
 
@@ -168,6 +169,9 @@ def test_a_given_split_is_the_same_wherever_the_files_lie(tmp_path: Path) -> Non
     write_split(here.table, str(tmp_path / "split.parquet"))
     there = read_dataset([str(make_photos(tmp_path / "there" / "deck"))])
     assert with_given_split(there, str(tmp_path / "split.parquet")).digest == here.digest
+    images, splits = (here.table.column(name).to_pylist() for name in ("sha256", "split"))
+    write_seen(str(tmp_path / "model"), images, splits)
+    assert with_given_split(there, str(tmp_path / "model")).digest == here.digest, "that of a model is the same"
     assert pq.read_schema(tmp_path / "split.parquet").names == ["image_uri", "label", "group", "split", "sha256"]
 
 
@@ -183,6 +187,10 @@ def test_a_split_of_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.parquet").write_bytes(b"PAR1")
     with pytest.raises(SourceError, match="cannot be read as a split"):
         with_given_split(dataset, str(tmp_path / "none.parquet"))
+    with pytest.raises(SourceError, match=r"is no \.parquet, nor a model"):
+        with_given_split(dataset, str(tmp_path / "nowhere"))
+    with pytest.raises(SourceError, match="concrete-resnet18 does not name 48 of the 48 images"):
+        with_given_split(dataset, "concrete-resnet18")
 
 
 def test_an_overview_counts_every_image_and_draws_them(tmp_path: Path) -> None:
