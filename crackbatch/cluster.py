@@ -31,6 +31,8 @@ _AHEAD_PER_THREAD = 16 << 20
 # to reading, leave nothing for writing beside the actors, and no row would be kept before the last image was read.
 _RESERVED_SHARE = 0.1
 _WRAPPERS = ("SystemException", "UserCodeException")
+# Ray Data appends to what a stage raised how often it was tried and how to try it more often.
+_ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts.*", re.DOTALL)
 _DIRECT_CAUSE = "\n\nThe above exception was the direct cause of the following exception:"
 # An actor whose machine dies while it starts is no reason to give a run up.
 _MAX_ACTOR_STARTS = 3
@@ -190,9 +192,9 @@ def cause_of(error: BaseException) -> str:
     told = [cause for cause in nested if str(cause) and type(cause).__name__ not in _WRAPPERS]
     error = told[-1] if told else error
     # What a stage raised comes back as text alone, before the wrapper that Ray Data raised of it.
-    text = redact(str(error)).partition(_DIRECT_CAUSE)[0] if _DIRECT_CAUSE in str(error) else ""
-    lines = [line.strip() for line in (text or redact(str(error))).splitlines() if line.strip()]
-    if text:
+    text, is_text, _ = redact(str(error)).partition(_DIRECT_CAUSE)
+    lines = [line.strip() for line in _ADVICE.sub("", text).splitlines() if line.strip()]
+    if is_text:
         return lines[-1].removeprefix("crackbatch.errors.")
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 

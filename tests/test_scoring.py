@@ -27,8 +27,9 @@ import pytest
 import crackbatch
 from conftest import SECRET
 from crackbatch import results, storage
+from crackbatch.cluster import cause_of, data_context
 from crackbatch.demo import draw_tile
-from crackbatch.errors import OptionError, OutputError, PublishError, SourceError
+from crackbatch.errors import OptionError, OutputError, PublishError, RunError, SourceError
 from crackbatch.model import load_model
 from crackbatch.table import COLUMNS, STATUSES
 from test_archive import write_files, zip_with
@@ -381,6 +382,24 @@ def test_rows_are_kept_as_they_come_and_not_at_the_end_of_the_run(tmp_path: Path
     scored = crackbatch.read_predictions(str(tmp_path / "out"))["scored_at"]
     assert first is not None
     assert pd.Timestamp(first, unit="s", tz="UTC") < scored.quantile(0.4)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RunError("renew them and run again"), "RunError: renew them and run again"),
+        (OSError(28, "full"), "[Errno 28] full"),
+    ],
+)
+def test_what_a_stage_raised_is_said_and_not_rays_advice(error: Exception, said: str) -> None:
+    import ray
+
+    def fail(_: pa.Table) -> pa.Table:
+        raise error
+
+    with data_context(), pytest.raises(ray.exceptions.RayError) as raised:
+        ray.data.range(1).map_batches(fail, batch_format="pyarrow").take_all()
+    assert cause_of(raised.value).endswith(said)
 
 
 def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
