@@ -27,6 +27,7 @@ from crackbatch.console import (
     print_training,
 )
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError
+from crackbatch.progress import REDRAW
 from crackbatch.redaction import reason_of
 from crackbatch.retry import is_storage_error
 
@@ -386,8 +387,8 @@ def _interruptible(mend: str) -> Iterator[None]:
     def stop(*_: object) -> None:
         for number in _STOPPING:
             signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
-        redrawn = "\r\x1b[2K" if sys.stderr.isatty() else ""  # the line that says how far it is
-        print(f"{redrawn}crackbatch: interrupted; {mend}", file=sys.stderr, flush=True)
+        redraw = REDRAW if sys.stderr.isatty() else ""  # instead of the line that says how far it is
+        print(f"{redraw}crackbatch: interrupted; {mend}", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in _STOPPING}

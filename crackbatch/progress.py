@@ -7,6 +7,8 @@ import threading
 import time
 from typing import TextIO
 
+# What a terminal takes to begin its last line anew.
+REDRAW = "\r\x1b[2K"
 _LOG_EVERY_S = 10.0
 _REDRAW_EVERY_S = 1.0
 # Parts come every few seconds; so long without one, and something is wrong, or the first image is still to come.
@@ -63,7 +65,7 @@ class Progress:
 
     def _show(self) -> None:
         line = self._line(time.monotonic())
-        self._stream.write(f"\r\x1b[2K{line}" if self._redraws else f"{line}\n")
+        self._stream.write(f"{REDRAW}{line}" if self._redraws else f"{line}\n")
         self._stream.flush()
 
 

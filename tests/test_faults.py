@@ -97,6 +97,13 @@ def parts(out: Path) -> list[Path]:
     return list(out.glob("runs/*/parts/*.part"))
 
 
+def start_and_wait_for_a_part(source: object, out: Path, **environment: str) -> subprocess.Popen[str]:
+    """A run in the middle of its work."""
+    process = start(source, out, **environment)
+    wait_for(lambda: parts(out), process)
+    return process
+
+
 def worker(process: subprocess.Popen[str], title: str) -> psutil.Process | None:
     """A worker below the driver whose title holds these words (Ray titles them after what they do)."""
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -240,8 +247,7 @@ def test_a_run_that_is_stopped_says_within_three_seconds_how_it_goes_on(
     number: signal.Signals, tmp_path: Path, many: dict[str, bytes], record: Record
 ) -> None:
     source, out = write_files(tmp_path / "in", many), tmp_path / "out"
-    process = start(source, out)
-    wait_for(lambda: parts(out), process)
+    process = start_and_wait_for_a_part(source, out)
     began = time.monotonic()
     process.send_signal(number)
     assert process.stderr is not None
@@ -356,8 +362,7 @@ def test_credentials_that_expire_in_the_middle_end_the_run_and_it_goes_on_with_n
     source, out = "s3://inspections/expiring", tmp_path / "out"
     faults = Faults(delay_s=0.5)  # so that there is still something to be read
     with FaultyProxy(s3, faults) as store:
-        process = start(source, out, AWS_ENDPOINT_URL=store.url)
-        wait_for(lambda: parts(out), process)
+        process = start_and_wait_for_a_part(source, out, AWS_ENDPOINT_URL=store.url)
         faults.expires_after = 0
         said = finish(process, code=1)
     assert "The provided token has expired" in said
@@ -392,8 +397,7 @@ def test_a_disk_that_is_full_ends_the_run_with_the_cause_and_it_goes_on_later(
     small_disk: Path, tmp_path: Path, many: dict[str, bytes], record: Record
 ) -> None:
     source, out = write_files(tmp_path / "in", many), small_disk / "out"
-    process = start(source, out)
-    wait_for(lambda: parts(out), process)
+    process = start_and_wait_for_a_part(source, out)
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
         _fill(ballast)
@@ -432,8 +436,7 @@ def test_an_out_that_becomes_read_only_ends_the_run_with_the_cause_and_it_goes_o
     small_disk: Path, tmp_path: Path, many: dict[str, bytes], record: Record
 ) -> None:
     source, out = write_files(tmp_path / "in", many), small_disk / "out"
-    process = start(source, out)
-    wait_for(lambda: parts(out), process)
+    process = start_and_wait_for_a_part(source, out)
     # A write may be under way at the very moment, for which a disk cannot be made read-only.
     wait_for(
         lambda: not subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], capture_output=True).returncode,
@@ -454,8 +457,7 @@ def test_an_out_that_vanishes_ends_the_run_with_the_cause(
     tmp_path: Path, many: dict[str, bytes], record: Record
 ) -> None:
     source, out = write_files(tmp_path / "in", many), tmp_path / "out"
-    process = start(source, out)
-    wait_for(lambda: parts(out), process)
+    process = start_and_wait_for_a_part(source, out)
     out.rename(tmp_path / "gone")
     out.write_bytes(b"")  # nothing can be made below it
     said = finish(process, code=1)
