@@ -26,10 +26,9 @@ from crackbatch.console import (
     print_summary,
     print_training,
 )
-from crackbatch.errors import CrackbatchError, Interrupted, OptionError
+from crackbatch.errors import CrackbatchError, Interrupted, OptionError, RunError
 from crackbatch.progress import REDRAW
-from crackbatch.redaction import reason_of
-from crackbatch.retry import is_storage_error
+from crackbatch.retry import giving_up
 
 app = typer.Typer(
     add_completion=False,
@@ -361,19 +360,20 @@ def main() -> None:
     """Entry point of the `crackbatch` command: errors are one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app()
+        with giving_up(lambda why: RunError(f"a storage failed ({why}); run again")):
+            _run_app()
     except Interrupted as error:  # which was said when it happened
         os._exit(error.exit_code)  # a listing thread that is still at work must not hold the process
     except CrackbatchError as error:
         print(f"crackbatch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _run_app() -> None:
+    try:
+        app()
     except BrokenPipeError:  # `crackbatch … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        if not is_storage_error(error):
-            raise
-        print(f"crackbatch: a storage failed ({reason_of(error)}); run again", file=sys.stderr)
         sys.exit(1)
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 from crackbatch import results, storage
 from crackbatch.errors import OptionError, RunError
 from crackbatch.lease import read_lease
-from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import is_storage_error, retrying
+from crackbatch.redaction import redact
+from crackbatch.retry import giving_up, retrying
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
 from crackbatch.table import IDENTITY
 
@@ -59,7 +59,7 @@ def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
             raise OptionError(f"no run {run_id} in {redact(out)}; runs: {', '.join(names)}")
     passed_over: dict[str, str] = {}
     leftovers = []
-    try:
+    with giving_up(lambda why: RunError(f"cleaning {redact(out)} broke off ({why}); the same command does the rest")):
         for folder, run in found:
             if reason := _why_not(run):
                 passed_over[run.run_id] = reason
@@ -71,12 +71,6 @@ def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
                 if yes:
                     _remove(folder, files)
                 leftovers.append(left)
-    except Exception as error:  # each cloud library raises its own
-        if not is_storage_error(error):
-            raise
-        raise RunError(
-            f"cleaning {redact(out)} broke off ({reason_of(error)}); the same command does the rest"
-        ) from None
     return Cleaning(storage.normalize(out), leftovers, passed_over, yes)
 
 

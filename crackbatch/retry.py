@@ -1,4 +1,4 @@
-"""Asking a storage again: what passes by itself is tried anew after growing, random pauses, and counted.
+"""Asking a storage again: what passes by itself is tried anew after growing, random pauses, and counted; and giving up.
 
 The cloud libraries' own retries are few, differ, and are not to be seen from outside; ours are the same for all, and
 the summary of a run says how many there were.
@@ -11,7 +11,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from crackbatch.errors import CrackbatchError
+from crackbatch.redaction import reason_of
 
 T = TypeVar("T")
 
@@ -64,6 +68,17 @@ def retrying(call: Callable[[], T], max_tries: int = _MAX_TRIES) -> T:
             _num_retries += 1
         time.sleep(random.uniform(0, min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**number)))
     return call()
+
+
+@contextmanager
+def giving_up(told: Callable[[str], CrackbatchError]) -> Iterator[None]:
+    """What a storage raises in the block becomes the error that `told` makes of its reason; the rest goes on."""
+    try:
+        yield
+    except Exception as error:  # each storage raises its own
+        if not is_storage_error(error):
+            raise
+        raise told(reason_of(error)) from error
 
 
 def is_transient(error: BaseException) -> bool:

@@ -30,10 +30,10 @@ from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
 from crackbatch.plan import Plan, make_plan, subtract
 from crackbatch.progress import Progress
-from crackbatch.redaction import reason_of, redact
+from crackbatch.redaction import redact
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
-from crackbatch.retry import is_storage_error, num_retries
+from crackbatch.retry import giving_up, num_retries
 from crackbatch.shards import write_shards
 from crackbatch.summary import RunSummary
 from crackbatch.table import CARRIED, schema_with
@@ -94,31 +94,22 @@ def score(
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
     run = _choose_run(request, date, run_id)
     made = storage.missing_folders(run.folder)
+    broken_off = giving_up(lambda why: RunError(f"the run broke off ({why}); the same command continues it"))
     try:
-        with Holding(run.folder, f"run {run.run_id}") as holding:
+        with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:
             return _score(request, run, holding, start)
     except (RequestError, HeldError):
         raise
     except RunError as error:
         results.write_failure(run, str(error))
         raise
-    except Exception as error:  # a full disk, a storage that went away: what is done is kept
-        if not is_storage_error(error):
-            raise
-        reason = reason_of(error)
-        results.write_failure(run, reason)
-        raise RunError(f"the run broke off ({reason}); the same command continues it") from error
     finally:
         storage.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
-    try:
+    with giving_up(lambda why: OutputError(f"cannot read the runs in {redact(request.out)}: {why}")):
         return results.choose_run(request.out, request.fingerprint, date, run_id)
-    except Exception as error:  # each cloud library raises its own
-        if not is_storage_error(error):
-            raise
-        raise OutputError(f"cannot read the runs in {redact(request.out)}: {reason_of(error)}") from None
 
 
 def _new(request: Request, planned: pa.Table) -> pa.Table:

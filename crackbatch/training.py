@@ -46,8 +46,8 @@ from crackbatch.pixels import Pixels, deal, decode_pixels, marks_of, number_rows
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import MEAN, STD, Recipe
-from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import is_storage_error
+from crackbatch.redaction import redact
+from crackbatch.retry import giving_up
 from crackbatch.seen import write_seen
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
@@ -112,8 +112,9 @@ def train(
     where = Where(workers, max_failures, address)
     folder = storage.join(location, "training")
     made = storage.missing_folders(folder)
+    broken_off = giving_up(lambda why: RunError(f"the training broke off ({why}); the same command continues it"))
     try:
-        with Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
+        with broken_off, Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
             listed = list_labelled(names, rules, scratch)
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
@@ -121,10 +122,6 @@ def train(
             dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
             _check_weights(recipe, dataset)
             return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
-    except Exception as error:  # a full disk, a storage that went away: the checkpoints are kept
-        if not is_storage_error(error):
-            raise
-        raise RunError(f"the training broke off ({reason_of(error)}); the same command continues it") from error
     finally:
         storage.remove_folders(made)  # a request that is refused leaves nothing behind
 
