@@ -41,9 +41,12 @@ def print_summary(summary: RunSummary) -> None:
     if summary.added:
         speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
         print(f"run {summary.run_id}: {summary.added:,} images in {summary.seconds:,.1f} s{speed}")
+    elif not summary.images:
+        print(f"run {summary.run_id}: nothing new, every image has its row from an earlier run")
     else:
         print(f"run {summary.run_id}: nothing left to do, all {summary.images:,} images have their rows")
-    print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
+    if summary.statuses:
+        print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
     if summary.passed_over:
         print("passed over: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
     for problem in summary.problems:
