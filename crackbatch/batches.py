@@ -41,7 +41,7 @@ def make_batches(
     shown = sum(map(len, samplers))
     batch_size = max(2, min(recipe.batch_size, shown) // len(workers))
     num_steps = max(1, shown // (batch_size * len(workers)))
-    augmentation = Augmentation(recipe.image_size, recipe.seed + rank)
+    augmentation = Augmentation(recipe.image_size, recipe.seed + rank, recipe.augmentation)
     if fits_memory(len(workers[rank]), stored_size(recipe)):
         pixels = hold(stream(), workers[rank])
         return HeldBatches(pixels, samplers[rank], augmentation, batch_size, num_steps)

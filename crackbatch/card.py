@@ -55,6 +55,7 @@ def _made_by(bundle: Bundle) -> list[list[str]]:
         ["label smoothing", f"{recipe['label_smoothing']:g}"],
         ["balance", recipe["balance"]],
         ["shown more or less often", ", ".join(weights) or "-"],
+        ["augmentation", recipe["augmentation"]],
         ["seed", str(recipe["seed"])],
         ["weights", "moving average, stored as float16"],
     ]

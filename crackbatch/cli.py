@@ -160,6 +160,9 @@ def train(
     weight: Annotated[
         list[str] | None, typer.Option(help="SOURCE=W: show a source's images W times as often; may be repeated.")
     ] = None,
+    augmentation: Annotated[
+        str, typer.Option(help="How much pictures are changed: full, or light for a last training on what will be met.")
+    ] = "full",
     positive: _Positive = None,
     negative: _Negative = None,
     group_pattern: _GroupPattern = None,
@@ -187,6 +190,7 @@ def train(
             seed=seed,
             balance=balance,
             weights=_parse_weights(weight or []),
+            augmentation=augmentation,
             positive=positive or (),
             negative=negative or (),
             group_pattern=group_pattern,

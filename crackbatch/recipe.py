@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from crackbatch.augment import AUGMENTATIONS
 from crackbatch.errors import OptionError
 
 BALANCES = ("none", "class", "source")
@@ -29,6 +30,7 @@ class Recipe:
     seed: int = 0
     balance: str = "none"
     weights: Mapping[str, float] = field(default_factory=dict)
+    augmentation: str = "full"
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class Recipe:
             raise OptionError(f"--seed {self.seed}: give 0 or a number above it")
         if self.balance not in BALANCES:
             raise OptionError(f"--balance {self.balance!r}: choose from {', '.join(BALANCES)}")
+        if self.augmentation not in AUGMENTATIONS:
+            raise OptionError(f"--augmentation {self.augmentation!r}: choose from {', '.join(AUGMENTATIONS)}")
         for name, weight in self.weights.items():
             if not 0 < weight <= 100:
                 raise OptionError(f"--weight {name}={weight:g}: give a number above 0, 100 at most")

@@ -87,6 +87,7 @@ def train(
     seed: int = 0,
     balance: str = "none",
     weights: Mapping[str, float] | None = None,
+    augmentation: str = "full",
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
@@ -102,7 +103,8 @@ def train(
     Raises RequestError where the request is wrong, RunError where the training failed.
     """
     recipe = Recipe(
-        network, init, freeze, epochs, batch_size, learning_rate, image_size, seed, balance, dict(weights or {})
+        network, init, freeze, epochs, batch_size, learning_rate, image_size, seed, balance, dict(weights or {}),
+        augmentation,
     )  # fmt: skip
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     names = check_sources(sources)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import safetensors.torch
 import torch
 
 from crackbatch import load_model, train
+from crackbatch.augment import Augmentation
 from crackbatch.bundle import read_bundle
 from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
@@ -86,6 +88,25 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     train(photos, str(tmp_path / "again"), name="small", workers=0, **SMALL)
     train(photos, str(tmp_path / "other"), name="small", workers=0, **SMALL, seed=1)
     assert weights(tmp_path / "again") == weights(trained) != weights(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("strength", "least", "most"), [("full", 0.6, 0.7), ("light", 0.87, 0.92)])
+def test_augmentation_shows_each_time_another_part_of_the_picture(strength: str, least: float, most: float) -> None:
+    stripes = np.zeros((160, 160, 3), np.uint8)
+    stripes[:, np.arange(160) // 4 % 2 == 0] = 200
+    augment = Augmentation(80, 0, strength)
+    shown = [augment(stripes, 0, number, number) for number in range(100)]
+    assert len({picture.tobytes() for picture in shown}) == 100
+    assert all((augment(stripes, 0, number, number) == shown[number]).all() for number in range(10))
+    shares = [_count_edges(picture) / 39 for picture in shown]
+    assert least - 1 / 39 <= min(shares) < most
+    assert max(shares) > 0.95
+
+
+def _count_edges(picture: np.ndarray) -> int:
+    """Edges between stripes, which may have been turned."""
+    lines = max((picture.mean(axis=(axis, 2)) for axis in (0, 1)), key=np.std)
+    return int(np.count_nonzero(np.diff(lines > lines.mean())))
 
 
 def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
@@ -242,6 +263,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(photos: st
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"image_size": 8}, "--image-size"),
         ({"balance": "all"}, "--balance"),
+        ({"augmentation": "none"}, "--augmentation"),
         ({"weights": {"deck/D": 0.0}}, "--weight"),
         ({"workers": -1}, "--workers"),
     ],
@@ -281,11 +303,14 @@ def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str,
     assert np.isfinite(model.logits(pixels.images)).all()
 
 
-def test_freezing_trains_the_head_alone(trained: Path, photos: str, tmp_path: Path) -> None:
+def test_freezing_trains_the_head_alone_and_few_errors_are_said(
+    trained: Path, photos: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     train(photos, str(tmp_path / "frozen"), workers=0, **{**SMALL, "init": str(trained), "epochs": 1}, freeze=True)
     before, after = (safetensors.torch.load(weights(folder)) for folder in (trained, tmp_path / "frozen"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
+    assert re.search(r"only \d+ validation images .* too few to calibrate", capfd.readouterr().err)
     assert read_bundle(str(tmp_path / "frozen")).training["recipe"]["init"] == read_bundle(str(trained)).model_id
 
 
