@@ -52,7 +52,9 @@ model: setup
 	$(BIN)/crackbatch train $(DATA) --workers 0 --init none --epochs 18 --image-size 160 --learning-rate 0.1 \
 		--weight metu.zip=0.3 --split concrete-resnet18 --out build/concrete-resnet18-160
 	$(BIN)/crackbatch train $(DATA) --workers 0 --init build/concrete-resnet18-160 --epochs 4 --learning-rate 0.02 \
-		--split build/concrete-resnet18-160/split.parquet --weight metu.zip=0.3 --out build/concrete-resnet18
+		--weight metu.zip=0.3 --split build/concrete-resnet18-160 --out build/concrete-resnet18-224
+	$(BIN)/crackbatch train $(DATA) --workers 0 --init build/concrete-resnet18-224 --epochs 6 --learning-rate 0.02 \
+		--augmentation light --split build/concrete-resnet18-224 --out build/concrete-resnet18
 	cp build/concrete-resnet18/model.safetensors build/concrete-resnet18/model.json build/concrete-resnet18/seen.parquet \
 		crackbatch/models/concrete-resnet18/
 
