@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import re
@@ -94,7 +95,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], ti
 
 
 def parts(out: Path) -> list[Path]:
-    return list(out.glob("runs/*/parts/*.part"))
+    return [Path(file) for file in glob.glob(f"{out}/runs/*/parts/*.part")]  # which heeds no folder that comes and goes
 
 
 def start_and_wait_for_a_part(source: object, out: Path, **environment: str) -> subprocess.Popen[str]:
