@@ -27,7 +27,7 @@ from crackbatch.manifest import URI_COLUMN, Manifest
 from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive
 from crackbatch.redaction import as_text, reason_of, redact
 from crackbatch.source import Object, list_source, pass_over_name
-from crackbatch.table import CARRIED, IDENTITY
+from crackbatch.table import CARRIED, IDENTITY, identity_keys
 
 _SORTED_ROWS = 1_000_000
 _LISTING_THREADS = 8
@@ -279,6 +279,4 @@ def subtract(table: pa.Table, done: pa.Table) -> pa.Table:
     """The rows of a plan whose (image_uri, version) is not in `done`, in their order."""
     if not done.num_rows:
         return table
-    numbered = table.select(IDENTITY).append_column("row", pa.array(np.arange(table.num_rows)))
-    left = numbered.join(done.select(IDENTITY), keys=IDENTITY, join_type="left anti")
-    return table.take(left.column("row").combine_chunks().sort())
+    return table.filter(pc.invert(pc.is_in(identity_keys(table), identity_keys(done).combine_chunks())))

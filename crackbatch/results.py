@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError, PublishError
 from crackbatch.redaction import redact
-from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of
+from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of, identity_keys
 
 ROW_GROUP_ROWS = 128 * 1024
 _MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # sorted in memory at once: under a gigabyte
@@ -211,12 +211,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     interrupted attempt made of images that have changed since are left behind; an image done twice is taken once.
     """
     locations = _parts(run)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        identities = list(threads.map(lambda location: read_part(location, IDENTITY), locations))
-    if any(table is None for table in identities):
-        raise PublishError("a part cannot be read any more; run again")
-    counts = [table.num_rows for table in identities if table is not None]
-    kept = _match(concat_identities(table for table in identities if table is not None), expected)
+    counts, kept = _choose_rows(locations, expected)
     if len(kept) != expected.num_rows:
         missing = expected.num_rows - len(kept)
         raise PublishError(
@@ -228,11 +223,11 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     written: list[tuple[str, str]] = []
     taken = [int(file[-len("00000.parquet") : -len(".parquet")]) for file in published_files(run)]
     number = max(taken, default=-1) + 1
-    for rows in _sorted_tables(locations, counts, kept, schema) if locations else [schema.empty_table()]:
+    for rows in _tables(locations, counts, kept, schema) if locations else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
         hidden = storage.join(run.folder, "publish", f"{name}.whole")
         visible = storage.join(run.out, "predictions", f"date={run.date}", name)
-        _write_table(rows, hidden)
+        _write_sorted(rows, hidden)
         written.append((hidden, visible))
     for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
         storage.move(hidden, visible)
@@ -306,16 +301,28 @@ def _read_all(locations: list[str], columns: list[str]) -> list[pa.Table]:
         return list(threads.map(lambda location: read_columns(location, columns), locations))
 
 
+def _choose_rows(locations: list[str], expected: pa.Table) -> tuple[list[int], np.ndarray]:
+    """(rows of each part, numbers of the rows to be published, counted through all parts)."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        read = list(threads.map(lambda location: read_part(location, IDENTITY), locations))
+    identities = [table for table in read if table is not None]
+    if len(identities) < len(read):
+        raise PublishError("a part cannot be read any more; run again")
+    kept = _match(concat_identities(identities), expected)
+    return [table.num_rows for table in identities], kept
+
+
 def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
     """Numbers of the rows of `found` that are expected, one for each identity, ascending."""
-    numbered = found.append_column("row", pa.array(np.arange(found.num_rows)))
-    first = numbered.group_by(IDENTITY).aggregate([("row", "min")])
-    rows = first.join(expected.select(IDENTITY), keys=IDENTITY, join_type="inner").column("row_min")
-    return np.sort(rows.to_numpy())
+    # Arrow's joins and groups, which would say the same, hold every text twice more.
+    positions = pc.index_in(identity_keys(found), identity_keys(expected).combine_chunks()).fill_null(-1).to_numpy()
+    rows = np.flatnonzero(positions >= 0)
+    _, first = np.unique(positions[rows], return_index=True)
+    return np.sort(rows[first])
 
 
-def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The kept rows of all parts, most probable cracks first, in tables of a bounded number of rows."""
+def _tables(locations: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The kept rows of all parts, in tables of a bounded number of rows."""
     ends = np.cumsum(counts)
     held: list[pa.Table] = []
     num = 0
@@ -325,9 +332,7 @@ def _sorted_tables(locations: list[str], counts: list[int], kept: np.ndarray, sc
         held.append(_conform(rows if len(mine) == rows.num_rows else rows.take(pa.array(mine)), schema))
         num += len(mine)
         if num >= _MAX_FILE_ROWS or index == len(locations) - 1:
-            table = pa.concat_tables(held)
-            keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
-            yield table.take(pc.sort_indices(table, sort_keys=keys))
+            yield pa.concat_tables(held)
             held, num = [], 0
 
 
@@ -354,9 +359,13 @@ def _read_parts(locations: list[str]) -> Iterator[pa.Table]:
         yield from threads.map(lambda location: pq.read_table(pa.BufferReader(storage.read_bytes(location))), locations)
 
 
-def _write_table(table: pa.Table, location: str) -> None:
+def _write_sorted(rows: pa.Table, location: str) -> None:
+    """Write the rows, most probable cracks first, and never hold more than a row group of them twice."""
+    keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
+    order = pc.sort_indices(rows, sort_keys=keys)
     with (
         storage.new_file(location) as file,
-        pq.ParquetWriter(file, table.schema, compression="zstd") as writer,
+        pq.ParquetWriter(file, rows.schema, compression="zstd") as writer,
     ):
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        for start in range(0, max(1, len(order)), ROW_GROUP_ROWS):
+            writer.write_table(rows.take(order[start : start + ROW_GROUP_ROWS]))

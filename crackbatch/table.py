@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crackbatch.errors import SourceError
 
@@ -67,6 +68,12 @@ WITHOUT_BYTES = ["missing", "changed", "unreadable"]
 # for the plan's.
 CARRIED = "carried:"
 RESERVED = frozenset([*COLUMNS.names, "date"])
+
+
+def identity_keys(rows: pa.Table) -> pa.ChunkedArray:
+    """The identity of each row as one text; a version never holds the NUL that parts it from the URI."""
+    version, uri = (rows.column(name).cast(pa.large_string()) for name in ("version", "image_uri"))
+    return pc.binary_join_element_wise(version, uri, pa.scalar("\0", pa.large_string()))
 
 
 def digest_of(rows: pa.Table) -> str:
