@@ -196,6 +196,7 @@ def test_a_second_run_adds_nothing_and_new_images_are_added(tmp_path: Path, tile
     assert rows(tmp_path / "out")["image_uri"].is_unique
 
 
+@pytest.mark.slow
 def test_another_threshold_is_another_run(tmp_path: Path, scored: Scored) -> None:
     first, out = scored.summary, scored.copy(tmp_path / "out")
     second = score(scored.folder, out, threshold=0.01)
@@ -254,6 +255,7 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
     assert len(rows(out)) == len(tiles) + scored.summary.images, "runs with different columns are read together"
 
 
+@pytest.mark.slow
 def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes]) -> None:
     import fsspec
 
