@@ -48,7 +48,7 @@ def main() -> None:
     pixels = load_pixels(arguments.images, round(size * MARGIN))
     num_steps = len(pixels) // batch_size
     sampler = Sampler(pixels.labels, pixels.sources, "none", {}, 0)
-    batches = HeldBatches(pixels, sampler, Augmentation(size, 0), batch_size, num_steps)
+    batches = HeldBatches(pixels, sampler, Augmentation(size, 0, recipe.augmentation), batch_size, num_steps)
     learner = Learner(*initial_network("resnet18", "none")[:2], recipe, num_steps, device)
     plain = Plain(list(batches.epoch(0)), device)
     print(f"{len(pixels):,} images of {size} px, batches of {batch_size}, {os.cpu_count()} cores, {device}", flush=True)

@@ -37,7 +37,7 @@ AUGMENTATIONS = tuple(_RANGES)
 class Augmentation:
     """Random crop and scale, flips, quarter turns, light, colour, blur and JPEG noise, for one size of input."""
 
-    def __init__(self, size: int, seed: int, strength: str = "full") -> None:
+    def __init__(self, size: int, seed: int, strength: str) -> None:
         self._size = size
         self._seed = seed
         self._ranges = _RANGES[strength]
