@@ -27,7 +27,7 @@ from crackbatch import results, storage
 from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
 from crackbatch.redaction import redact
-from crackbatch.retry import is_storage_error, retrying
+from crackbatch.retry import giving_up, is_storage_error
 
 FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")  # what a run needs only while it works
 LEASE = re.compile(r"lease-\d+\.json")
@@ -108,20 +108,13 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
 
 def _list_folders(out: str) -> list[RunFolder]:
     """The folders below `runs/` whose names a run can have, each with all its files."""
-    found, path = storage.filesystem(storage.join(out, "runs"))
-    path = path.rstrip("/")
-    found.invalidate_cache()
-    try:
-        listed = retrying(lambda: found.find(path, detail=True))
-    except FileNotFoundError:
-        return []
-    except Exception as error:  # each cloud library raises its own
-        raise OutputError(f"cannot list the runs in {redact(out)}: {redact(repr(error))}") from None
+    with giving_up(lambda why: OutputError(f"cannot list the runs in {redact(out)}: {why}")):
+        listed = storage.list_sizes(storage.join(out, "runs"))
     folders: dict[str, dict[str, int]] = {}
-    for name, info in listed.items():
-        run_id, slash, below = name[name.index(path) + len(path) + 1 :].partition("/")
+    for name, size_bytes in listed.items():
+        run_id, slash, below = name.partition("/")
         if slash and below and _RUN_ID.fullmatch(run_id):
-            folders.setdefault(run_id, {})[below] = int(info.get("size") or 0)
+            folders.setdefault(run_id, {})[below] = size_bytes
     return [RunFolder(out, run_id, files) for run_id, files in folders.items()]
 
 

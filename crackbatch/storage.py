@@ -260,15 +260,66 @@ def new_local_file(location: str) -> Iterator[IO[bytes]]:
 
 
 def list_files(location: str, suffix: str = "", recursive: bool = True) -> list[str]:
-    """The locations of all files below a folder, sorted; none where there is no such folder."""
+    """The locations of all files below a folder, sorted; none where there is no such folder.
+
+    Raises what the storage raises where a folder cannot be listed.
+    """
+    files = (join(normalize(location), name) for name in _list(location, recursive))
+    return sorted(file for file in files if file.endswith(suffix) and not is_temporary(file))
+
+
+def list_sizes(location: str) -> dict[str, int]:
+    """The files below a folder, those still being written too: path from there → bytes; raises as `list_files` does."""
+    return _list(location, recursive=True)
+
+
+def _list(location: str, recursive: bool) -> dict[str, int]:
+    """Paths below a folder, and their bytes.
+
+    fsspec's own `find` takes what cannot be listed for empty, but where a store lists flatly: Azure always, S3 and
+    Google below all prefixes.
+    """
+    if is_local(location):
+        return _list_local(normalize(location), recursive)
     found, path = filesystem(location)
+    path = path.rstrip("/")
     found.invalidate_cache()
-    try:
-        files = retrying(lambda: found.find(path, maxdepth=None if recursive else 1))
-    except FileNotFoundError:
-        return []
-    named = (file if is_local(location) else locate(file, location) for file in files)
-    return sorted(file for file in named if file.endswith(suffix) and not is_temporary(file))
+    kind = scheme(location)
+    entries: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError):
+        if kind in AZURE or (recursive and kind in _EXTRAS):
+            entries = list(retrying(lambda: found.find(path, detail=True)).values())
+        else:
+            entries = _walk_remote(found, path, recursive)
+    sizes = {str(entry["name"]).partition(f"{path}/")[2]: int(entry.get("size") or 0) for entry in entries}
+    return {name: size for name, size in sizes.items() if name and (recursive or "/" not in name)}
+
+
+def _list_local(folder: str, recursive: bool) -> dict[str, int]:
+    def fail(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # one may go while others are listed
+            raise error
+
+    sizes = {}
+    for above, folders, names in os.walk(folder, onerror=fail):
+        for name in names:
+            with suppress(FileNotFoundError):
+                path = os.path.join(above, name)
+                sizes[os.path.relpath(path, folder)] = os.stat(path).st_size
+        if not recursive:
+            folders.clear()
+    return sizes
+
+
+def _walk_remote(found: Any, path: str, recursive: bool) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for entry in retrying(lambda: found.ls(path, detail=True)):
+        if entry["type"] != "directory":
+            entries.append(entry)
+        elif recursive and entry["name"].rstrip("/") != path:
+            with suppress(FileNotFoundError):
+                entries.extend(_walk_remote(found, entry["name"].rstrip("/"), recursive))
+    return entries
 
 
 def is_temporary(location: str) -> bool:
@@ -280,11 +331,22 @@ def is_temporary(location: str) -> bool:
 def remove(location: str) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
     found, path = filesystem(location)
+    if not is_local(location) and re.search(r"[*?[]", path):  # which `rm` would take for a pattern
+        for file in [*list_files(location), location]:
+            remove_file(file)
+        return
     try:
         retrying(lambda: found.rm(path, recursive=True))
     except FileNotFoundError:
         return
     found.invalidate_cache()
+
+
+def remove_file(location: str) -> None:
+    """Remove one file, whatever its name, if it is there."""
+    found, path = filesystem(location)
+    with suppress(FileNotFoundError):
+        retrying(lambda: found.rm_file(path))
 
 
 def move(source: str, target: str) -> None:
@@ -295,8 +357,8 @@ def move(source: str, target: str) -> None:
         return
     found, path = filesystem(source)
     there = filesystem(target)[1]
-    retrying(lambda: found.copy(path, there))
-    remove(source)
+    retrying(lambda: found.cp_file(path, there))
+    remove_file(source)
 
 
 def exists(location: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,12 @@ from urllib.parse import parse_qs, quote
 
 import fsspec
 import pytest
+import s3fs
 from azure.storage.blob import generate_container_sas
 
 import crackbatch
 from conftest import ACCOUNT_KEY, SECRET
-from crackbatch import storage
+from crackbatch import retry, storage
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.errors import OutputError, SourceError
 from crackbatch.fetch import fetch
@@ -184,6 +186,55 @@ def test_an_object_is_created_only_where_there_is_none(place: Place) -> None:
         place.filesystem.pipe_file(path, b"second", mode="create")
     place.filesystem.invalidate_cache()
     assert place.filesystem.cat_file(path) == b"first"
+
+
+def check_listing(base: str) -> None:
+    for name in ("r/a.json", "r/deep/b.json", "r/deep/er/c.txt", "r1/d.json", "r.json"):
+        storage.write_whole(f"{base}/{name}", name.encode())
+    assert storage.list_files(f"{base}/r", ".json") == [f"{base}/r/a.json", f"{base}/r/deep/b.json"]
+    assert storage.list_files(f"{base}/r", recursive=False) == [f"{base}/r/a.json"]
+    assert storage.list_sizes(f"{base}/r") == {"a.json": 8, "deep/b.json": 13, "deep/er/c.txt": 15}
+    assert storage.list_files(f"{base}/nothing") == storage.list_files(f"{base}/nothing", recursive=False) == []
+
+
+def test_the_files_below_a_folder_are_listed_and_no_others(place: Place) -> None:
+    check_listing(f"{place.url}/listed")
+
+
+@pytest.mark.parametrize("scheme", ["", "memory:/"])
+def test_the_files_below_a_folder_here_are_listed_and_no_others(tmp_path: Path, scheme: str) -> None:
+    check_listing(f"{scheme}{tmp_path}")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path: Path) -> None:
+    storage.write_whole(str(tmp_path / "runs/a.json"), b"x")
+    lowest = os.dup(0)
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))  # no further file or folder can be opened
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            storage.list_files(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("recursive", [True, False])
+def test_a_bucket_that_cannot_be_listed_is_asked_again_and_not_taken_for_empty(
+    s3: str, monkeypatch: pytest.MonkeyPatch, recursive: bool
+) -> None:
+    monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
+    storage.write_whole("s3://inspections/unlisted/r/a.json", b"x")
+    for faults, error in ((Faults(share=1.0, kinds=("503",)), OSError), (Faults(denied="list-type"), PermissionError)):
+        before = retry.num_retries()
+        with FaultyProxy(s3, faults) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(error):
+                storage.list_files("s3://inspections/unlisted/r", recursive=recursive)
+        assert (retry.num_retries() > before) == (error is OSError)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("name", ["/nothing", "/nothing/*.jpg", "-no-such-bucket/lot"])
