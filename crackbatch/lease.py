@@ -2,9 +2,9 @@
 
     <folder>/lease-00003.json   who holds it, since when, and when it was renewed last
 
-Whoever takes the lease creates the next number, which only one process can. A holder that was killed does not renew:
-on the same machine that is known at once, elsewhere after half a minute of silence, measured by the waiting process's
-own clock, so that clocks need not agree.
+Whoever takes the lease creates the number after the newest that it saw, which only one process can. A holder that was
+killed does not renew: on the same machine that is known at once, elsewhere after half a minute of silence, measured by
+the waiting process's own clock, so that clocks need not agree.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import re
 import socket
 import threading
 import time
+import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -32,13 +33,18 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Lease:
-    """Who holds a run: `machine` tells processes apart that `host` and `pid` do not (boot, container, start)."""
+    """Who holds a run.
+
+    `machine` and `started` tell processes apart that `host` and `pid` do not (boot, container), and `token` the holders
+    within a process.
+    """
 
     number: int
     host: str
     pid: int
     machine: str
     started: str
+    token: str
     since: str
     renewed_at: str
 
@@ -58,10 +64,7 @@ class Lease:
 
 def read_lease(folder: str) -> Lease | None:
     """The newest lease in a run's folder, None where nobody holds it."""
-    for file in reversed(_files(folder)):
-        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):  # released, or being written
-            return Lease(number=_number(file), **json.loads(storage.read_bytes(file)))
-    return None
+    return next((lease for file in reversed(_files(folder)) if (lease := _read(file)) is not None), None)
 
 
 class Holding:
@@ -82,60 +85,71 @@ class Holding:
         self._stop.set()
         self._thread.join()
         with suppress(Exception):  # it ends by silence as well, and must not hide what went wrong
-            storage.remove(self._location(self._lease.number))
+            if self._is_mine():
+                storage.remove_file(self._location(self._lease.number))
 
     def check(self) -> None:
         """Raise LeaseLostError where another process took over: this one must not publish any more."""
-        if not self._lost and (newest := max(map(_number, _files(self._folder)), default=0)) > self._lease.number:
-            self._lost = f"another process took {self._what} over (lease {newest})"
+        if not self._lost:
+            newest = max(map(_number, _files(self._folder)), default=0)
+            # Gone, or of another process: it took over and has ended since, while this one stood still.
+            if newest != self._lease.number or not self._is_mine():
+                self._lost = f"another process took {self._what} over"
         if self._lost:
             raise LeaseLostError(f"{self._lost}: this one stops; what it did is kept")
+
+    def _is_mine(self) -> bool:
+        there = _read(self._location(self._lease.number))
+        return there is not None and replace(there, renewed_at=self._lease.renewed_at) == self._lease
 
     def _location(self, number: int) -> str:
         return storage.join(self._folder, f"lease-{number:05d}.json")
 
     def _take(self) -> Lease:
         """Create the next lease as soon as the one that is there is known to be dead."""
-        seen: Lease | None = None
-        since = time.monotonic()
+        seen, since = (0, ""), time.monotonic()
         while True:
-            known = read_lease(self._folder)
-            if known is None or _is_running(known) is False:
+            newest = max(map(_number, _files(self._folder)), default=0)
+            known = _read(self._location(newest)) if newest else None
+            state = (newest, known.renewed_at if known is not None else "")  # "": it is being written
+            if not newest or (known is not None and _is_running(known) is False):
                 free = True
-            elif seen is None or known.number != seen.number:
-                seen, since, free = known, time.monotonic(), False
-            elif known.renewed_at != seen.renewed_at or _is_running(known):
+            elif newest != seen[0]:
+                seen, since, free = state, time.monotonic(), False
+            elif known is not None and (state != seen or _is_running(known)):
                 raise HeldError(
                     f"{self._what} is being worked on by {known.holder} since {known.since}; wait for it to end"
                     " (if that process is gone, its hold ends within half a minute)"
                 )
             else:
                 free = time.monotonic() - since > _SILENT_S
-            if free and (mine := self._create()) is not None:
+            if free and (mine := self._create(newest + 1)) is not None:
                 return mine
             time.sleep(_POLL_S)
 
-    def _create(self) -> Lease | None:
-        """The next lease, None where another process was faster."""
-        older = _files(self._folder)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        number = max(map(_number, older), default=0) + 1
-        mine = Lease(number, socket.gethostname(), os.getpid(), _machine(), _started(os.getpid()), now, now)
+    def _create(self, number: int) -> Lease | None:
+        """The lease of this number, None where another process was faster."""
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        pid, token = os.getpid(), uuid.uuid4().hex
+        mine = Lease(number, socket.gethostname(), pid, _machine(), _started(pid), token, since, since)
         if not storage.create(self._location(number), _encode(mine)):
             return None
-        for file in older:
-            storage.remove(file)
+        for file in _files(self._folder):
+            if _number(file) < number:
+                storage.remove_file(file)
         return mine
 
     def _renew(self) -> None:
         renewed = time.monotonic()
         while not self._stop.wait(_RENEW_S):
+            began = time.monotonic()
             try:
                 self.check()
-                now = datetime.now(UTC).isoformat(timespec="milliseconds")
-                self._lease = Lease(**{**asdict(self._lease), "renewed_at": now})
+                self._lease = replace(self._lease, renewed_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
                 storage.write_whole(self._location(self._lease.number), _encode(self._lease))
                 renewed = time.monotonic()
+                if renewed - began > _SILENT_S:  # meanwhile another may have come and gone, and this wrote it anew
+                    self._lost = f"the lease on {self._what} was renewed too late"
             except LeaseLostError:
                 return
             except Exception as error:  # each storage raises its own; the next renewal may succeed
@@ -146,6 +160,14 @@ class Holding:
 
 def _files(folder: str) -> list[str]:
     return [file for file in storage.list_files(folder, ".json", recursive=False) if _number(file)]
+
+
+def _read(file: str) -> Lease | None:
+    """None for what is gone, or has not been written to its end."""
+    try:
+        return Lease(number=_number(file), **json.loads(storage.read_bytes(file)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _number(file: str) -> int:

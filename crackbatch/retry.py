@@ -26,7 +26,9 @@ _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 30.0
 
 _TRANSIENT_STATUSES = frozenset([408, 425, 429])
-_TRANSIENT_CODES = frozenset(["RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "ServerBusy"])
+_TRANSIENT_CODES = frozenset(
+    ["ConditionalRequestConflict", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "ServerBusy"]
+)
 _FINAL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP])
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 _NETWORK_LIBRARIES = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from crackbatch import lease, storage
 from crackbatch.errors import HeldError, LeaseLostError
-from crackbatch.lease import Holding, read_lease
+from crackbatch.lease import Holding, Lease, read_lease
 
 HOLD = """
 import sys
@@ -73,6 +74,7 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
         "pid": 1,
         "machine": "other/pid:[1]",
         "started": "1",
+        "token": "t",
         "since": "2026-01-01T00:00:00+00:00",
     }
     location = storage.join(folder, "lease-00007.json")
@@ -92,32 +94,62 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
     assert not storage.list_files(folder)
 
 
-def test_a_holder_that_was_taken_over_does_not_publish(tmp_path: Path) -> None:
-    folder = str(tmp_path)
+ELSEWHERE = Lease(1, "far", 1, "other/pid:[1]", "1", "t", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_holder_that_was_taken_over_does_not_publish(folder: str, number: int) -> None:
     with Holding(folder, "run r") as holding:
         holding.check()
-        storage.write_whole(storage.join(folder, "lease-00002.json"), b"{}")
+        there = storage.join(folder, f"lease-{number:05d}.json")  # 1: the one that took over has ended, a third holds
+        storage.write_whole(there, lease._encode(ELSEWHERE))
+        with pytest.raises(LeaseLostError, match="took run r over"):
+            holding.check()
+    assert read_lease(folder) == replace(ELSEWHERE, number=number), "it is not its own to remove"
+
+
+def test_a_holder_whose_lease_is_gone_does_not_publish(folder: str) -> None:
+    with Holding(folder, "run r") as holding:
+        storage.remove(folder)
         with pytest.raises(LeaseLostError, match="took run r over"):
             holding.check()
 
 
-def test_of_many_that_start_at_once_one_holds(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    start = "import sys; sys.stdin.readline()\n" + HOLD.replace("sys.stdin.read()", "input()")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", start, folder],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )
-        for _ in range(4)
-    ]  # fmt: skip
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    losers = [process for process in processes if not process.stdout.readline()]
-    assert len(losers) == 3
-    assert all(process.wait() for process in losers)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+def test_a_holder_renews_its_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_RENEW_S", 0.05)
+    with Holding(folder, "run r"):
+        first = read_lease(folder)
+        deadline = time.monotonic() + 30
+        while (found := read_lease(folder)) == first:
+            assert time.monotonic() < deadline
+        assert replace(found, renewed_at=first.renewed_at) == first
+
+
+def test_a_lease_that_is_being_written_is_not_free(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_SILENT_S", 2.0)
+    location = storage.join(folder, "lease-00001.json")
+    storage.write_whole(location, b"")
+    writing = threading.Timer(0.5, storage.write_whole, [location, lease._encode(ELSEWHERE)])
+    writing.start()
+    with pytest.raises(HeldError, match="process 1 on far"):
+        Holding(folder, "run r").__enter__()
+    writing.join()
+    storage.write_whole(location, b"")  # and nobody ever writes the rest
+    with Holding(folder, "run r"):
+        assert read_lease(folder).number == 2
+
+
+def test_of_many_that_start_at_once_one_holds(folder: str) -> None:
+    start = threading.Barrier(8)
+
+    def take(_: int) -> Holding | None:
+        start.wait()
+        try:
+            return Holding(folder, "run r").__enter__()
+        except HeldError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(5):
+            (holder,) = filter(None, threads.map(take, range(8)))
+            holder.__exit__(None, None, None)
