@@ -7,6 +7,7 @@ passed over; files that no run makes are not touched. What is removed is exactly
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from crackbatch import results, storage
-from crackbatch.errors import OptionError, RunError
-from crackbatch.lease import read_lease
+from crackbatch.errors import HeldError, OptionError, RunError
+from crackbatch.lease import Holding
 from crackbatch.redaction import redact
-from crackbatch.retry import giving_up, retrying
+from crackbatch.retry import giving_up
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
 from crackbatch.table import IDENTITY
 
@@ -65,11 +66,9 @@ def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
                 passed_over[run.run_id] = reason
             elif files := _leftover_files(folder, run):
                 left = _describe(folder, run, files)
-                if yes and _is_held(folder):
+                if yes and not _remove(folder, files):
                     passed_over[run.run_id] = "has just been continued"
                     continue
-                if yes:
-                    _remove(folder, files)
                 leftovers.append(left)
     return Cleaning(storage.normalize(out), leftovers, passed_over, yes)
 
@@ -80,16 +79,12 @@ def _why_not(run: ListedRun) -> str | None:
     return f"is damaged: {run.reason}" if run.state == "damaged" else None
 
 
-def _is_held(folder: RunFolder) -> bool:
-    held = read_lease(folder.location)
-    return held is not None and held.is_alive
-
-
 def _leftover_files(folder: RunFolder, run: ListedRun) -> list[str]:
     """Paths in the run's folder that nobody needs; run.json comes last, so that a removal can be continued."""
     files = sorted(name for name in folder.files if _is_leftover(name))
     if _is_published(folder, run):
-        return files
+        stale = "summary.json" in folder.files and "failure.json" in folder.files
+        return [*files, "failure.json"] if stale else files
     return [*files, *(name for name in ("failure.json", "run.json") if name in folder.files)]
 
 
@@ -126,21 +121,26 @@ def _identities(locations: list[str]) -> pa.Table:
     return results.concat_identities(table for table in tables if table is not None)
 
 
-def _remove(folder: RunFolder, files: list[str]) -> None:
-    """Remove the files, and on this machine the folders that are empty then."""
-    late = [name for name in files if name == "run.json"]
-    locations = [storage.join(folder.location, name) for name in files if name not in late]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(_remove_file, locations))
-    for name in late:
-        _remove_file(storage.join(folder.location, name))
+def _remove(folder: RunFolder, files: list[str]) -> bool:
+    """Remove the files, and on this machine the folders that are empty then; False where somebody works on the run."""
+    try:
+        with Holding(folder.location, f"run {folder.run_id}"):
+            if _without_leases(storage.list_sizes(folder.location)) != _without_leases(folder.files):
+                return False
+            late = [name for name in files if name == "run.json"]
+            locations = [storage.join(folder.location, name) for name in files if name not in late]
+            with ThreadPoolExecutor(_THREADS) as threads:
+                list(threads.map(storage.remove_file, locations))
+            for name in late:
+                storage.remove_file(storage.join(folder.location, name))
+    except HeldError:
+        return False
     if storage.is_local(folder.location):
         for name in (*FOLDERS, ""):
             with suppress(OSError):  # not empty, or not there
                 os.rmdir(os.path.join(folder.location, name))
+    return True
 
 
-def _remove_file(location: str) -> None:
-    found, path = storage.filesystem(location)
-    with suppress(FileNotFoundError):
-        retrying(lambda: found.rm_file(path))  # one file and no pattern, whatever its name
+def _without_leases(files: Iterable[str]) -> set[str]:
+    return {name for name in files if not LEASE.fullmatch(name)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from crackbatch import lease, results, storage
 from crackbatch.errors import OptionError
 from test_runs import FOREIGN, begin, crackbatch_says, publish, summary_of, write, write_part
 
+# Of a process of this machine that is gone: process 1 began at another time.
+DEAD = lease.Lease(3, "here", 1, lease._machine(), "-", "t", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
 WORK = {
     "plan/00000.arrow": b"p",
     "scratch/0123456789abcdef.images": b"s",
     "publish/r-00000.parquet.whole": b"w",
-    "lease-00003.json": b"{}",
+    "lease-00003.json": lease._encode(DEAD),
     "attempts/0123456789abcdef01234567-0.slow": b"",
     "parts/.0123456789abcdef01234567.part.abcd_123.tmp": b"t",
     ".run.json.abcd_123.tmp": b"t",
@@ -156,6 +161,22 @@ def test_a_run_that_somebody_works_on_is_passed_over(out: str) -> None:
     assert found.passed_over["r"].startswith("is running, ")
     assert contents(out) == before
     assert [left.run_id for left in crackbatch.clean(out, yes=True).leftovers] == ["r"]
+
+
+def test_a_run_on_a_machine_whose_clock_is_behind_is_passed_over(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_SILENT_S", 3.0)
+    run = begin(out, "r")
+    write_part(run, "abc")
+    elsewhere = replace(DEAD, machine="other/pid:[1]")
+    location = storage.join(run.folder, "lease-00003.json")
+    storage.write_whole(location, lease._encode(elsewhere))
+    renewed = lease._encode(replace(elsewhere, renewed_at="2026-01-01T00:00:05+00:00"))
+    renewing = threading.Timer(1.5, storage.write_whole, [location, renewed])
+    renewing.start()
+    found = crackbatch.clean(out, yes=True)
+    renewing.join()
+    assert found.passed_over == {"r": "has just been continued"}
+    assert results.read_done(run)[1].num_rows == 3
 
 
 def test_one_run_alone_is_cleaned(out: str) -> None:
