@@ -67,6 +67,8 @@ def print_summary(summary: RunSummary) -> None:
         )
     elif summary.problems:
         print("exit code 3: the rows are published, but archives were damaged and images may be missing")
+    elif summary.exit_code:
+        print("exit code 3: the rows are published, but more images failed than --max-errors allows")
 
 
 def print_training(result: TrainResult) -> None:

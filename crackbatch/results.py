@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -192,9 +192,10 @@ def read_scored(out: str, model_id: str) -> pa.Table:
 
 
 def count_failed(run: Run) -> int:
-    """Rows without a score in the run's parts and published files."""
-    tables = _read_all([*_parts(run), *published_files(run)], ["status"])
-    return sum(int(pc.sum(pc.not_equal(table.column(0), "ok")).as_py() or 0) for table in tables)
+    """Images without a score in the run's parts and published files, each once."""
+    tables = _read_all([*_parts(run), *published_files(run)], [*IDENTITY, "status"])
+    failed = (table.filter(pc.not_equal(table.column("status"), "ok")).select(IDENTITY) for table in tables)
+    return int(pc.count_distinct(identity_keys(concat_identities(failed))).as_py())
 
 
 def published_files(run: Run) -> list[str]:
@@ -218,18 +219,21 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
             f"{missing:,} of {expected.num_rows:,} planned images have no row: nothing was published; run again"
             " (if this machine is one of several, --out must be a place that all of them write to)"
         )
-    if not expected.num_rows:  # a night with nothing new has its (empty) table too
-        locations, counts = [], []
-    written: list[tuple[str, str]] = []
     taken = [int(file[-len("00000.parquet") : -len(".parquet")]) for file in published_files(run)]
+    if not expected.num_rows and taken:
+        return []
+    written: list[tuple[str, str]] = []
     number = max(taken, default=-1) + 1
-    for rows in _tables(locations, counts, kept, schema) if locations else [schema.empty_table()]:
+    # A night with nothing new has its (empty) table too.
+    for rows in _tables(locations, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
         hidden = storage.join(run.folder, "publish", f"{name}.whole")
         visible = storage.join(run.out, "predictions", f"date={run.date}", name)
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
     for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
+        if storage.exists(visible):
+            raise PublishError(f"{redact(visible)} is there already, though no listing named it: nothing replaces it")
         storage.move(hidden, visible)
     return [visible for _, visible in written]
 
@@ -284,6 +288,10 @@ def read_part(location: str, columns: list[str]) -> pa.Table | None:
             return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
     except (pa.ArrowInvalid, KeyError):
         return None
+    except OSError as error:
+        if error.errno is None and error.__cause__ is None:  # Arrow's own, of bytes that it cannot decompress
+            return None
+        raise
 
 
 def concat_identities(tables: Iterable[pa.Table]) -> pa.Table:
@@ -354,9 +362,19 @@ def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _read_parts(locations: list[str]) -> Iterator[pa.Table]:
-    """Whole parts, each in one request."""
+    """Whole parts, each in one request, a few read ahead: writing them is slower than reading."""
+    waiting: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(_THREADS) as threads:
-        yield from threads.map(lambda location: pq.read_table(pa.BufferReader(storage.read_bytes(location))), locations)
+        for location in locations:
+            if len(waiting) == _THREADS:
+                yield waiting.popleft().result()
+            waiting.append(threads.submit(_read_whole, location))
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read_whole(location: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(location)))
 
 
 def _write_sorted(rows: pa.Table, location: str) -> None:

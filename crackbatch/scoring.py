@@ -24,7 +24,7 @@ import pyarrow as pa
 from crackbatch import results, storage
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
-from crackbatch.errors import HeldError, OutputError, RequestError, RunError
+from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
@@ -98,7 +98,7 @@ def score(
     try:
         with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:
             return _score(request, run, holding, start)
-    except (RequestError, HeldError):
+    except (RequestError, HeldError, LeaseLostError):
         raise
     except RunError as error:
         results.write_failure(run, str(error))
@@ -142,7 +142,8 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
                 schema = schema_with(carried, _about(request))
             except Exception:
                 if is_new:
-                    storage.remove(run.folder)
+                    holding.check()
+                    storage.remove(run.scratch_folder)
                 raise
             return _run(request, run, holding, plan, schema, cluster, start)
     finally:
@@ -180,12 +181,11 @@ def _run(
     work = Work()
     is_unfinished = results.read_json(storage.join(run.folder, "summary.json")) is None
     if expected.num_rows or (is_unfinished and not results.published_files(run)):
+        holding.check()
         results.begin(run, describe(request))
         todo = subtract(expected, parts)
         if todo.num_rows:
-            cluster.start()
-            with Progress(expected.num_rows, expected.num_rows - todo.num_rows) as progress:
-                work = _score_rows(request, run, holding, todo, cluster, progress)
+            work = _score_rows(request, run, holding, todo, expected.num_rows, cluster)
         if work.stopped_early:
             done = results.read_done(run)[1]
             expected = subtract(expected, subtract(expected, done))
@@ -232,35 +232,38 @@ def _summarize(
         max_error_rate=request.max_error_rate,
         retries=work.retries + num_retries() - start.retries,
         stopped_early=work.stopped_early,
-        exit_code=3 if work.stopped_early else _exit_code(statuses, plan.listing.problems, request.max_error_rate),
+        exit_code=3 if plan.listing.problems or _fails_too_much(request, statuses) else 0,
     )
 
 
-def _exit_code(statuses: dict[str, int], problems: list[str], max_error_rate: float) -> int:
+def _fails_too_much(request: Request, statuses: dict[str, int]) -> bool:
     images = sum(statuses.values())
     failed = images - statuses.get("ok", 0)
-    return 3 if problems or failed > max_error_rate * images else 0
+    return failed > request.max_error_rate * images or (request.max_errors is not None and failed > request.max_errors)
 
 
 def _score_rows(
-    request: Request, run: Run, holding: Holding, todo: pa.Table, cluster: Cluster, progress: Progress
+    request: Request, run: Run, holding: Holding, todo: pa.Table, num_expected: int, cluster: Cluster
 ) -> Work:
     """Run the three Ray Data stages over the rows, all of them or until too many have failed."""
+    seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
+    rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
+    failed = results.count_failed(run) if request.max_errors is not None else 0
+    if request.max_errors is not None and failed > request.max_errors:
+        return Work(stopped_early=True)
+    cluster.start()
     storage.remove(run.plan_folder)
     num_shards = write_shards(todo, run.plan_folder)
-    seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
-    rows, retries, begun = 0, 0.0, time.monotonic()
-    failed = results.count_failed(run) if request.max_errors is not None else 0
-    stopped_early = request.max_errors is not None and failed > request.max_errors
-    for part in () if stopped_early else run_pipeline(request, run, todo.num_rows, num_shards, cluster):
-        holding.check()
-        progress.add(part["rows"], part["failed"])
-        rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
-        for stage in seconds:
-            seconds[stage] += part[f"{stage}_seconds"]
-        if request.max_errors is not None and failed > request.max_errors:
-            stopped_early = rows < todo.num_rows
-            break
+    with Progress(num_expected, num_expected - todo.num_rows) as progress:
+        for part in run_pipeline(request, run, todo.num_rows, num_shards, cluster):
+            holding.check()
+            progress.add(part["rows"], part["failed"])
+            rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
+            for stage in seconds:
+                seconds[stage] += part[f"{stage}_seconds"]
+            if request.max_errors is not None and failed > request.max_errors:
+                stopped_early = rows < todo.num_rows
+                break
     seconds = {"pipeline": time.monotonic() - begun, **seconds}
     stages = {
         stage: {"seconds": round(spent, 3), "images_per_s": round(rows / max(spent, 1e-9), 2)}

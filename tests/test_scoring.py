@@ -26,10 +26,9 @@ import pytest
 
 import crackbatch
 from conftest import SECRET
-from crackbatch import results, storage
 from crackbatch.cluster import cause_of, data_context
 from crackbatch.demo import draw_tile
-from crackbatch.errors import OptionError, OutputError, PublishError, RunError, SourceError
+from crackbatch.errors import OptionError, OutputError, RunError, SourceError
 from crackbatch.model import load_model
 from crackbatch.table import COLUMNS, STATUSES
 from test_archive import write_files, zip_with
@@ -173,6 +172,11 @@ def test_the_exit_code_says_whether_too_many_failed(tmp_path: Path, scored: Scor
     assert (again.run_id, again.added, again.exit_code) == (scored.summary.run_id, 0, code)
 
 
+def test_more_errors_than_allowed_are_exit_code_3_however_late_they_came(tmp_path: Path, scored: Scored) -> None:
+    again = score(scored.folder, scored.copy(tmp_path / "out"), date="2026-03-01", max_errors=0)
+    assert (again.added, again.stopped_early, again.exit_code) == (0, False, 3)
+
+
 def test_a_damaged_archive_is_published_and_named(tmp_path: Path, tiles: dict[str, bytes]) -> None:
     whole = zip_with(0, tiles)
     write_files(tmp_path / "in", {"cut.zip": whole[: len(whole) // 2], "whole.zip": whole})
@@ -281,45 +285,6 @@ def test_reading_predictions(tmp_path: Path, scored: Scored) -> None:
         rows(scored.out, run_id="another")
 
 
-def test_publishing_refuses_rows_that_are_not_the_plan(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
-    done = pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]})
-    part = pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"} for uri in "ab"], COLUMNS)
-    results.write_part(run, part)
-    planned = pa.table({"image_uri": ["a", "b", "c"], "version": ["1", "1", "1"]})
-    with pytest.raises(PublishError, match="1 of 3 planned images have no row"):
-        results.publish(run, planned, COLUMNS)
-    assert not list((tmp_path / "out").rglob("*.parquet"))
-    # A part that stands twice (a retried task) and a row of an image that has changed since do no harm.
-    results.write_part(run, pa.concat_tables([part.slice(1), part.slice(0, 1)]))
-    stale = pa.Table.from_pylist([{"image_uri": "a", "version": "0", "status": "ok"}], COLUMNS)
-    results.write_part(run, stale)
-    (file,) = results.publish(run, done, COLUMNS)
-    assert sorted(pq.read_table(file)["image_uri"].to_pylist()) == ["a", "b"]
-
-
-def test_publishing_never_replaces_a_published_file(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
-    for uri in "abc":
-        if uri == "c":
-            Path(results.published_files(run)[0]).unlink()
-        results.write_part(run, pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"}], COLUMNS))
-        results.publish(run, pa.table({"image_uri": [uri], "version": ["1"]}), COLUMNS)
-    kept = [pq.read_table(file)["image_uri"].to_pylist() for file in results.published_files(run)]
-    assert kept == [["b"], ["c"]]
-
-
-def test_a_manifest_that_changed_between_attempts_is_published_with_its_columns_of_today(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
-    old = pa.schema([*COLUMNS, pa.field("pier", pa.int64())])
-    new = pa.schema([*COLUMNS, pa.field("pier", pa.float64()), pa.field("span", pa.string())])
-    for uri, schema in (("a", old), ("b", new)):
-        row = {"image_uri": uri, "version": "1", "status": "ok", "pier": 1}
-        results.write_part(run, pa.Table.from_pylist([row], schema))
-    (file,) = results.publish(run, pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]}), new)
-    assert pq.read_schema(file).remove_metadata() == new
-
-
 @pytest.mark.parametrize(
     "number",
     [
@@ -402,14 +367,6 @@ def test_what_a_stage_raised_is_said_and_not_rays_advice(error: Exception, said:
     with data_context(), pytest.raises(ray.exceptions.RayError) as raised:
         ray.data.range(1).map_batches(fail, batch_format="pyarrow").take_all()
     assert cause_of(raised.value).endswith(said)
-
-
-def test_a_unreadable_part_is_done_again(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path), "r", "2026-01-01")
-    storage.write_whole(storage.join(run.parts_folder, "x.part"), b"PAR1 half a part")
-    _, parts = results.read_done(run)
-    assert parts.num_rows == 0
-    assert not storage.list_files(run.parts_folder)
 
 
 @pytest.mark.parametrize(
