@@ -4,9 +4,10 @@ does nothing.
     python benchmarks/scale.py [--sizes 10000,100000,1000000]
 
 Each run is a process of its own: planning, Ray, fetching, writing parts and publishing are what they always are, only
-decoding and the network are left out. Printed are microseconds an image (of the pipeline, and of the whole process
-less what the smallest run takes to start), the peak memory of the driver, and how long the largest run takes with
---new-only when all its images are published already. What these figures mean for 100 million images: docs/scale.md.
+decoding and the network are left out. Printed are microseconds an image of the pipeline, seconds of the whole process,
+the peak memory of the driver, and how long the largest run takes with --new-only when all its images are published
+already; the exit code is 1 where one of them is more than was asked. What these figures mean for 100 million images:
+docs/scale.md.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def compare(sizes: list[int], folder: Path) -> None:
         f"--new-only with {sizes[-1]:,} images, all of them published: {again['seconds']:.1f} s (asked"
         f" {ASKED_PLAN_S:g}), {again['peak_gb']:.2f} GB"
     )
+    if costs[-1] > ASKED_GROWTH * costs[0] or found["peak_gb"] > ASKED_GB or again["seconds"] > ASKED_PLAN_S:
+        sys.exit(1)
 
 
 def write_zip(path: Path, num_images: int) -> Path:

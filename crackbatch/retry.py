@@ -19,7 +19,7 @@ from crackbatch.redaction import reason_of
 
 T = TypeVar("T")
 
-# About two minutes of pauses before an object is given up: longer than stores take to make room for a busy client.
+# A minute of pauses, two at most, before an object is given up: stores make room for a busy client sooner.
 # Pauses are drawn between nothing and a bound that doubles ("full jitter", Brooker, AWS Architecture Blog, 2015).
 _MAX_TRIES = 10
 _FIRST_PAUSE_S = 0.25

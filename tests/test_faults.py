@@ -22,7 +22,6 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -31,7 +30,6 @@ import test_runs
 from conftest import FAULTS_MADE
 from crackbatch import results
 from crackbatch.demo import draw_tile
-from crackbatch.table import COLUMNS
 from faulty import Faults, FaultyProxy
 from test_archive import write_files, zip_with
 
@@ -143,6 +141,24 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
         return False
 
 
+DIE_WHEN_IT_PUBLISHES = """
+import os, signal
+from crackbatch import cli, storage
+storage.move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+cli.main()
+"""
+
+
+def start_and_die_when_it_publishes(
+    source: object, out: object, *options: str, **environment: str
+) -> subprocess.Popen[str]:
+    """A run that is killed when its rows are written and none is visible yet, a moment that random ones hardly meet."""
+    command = [sys.executable, "-c", DIE_WHEN_IT_PUBLISHES, "score", str(source), "--out", str(out), *options]
+    return subprocess.Popen(
+        command, env={**alone(), **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+    )
+
+
 def test_a_driver_killed_at_twenty_moments_loses_nothing_and_does_nothing_twice(
     tmp_path: Path, many: dict[str, bytes], cluster: str, record: Record
 ) -> None:
@@ -172,9 +188,20 @@ def test_a_driver_killed_at_twenty_moments_loses_nothing_and_does_nothing_twice(
             for part in parts(out):
                 rows = pq.read_table(part, columns=["image_uri", "scored_at"]).to_pylist()
                 scored |= {row["image_uri"]: row["scored_at"] for row in rows}
+    shutil.rmtree(out)
+    process = start(source, out, *options, **environment)
+    wait_for(lambda: list(out.glob("runs/*/lease-*.json")), process)
+    process.kill()
+    process.communicate()
+    assert not list(out.glob("runs/*/run.json")), "it was killed while it planned"
+    publishing = start_and_die_when_it_publishes(source, out, *options, **environment)
+    assert publishing.wait(600) == -signal.SIGKILL
+    assert not list(out.rglob("*.parquet"))
+    scored = {row["image_uri"]: row["scored_at"] for part in parts(out) for row in pq.read_table(part).to_pylist()}
+    assert len(scored) == 2 * len(many)
     finish(start(source, out, *options, **environment))
     kept = crackbatch.read_predictions(str(out))
-    record("driver killed (SIGKILL)", kills, kept, 2 * len(many))
+    record("driver killed (SIGKILL)", kills + 2, kept, 2 * len(many))
     _assert_kept(scored, kept)
     expected = crackbatch.read_predictions(str(tmp_path / "undisturbed"))
     assert set(kept["image_uri"]) == set(expected["image_uri"])
@@ -412,25 +439,28 @@ def test_a_disk_that_is_full_ends_the_run_with_the_cause_and_it_goes_on_later(
 
 
 def test_a_disk_that_is_full_while_rows_are_published_shows_none_of_them_and_they_come_later(
-    small_disk: Path, record: Record
+    small_disk: Path, tmp_path: Path, many: dict[str, bytes], record: Record
 ) -> None:
-    out = str(small_disk / "out")
-    names = [f"{number:03d}.jpg" for number in range(500)]
-    for run_id, some in (("before", names[:100]), ("r", names[100:])):
-        run = test_runs.begin(out, run_id)
-        test_runs.write_part(run, some)
-        expected = pa.table({"image_uri": some, "version": ["1"] * len(some)})
-        if run_id == "before":
-            results.publish(run, expected, COLUMNS)
+    source, out = write_files(tmp_path / "in", many), small_disk / "out"
+    before = test_runs.begin(str(out), "before")
+    test_runs.write_part(before, "abc")
+    test_runs.publish(before, "abc")
+    results.finish(before, test_runs.summary_of(before))
+    assert start_and_die_when_it_publishes(source, out).wait(600) == -signal.SIGKILL
+    for file in out.glob("runs/*/publish/*"):
+        file.unlink()
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
         _fill(ballast)
-    with pytest.raises(OSError, match="No space left"):
-        results.publish(run, expected, COLUMNS)
-    assert sorted(crackbatch.read_predictions(out)["image_uri"]) == names[:100], "as readable as before"
+    os.truncate(ballast, ballast.stat().st_size - (16 << 10))  # room for a lease, not for the rows
+    said = finish(start(source, out), code=1)
+    assert "No space left on device" in said
+    assert "the same command continues" in said
+    assert sorted(crackbatch.read_predictions(str(out))["image_uri"]) == list("abc"), "as readable as before"
     ballast.unlink()
-    results.publish(run, expected, COLUMNS)
-    record("disk full while rows are published", 1, crackbatch.read_predictions(out), len(names))
+    finish(start(source, out))
+    rows = crackbatch.read_predictions(str(out))
+    record("disk full while rows are published", 1, rows[rows["run_id"].notna()], len(many))
 
 
 def test_an_out_that_becomes_read_only_ends_the_run_with_the_cause_and_it_goes_on_later(
@@ -462,6 +492,7 @@ def test_an_out_that_vanishes_ends_the_run_with_the_cause(
     out.rename(tmp_path / "gone")
     out.write_bytes(b"")  # nothing can be made below it
     said = finish(process, code=1)
+    assert "Not a directory" in said
     assert "the same command continues" in said
     out.unlink()
     (tmp_path / "gone").rename(out)

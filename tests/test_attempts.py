@@ -1,0 +1,58 @@
+"""A block whose workers died is known to the next worker, and one that ended well is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from crackbatch import storage
+from crackbatch.attempts import MAX_DEATHS, Attempts
+from crackbatch.table import IDENTITY
+
+BLOCK = pa.table({name: [f"{name}-{row}" for row in range(3)] for name in IDENTITY})
+DIE = """
+import os, sys
+from crackbatch.attempts import Attempts
+from test_attempts import BLOCK
+with Attempts(sys.argv[1]).attempt(BLOCK):
+    os._exit(9)
+"""
+
+
+def die(folder: str) -> None:
+    died = subprocess.run([sys.executable, "-c", DIE, folder], cwd=os.path.dirname(__file__), check=False)
+    assert died.returncode == 9
+
+
+def test_after_three_deaths_a_block_is_suspicious_and_after_a_good_end_it_is_not(out: str) -> None:
+    folder = storage.join(out, "attempts")
+    for deaths in range(MAX_DEATHS):
+        with Attempts(folder).attempt(BLOCK.slice(1)) as (_, other):
+            assert other.deaths == 0, "another block's deaths are its own"
+        die(folder)
+        if deaths + 1 < MAX_DEATHS:
+            assert len(storage.list_files(folder)) == deaths + 1
+    with Attempts(folder).attempt(BLOCK) as (_, past):
+        assert past.is_suspicious
+        assert past.deaths == MAX_DEATHS == 3
+    with Attempts(folder).attempt(BLOCK) as (_, past):
+        assert past.deaths == 0
+
+
+def test_an_exception_is_no_death(tmp_path: os.PathLike[str]) -> None:
+    attempts = Attempts(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), attempts.attempt(BLOCK):
+        raise ZeroDivisionError
+    assert storage.list_files(str(tmp_path)) == []
+
+
+def test_a_row_that_is_too_slow_is_remembered_and_is_no_death(tmp_path: os.PathLike[str]) -> None:
+    attempts = Attempts(str(tmp_path))
+    with attempts.attempt(BLOCK) as (name, _):
+        attempts.give_up(name, 2)
+        with Attempts(str(tmp_path)).attempt(BLOCK) as (_, past):
+            assert (past.deaths, past.slow) == (0, {2})
