@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.redaction import redact
 from crackbatch.seen import read_seen, splits_of
 from crackbatch.shards import shard_sizes
+from crackbatch.source import root_of
 from crackbatch.split import digest_of, draw_split, read_split
 from crackbatch.table import CARRIED
 
@@ -182,21 +184,23 @@ def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], i
 
 def _source_names(sources: Sequence[str]) -> list[str]:
     """The last part of each source's location, or all of it where two end alike."""
-    locations = [storage.normalize(source) for source in sources]
+    locations = [root_of(source) for source in sources]
     names = [PurePosixPath(redact(location)).name for location in locations]
     return [
-        redact(location) if names.count(name) > 1 else name for name, location in zip(names, locations, strict=True)
+        redact(storage.normalize(source)) if names.count(name) > 1 else name
+        for name, source in zip(names, sources, strict=True)
     ]
 
 
 def _label(table: pa.Table, source: str, name: str, rules: LabelRules, report: Report) -> pa.Table:
     """The plan's rows that have a label, with source, path, label and group."""
     uris = table.column("image_uri").to_pylist()
-    paths = [_relative_path(uri, source, name) for uri in uris]
+    root = root_of(source)
+    paths, whole = _paths(uris, storage.public(root), name)
     from_paths = [rules.label(path) for path in paths]
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
-    parts = [name if found is None else found[1] or _parent_name(source) for found in from_paths]
-    groups = [rules.group(path) for path in paths]
+    parts = [name if found is None else found[1] or _parent_name(root) for found in from_paths]
+    groups = [rules.group(path) for path in whole]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
     if (cells := _carried(table, rules.group_column)) is not None:
@@ -222,18 +226,31 @@ def _carried(table: pa.Table, name: str) -> list[object] | None:
     return table.column(CARRIED + name).to_pylist() if CARRIED + name in table.column_names else None
 
 
-def _relative_path(uri: str, source: str, name: str) -> str:
-    """An image's path from its source on, the source's own name first; an archive counts as a folder."""
-    member, _, location = uri.rpartition("::")
-    location = location or uri
-    root = redact(storage.normalize(source))
-    below = location.removeprefix(root).strip("/") if location.startswith(root) else location.partition("://")[2]
-    return "/".join(part for part in (name, below, member.partition("://")[2]) if part)
+def _paths(uris: list[str], root: str, name: str) -> tuple[list[str], list[str]]:
+    """Each image's path from its source on, the source's own name first, and all of its path where it lies elsewhere.
+
+    An archive counts as a folder. Images that lie elsewhere, as a manifest's do, have the folder that they are all in
+    for a source: those above it are nobody's labels.
+    """
+    split = [uri.rpartition("::") for uri in uris]
+    locations = [location for _, _, location in split]
+    if all(location == root or location.startswith(f"{root.rstrip('/')}/") for location in locations):
+        whole = below = [location.removeprefix(root).strip("/") for location in locations]
+    else:
+        whole = [(location.partition("://")[2] or location).strip("/") for location in locations]
+        above = posixpath.dirname(posixpath.commonpath(list(map(posixpath.dirname, whole))))
+        below = [path.removeprefix(above).strip("/") for path in whole]
+    members = [member.partition("://")[2] for member, _, _ in split]
+    named, wholly = (
+        ["/".join(part for part in (name, path, member) if part) for path, member in zip(paths, members, strict=True)]
+        for paths in (below, whole)
+    )
+    return named, wholly
 
 
-def _parent_name(source: str) -> str:
+def _parent_name(root: str) -> str:
     """What to call images whose label is the name of the source itself: `data/Positive` is of `data`."""
-    return PurePosixPath(storage.normalize(source)).parent.name or source
+    return PurePosixPath(root).parent.name or root
 
 
 @dataclass(frozen=True, slots=True)

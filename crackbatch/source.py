@@ -187,6 +187,13 @@ def _from_glob(
         pass_over_name(file_name(location), listing)
 
 
+def root_of(source: str) -> str:
+    """The location that a source's images lie below: its own, or that of the folder above a glob's first wildcard."""
+    location = storage.normalize(source)
+    is_glob = _is_glob(location) and storage.scheme(location) not in ("http", "https")
+    return _fixed_part(location) if is_glob and not os.path.lexists(location) else location
+
+
 def _is_glob(path: str) -> bool:
     return any(character in path for character in "*?[")
 

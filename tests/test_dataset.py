@@ -6,7 +6,7 @@ import csv
 import io
 import zipfile
 from collections import defaultdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import PIL.Image
@@ -131,6 +131,45 @@ def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
     assert set(dataset.table.column("group").to_pylist()) == {f"labels.csv/pier {pier}" for pier in range(6)}
     assert (dataset.report.unlabelled, dataset.report.listed_twice) == (1, 1)
     assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
+
+
+@pytest.fixture
+def photos_manifest(tmp_path: Path) -> Path:
+    """A manifest without labels of photos whose folders say them, below a folder that says something else."""
+    folder = make_photos(tmp_path / "crack" / "deck")
+    with open(tmp_path / "images.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image_uri"])
+        rows.writerows([str(path.relative_to(tmp_path))] for path in sorted(folder.rglob("*.jpg")))
+        (folder / "D" / "unknown.jpg").write_bytes(draw_tile(999, True))
+        rows.writerow(["crack/deck/D/unknown.jpg"])
+    return tmp_path / "images.csv"
+
+
+def test_the_paths_that_a_manifest_names_are_labels_and_photos(photos_manifest: Path) -> None:
+    dataset = with_split(read_dataset([str(photos_manifest)]))
+    assert set(dataset.table.column("group").to_pylist()) == {f"images.csv/D/{7000 + photo}" for photo in range(12)}
+    assert set(dataset.table.column("source").to_pylist()) == {"images.csv/D"}
+    assert (dataset.labels.sum(), dataset.table.num_rows, dataset.report.unlabelled) == (24, 48, 1)
+    assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
+
+
+def test_a_group_pattern_finds_photos_in_the_whole_path_of_a_manifests_images(photos_manifest: Path) -> None:
+    rules = LabelRules(group_pattern=r"crack/(deck)/.*/700(\d)")
+    groups = set(read_dataset([str(photos_manifest)], rules).table.column("group").to_pylist())
+    assert {f"images.csv/deck/{photo}" for photo in range(10)} <= groups
+
+
+@pytest.mark.parametrize("pattern", ["deck/*/*/*.jpg", "d*/**/*.jpg"])
+def test_the_folders_that_a_glob_matches_are_labels_and_photos(tmp_path: Path, pattern: str) -> None:
+    folder = make_photos(tmp_path / "deck")
+    found, whole = (read_dataset([source]) for source in (str(tmp_path / pattern), str(folder)))
+    names = [PurePosixPath(path).parts[-3:] for path in found.table.column("path").to_pylist()]
+    assert names == [PurePosixPath(path).parts[-3:] for path in whole.table.column("path").to_pylist()]
+    assert found.labels.tolist() == whole.labels.tolist()
+    assert {group.split("/")[-1] for group in found.table.column("group").to_pylist()} == {
+        str(7000 + photo) for photo in range(12)
+    }
 
 
 def test_sources_are_kept_apart_by_the_folders_above_their_labels(tmp_path: Path) -> None:
