@@ -32,7 +32,7 @@ from crackbatch.redaction import redact
 from crackbatch.seen import read_seen, splits_of
 from crackbatch.shards import shard_sizes
 from crackbatch.source import root_of
-from crackbatch.split import digest_of, draw_split, read_split
+from crackbatch.split import check_split, digest_of, draw_split, read_split
 from crackbatch.table import CARRIED
 
 LABEL_COLUMN = "label"
@@ -156,10 +156,10 @@ def with_split(dataset: Dataset, seed: int = 0) -> Dataset:
     return Dataset(_with_column(table, "split", pa.array(drawn, pa.string())), dataset.report)
 
 
-def with_given_split(dataset: Dataset, location: str, exact: bool = True) -> Dataset:
+def with_given_split(dataset: Dataset, location: str) -> Dataset:
     """The dataset with the split of a file, or the one that a model was made on; SourceError where it is another's.
 
-    An exact split names no other images either; one of which this dataset is a part may.
+    It names these images and no others, and has both classes to train and to validate on.
     """
     images = dataset.table.column("sha256").to_pylist()
     splits, num_known = _given_splits(location, images)
@@ -167,8 +167,9 @@ def with_given_split(dataset: Dataset, location: str, exact: bool = True) -> Dat
     if absent := [row for row, split in enumerate(splits) if split is None]:
         uri = dataset.table.column("image_uri")[absent[0]].as_py()
         raise SourceError(f"split {shown} does not name {len(absent):,} of the {len(images):,} images, such as {uri}")
-    if exact and (others := num_known - len(set(images))):
+    if others := num_known - len(set(images)):
         raise SourceError(f"split {shown} names {others:,} images that are not in the data; give the same sources")
+    check_split(splits, dataset.labels, f"split {shown}")
     return Dataset(_with_column(dataset.table, "split", pa.array(splits, pa.string())), dataset.report)
 
 

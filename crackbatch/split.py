@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,15 +20,15 @@ from crackbatch.redaction import redact
 SPLITS = ("train", "validation", "test")
 COLUMNS = ["image_uri", "label", "group", "split", "sha256"]
 _FOLDS = 10  # validation and test are one tenth each
+_DRAWS = 20  # where groups are few, one draw may leave a split without cracks
 
 
 def draw_split(strata: Sequence[str], labels: np.ndarray, groups: Sequence[str], seed: int) -> list[str]:
-    """`train`, `validation` or `test` for each image, about 80:10:10, no group in two, every stratum in all.
+    """`train`, `validation` or `test` for each image, about 80:10:10, no group in two, strata as even as groups allow.
 
-    With two groups in a class there is no test split. Raises SourceError where a class is absent or has one group.
+    Both classes are in train and validation, and in test if they can be; with two groups in a class there is no test
+    split. Raises SourceError where a class is absent or has one group, or where large groups leave no such split.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     names, codes = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     fewest = {label: len(np.unique(codes[labels == label])) for label in (0, 1)}
     for label, count in fewest.items():
@@ -43,12 +45,53 @@ def draw_split(strata: Sequence[str], labels: np.ndarray, groups: Sequence[str],
             )
     folds = min(_FOLDS, *fewest.values())
     cells = [f"{stratum}\0{label}" for stratum, label in zip(strata, labels.tolist(), strict=True)]
-    drawn = np.full(len(cells), "train", dtype=object)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    held_out = ["validation", "test"] if folds > 2 else ["validation"]
-    for name, (_, indices) in zip(held_out, splitter.split(cells, cells, codes), strict=False):
-        drawn[indices] = name
+    if Counter(cells).most_common(1)[0][1] < folds:  # sources this small cannot each be in every split
+        cells = list(map(str, labels.tolist()))
+    random = np.random.RandomState(seed)
+    found = None
+    for number in range(_DRAWS):
+        drawn = _draw(cells, labels, codes, max(2, folds - number), random)
+        if not _missing(drawn, labels, SPLITS[: min(folds, 3)]):
+            return drawn
+        if not (missing := _missing(drawn, labels, SPLITS[:2])):
+            found = found or drawn  # good to train with, if not to measure with
+    if found is None:
+        split, shown = missing[0]
+        raise SourceError(
+            f"no split of {len(names):,} groups was found in which {split} has {shown} images: they are too few or too"
+            " uneven; say what tells photos apart with --group-pattern, or give a --split of your own"
+        )
+    return found
+
+
+def _draw(
+    cells: Sequence[str], labels: np.ndarray, codes: np.ndarray, folds: int, random: np.random.RandomState
+) -> list[str]:
+    """A draw, in which the first of the folds that have both classes are held out."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=random)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a cell with fewer images than folds, which is no fault
+        parts = [rows for _, rows in splitter.split(cells, cells, codes)]
+    parts.sort(key=lambda rows: len(set(labels[rows].tolist())) < 2)
+    drawn = np.full(len(cells), SPLITS[0], dtype=object)
+    for name, rows in zip(SPLITS[1 : min(folds, 3)], parts, strict=False):
+        drawn[rows] = name
     return list(drawn)
+
+
+def check_split(splits: Sequence[str | None], labels: np.ndarray, shown: str) -> None:
+    """Raise SourceError where a split has not both classes to train and to validate on."""
+    for split, images in _missing(splits, labels, SPLITS[:2]):
+        raise SourceError(f"{shown} has no {images} images in {split}: training and validation need both classes")
+
+
+def _missing(splits: Sequence[str | None], labels: np.ndarray, needed: Sequence[str]) -> list[tuple[str, str]]:
+    """(split, what images) that a split ought to have and does not."""
+    there = set(zip(splits, labels.tolist(), strict=True))
+    kinds = ((0, "sound"), (1, "cracked"))
+    return [(split, shown) for split in needed for label, shown in kinds if (split, label) not in there]
 
 
 def write_split(table: pa.Table, location: str) -> None:
