@@ -28,11 +28,12 @@ def stored_size(recipe: Recipe) -> int:
 
 
 def make_batches(
-    recipe: Recipe, workers: Sequence[Marks], rank: int, stream: Callable[[], Iterable[Pixels]]
+    recipe: Recipe, workers: Sequence[Marks], rank: int, neighbours: int, stream: Callable[[], Iterable[Pixels]]
 ) -> HeldBatches | StreamedBatches:
     """One worker's batches, as many as each other worker's; `stream` gives its pictures, of `stored_size`.
 
-    They are held in memory if there is room, else read again in every epoch.
+    They are held in memory if there is room beside the neighbours on the same machine, itself counted, else read again
+    in every epoch.
     """
     samplers = [
         Sampler(marks.labels, marks.sources, recipe.balance, recipe.weights, recipe.seed + place)
@@ -42,7 +43,7 @@ def make_batches(
     batch_size = max(2, min(recipe.batch_size, shown) // len(workers))
     num_steps = max(1, shown // (batch_size * len(workers)))
     augmentation = Augmentation(recipe.image_size, recipe.seed + rank, recipe.augmentation)
-    if fits_memory(len(workers[rank]), stored_size(recipe)):
+    if fits_memory(len(workers[rank]), stored_size(recipe), neighbours):
         pixels = hold(stream(), workers[rank])
         return HeldBatches(pixels, samplers[rank], augmentation, batch_size, num_steps)
     return StreamedBatches(stream, samplers[rank], augmentation, batch_size, num_steps, recipe.seed + rank)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from crackbatch import storage
 from crackbatch.batches import HeldBatches, StreamedBatches
 from crackbatch.checkpoints import Checkpoints
+from crackbatch.errors import RunError
 from crackbatch.learner import Learner
 from crackbatch.pixels import Pixels
+from crackbatch.redaction import redact
 
 # One row of metrics.parquet.
 Figures = dict[str, float]
@@ -25,7 +28,7 @@ class Fit:
 
     learner: Learner
     batches: HeldBatches | StreamedBatches
-    validation: Pixels | None
+    validation: Callable[[], Iterable[Pixels]] | None
     checkpoints: Checkpoints
     epochs: int
     workers: int
@@ -35,6 +38,7 @@ def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
     """Train all epochs that the checkpoints do not hold yet and return the figures of every epoch.
 
     Only the worker with the validation images writes; `on_epoch` is called by each, and may wait for the others.
+    Raises RunError, in every worker, where a loss is no number.
     """
     history: list[Figures] = []
     if (checkpoint := job.checkpoints.latest()) is not None:
@@ -42,27 +46,38 @@ def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
         history = checkpoint["history"]
     for epoch in range(len(history) + 1, job.epochs + 1):
         began = time.monotonic()
-        loss = job.learner.train_epoch(epoch, job.batches.epoch(epoch))
-        seconds = time.monotonic() - began
-        shown = job.batches.num_steps * job.batches.batch_size * job.workers
-        figures = {"epoch": epoch, "train_loss": loss, "images_per_s": shown / seconds}
+        try:
+            figures = _run_epoch(job, epoch)
+        except FloatingPointError as error:
+            raise RunError(f"{error}: {_lower_rate(job, history)}") from None
         if job.validation is not None:
-            figures |= _validate(job.learner, job.validation)
             history.append({**figures, "seconds": time.monotonic() - began})
             _save(job, epoch, history)
         on_epoch(figures)
     return history
 
 
+def _run_epoch(job: Fit, epoch: int) -> Figures:
+    began = time.monotonic()
+    loss = job.learner.train_epoch(epoch, job.batches.epoch(epoch))
+    seconds = time.monotonic() - began
+    shown = job.batches.num_steps * job.batches.batch_size * job.workers
+    figures = {"epoch": epoch, "train_loss": loss, "images_per_s": shown / seconds}
+    measured = job.learner.validate(job.validation() if job.validation is not None else (), epoch)
+    return figures if job.validation is None else {**figures, **measured}
+
+
+def _lower_rate(job: Fit, history: list[Figures]) -> str:
+    """What to do about a loss that is no number."""
+    if not history:
+        return "give a lower --learning-rate"
+    best = redact(storage.join(job.checkpoints.folder, "best.pt"))
+    return f"give a lower --learning-rate and another --out; --init {best} goes on from the best epoch so far"
+
+
 def best_epoch(history: list[Figures]) -> Figures:
     """The first epoch with the least validation loss."""
     return min(history, key=lambda figures: figures["validation_loss"])
-
-
-def _validate(learner: Learner, validation: Pixels) -> Figures:
-    loss, logits = learner.validate(validation.images, validation.labels)
-    accuracy = float(((logits > 0) == (validation.labels == 1)).mean())
-    return {"validation_loss": loss, "validation_accuracy": accuracy}
 
 
 def _save(job: Fit, epoch: int, history: list[Figures]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crackbatch.batches import Batch
-from crackbatch.errors import RunError
+from crackbatch.pixels import Pixels
 from crackbatch.recipe import MEAN, STD, Recipe
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Learner:
         self._std = torch.tensor(STD, device=self._device).mul(255).view(1, 3, 1, 1)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> float:
-        """Train on the batches and return their mean loss; raises RunError where the loss is no number."""
+        """Train on the batches and return their mean loss; raises FloatingPointError where that is no number."""
         import torch
 
         torch.manual_seed((self._recipe.seed << 20) + epoch)  # for networks that drop out
@@ -78,23 +78,31 @@ class Learner:
             num += 1
             if num % _CHECK_STEPS == 0 and self._module is self._network:  # one of several workers must not stop alone
                 _check(float(total), epoch)
-        mean = float(_summed(total)) / max(float(_summed(torch.tensor(float(num), device=self._device))), 1)
+        mean = self._sum(total) / max(self._sum(num), 1)
         _check(mean, epoch)
         return mean
 
-    def validate(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-        """(mean loss, logits (images,) float32) of the averaged weights on images (images, size, size, 3) uint8."""
+    def validate(self, blocks: Iterable[Pixels], epoch: int) -> dict[str, float]:
+        """Mean loss and accuracy of the averaged weights on decoded images; raises FloatingPointError as training does.
+
+        Of several workers one has blocks, and all must call.
+        """
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        logits = []
-        for start in range(0, len(images), _VALIDATION_BATCH):
-            with torch.inference_mode(), self._precision():
-                outputs = self._average(self._to_input(images[start : start + _VALIDATION_BATCH])).float()
-                logits.append((outputs[:, 1] - outputs[:, 0]).cpu())
-        found = torch.cat(logits)
-        loss = binary_cross_entropy_with_logits(found, torch.from_numpy(labels).float())
-        return float(loss), found.numpy()
+        total, right, num = 0.0, 0, 0
+        for block in blocks:
+            for start in range(0, len(block), _VALIDATION_BATCH):
+                with torch.inference_mode(), self._precision():
+                    outputs = self._average(self._to_input(block.images[start : start + _VALIDATION_BATCH])).float()
+                    logits = (outputs[:, 1] - outputs[:, 0]).cpu()
+                labels = torch.from_numpy(block.labels[start : start + _VALIDATION_BATCH])
+                total += float(binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum"))
+                right += int(((logits > 0) == (labels == 1)).sum())
+                num += len(labels)
+        loss = self._sum(total) / max(self._sum(num), 1)
+        _check(loss, epoch)
+        return {"validation_loss": loss, "validation_accuracy": right / max(num, 1)}
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged weights."""
@@ -138,6 +146,15 @@ class Learner:
         pixels = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         return (pixels.float() - self._mean) / self._std
 
+    def _sum(self, value: torch.Tensor | float) -> float:
+        """The sum over all workers."""
+        import torch
+
+        total = torch.as_tensor(value, dtype=torch.float64, device=self._device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return float(total)
+
     def _update_average(self) -> None:
         import torch
 
@@ -176,18 +193,7 @@ def _rate(step: int, num_steps: int) -> float:
 
 def _check(loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
-        raise RunError(
-            f"the loss is {loss} in epoch {epoch}: the last good checkpoint is kept; give a lower --learning-rate"
-        )
-
-
-def _summed(value: torch.Tensor) -> torch.Tensor:
-    """The sum over all workers."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-    return value
+        raise FloatingPointError(f"the loss is {loss} in epoch {epoch}")
 
 
 def runs_bfloat16(device: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from crackbatch.image import Picture, read_image, to_input
 
 # Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data.
 _RUN = 64
+_MEMORY_SHARE = 0.4
+_MEMORY, _LIMIT, _USED = map(Path, ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"))
 
 
 @dataclass(frozen=True)
@@ -107,23 +109,32 @@ def hold(blocks: Iterable[Pixels], marks: Marks) -> Pixels:
     return Pixels(images, marks.labels, marks.numbers, marks.sources)
 
 
-def decode_pixels(rows: pa.Table, size: int) -> Pixels:
-    """All numbered rows, decoded, in memory."""
-    return hold(stream_pixels(rows, size), marks_of(rows))
+def held_or_streamed(
+    stream: Callable[[], Iterable[Pixels]], marks: Marks, size: int, neighbours: int
+) -> Callable[[], Iterable[Pixels]]:
+    """What gives the blocks of a stream again and again: from memory if there is room, else it is the stream itself."""
+    if not fits_memory(len(marks), size, neighbours):
+        return stream
+    held = hold(stream(), marks)
+    return lambda: (held,)
 
 
-def fits_memory(num_images: int, size: int, share: float = 0.4) -> bool:
-    """Whether decoded images would take no more than a share of the memory that is free here."""
-    return num_images * size * size * 3 <= share * free_memory()
+def fits_memory(num_images: int, size: int, neighbours: int) -> bool:
+    """Whether decoded images would take no more than this worker's part of a share of the memory that is free here.
+
+    It is one of `neighbours` workers on this machine, which have as many images.
+    """
+    return num_images * size * size * 3 <= _MEMORY_SHARE * free_memory() / neighbours
 
 
 def free_memory() -> int:
     """Bytes that this process may still take: what the machine has free, or what its container is allowed."""
-    with open("/proc/meminfo") as file:
+    if not _MEMORY.exists():  # not Linux: what is free is told by no file, so half of what there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    with open(_MEMORY) as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (allowed := limit.read_text().strip()) != "max":
-        free = min(free, int(allowed) - int(used.read_text()))
+    if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
+        free = min(free, int(allowed) - int(_USED.read_text()))
     return max(free, 0)
 
 

@@ -28,11 +28,14 @@ from crackbatch.errors import RunError
 from crackbatch.fitting import Figures, Fit, fit
 from crackbatch.initial import initial_network
 from crackbatch.learner import Learner
-from crackbatch.pixels import Marks, Pixels, deal, hold, marks_of, stream_pixels
+from crackbatch.pixels import Marks, Pixels, deal, held_or_streamed, marks_of, stream_pixels
 from crackbatch.recipe import Recipe
 from crackbatch.shards import read_shard, write_shards
 
 _POLL_S = 1.0
+# The workers wait for the first one while it validates, for longer than torch's half an hour if need be; that a worker
+# died is seen by Ray.
+_WAIT_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def fit_on_ray(
 ) -> None:
     """Train all epochs that the checkpoints below `folder` do not hold; raises RunError where Ray gives up."""
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     with Cluster(address) as cluster:
         cluster.start()
@@ -83,6 +86,7 @@ def fit_on_ray(
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
+            torch_config=TorchConfig(timeout_s=_WAIT_S),
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
             run_config=_run_config(folder, max_failures),
             datasets=_datasets(job),
@@ -164,15 +168,19 @@ def _train(job: Job) -> None:
     import torch
 
     recipe = job.recipe
-    rank = ray.train.get_context().get_world_rank()
+    rank, neighbours = ray.train.get_context().get_world_rank(), ray.train.get_context().get_local_world_size()
     if job.device == "cpu":  # Ray allows a worker one thread, which would leave most of the machine idle
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
     workers = len(job.train)
-    batches = make_batches(recipe, [part.marks for part in job.train], rank, partial(_stream, _train_name(rank)))
+    marks, stream = [part.marks for part in job.train], partial(_stream, _train_name(rank))
+    batches = make_batches(recipe, marks, rank, neighbours, stream)
     network, head, _ = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
     wrap = ray.train.torch.prepare_model if workers > 1 else None
     learner = Learner(network, head, recipe, batches.num_steps, job.device, wrap)
-    validation = hold(_stream("validation"), job.validation.marks) if rank == 0 else None
+    validation = None
+    if rank == 0:
+        read = partial(_stream, "validation")
+        validation = held_or_streamed(read, job.validation.marks, recipe.image_size, neighbours)
 
     def report(figures: Figures) -> None:
         if rank == 0:

@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +42,7 @@ from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.lease import Holding
 from crackbatch.model import Model, calibrated
-from crackbatch.pixels import Pixels, deal, decode_pixels, marks_of, number_rows, stream_pixels
+from crackbatch.pixels import Pixels, deal, held_or_streamed, marks_of, number_rows, stream_pixels
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import MEAN, STD, Recipe
@@ -167,15 +167,13 @@ def _train(
     _begin(folder, {"fingerprint": fingerprint, **request})
     for line in [*dataset.report.lines(), *_describe(dataset)]:
         _say(line)
-    rows = number_rows(dataset.part("validation"))
-    validation: Iterable[Pixels]
+    rows, train_rows = (number_rows(dataset.part(split)) for split in ("validation", "train"))
+    validation: Callable[[], Iterable[Pixels]] = partial(stream_pixels, rows, recipe.image_size)
     if where.workers:
-        history = _fit_on_ray(recipe, number_rows(dataset.part("train")), rows, folder, where)
-        validation = stream_pixels(rows, recipe.image_size)
+        history = _fit_on_ray(recipe, train_rows, rows, folder, where)
     else:
-        held = decode_pixels(rows, recipe.image_size)
-        history = _fit_here(recipe, number_rows(dataset.part("train")), held, built, Checkpoints(folder))
-        validation = [held]
+        validation = held_or_streamed(validation, marks_of(rows), recipe.image_size, neighbours=1)
+        history = _fit_here(recipe, train_rows, validation, built, Checkpoints(folder))
     about = {"fingerprint": fingerprint, "recipe": described, "data": [_short(source) for source in sources]}
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(), validation)
@@ -201,12 +199,13 @@ def _finished(out: str, fingerprint: str) -> Bundle | None:
 def _begin(folder: str, request: dict[str, Any]) -> None:
     location = storage.join(folder, "request.json")
     known = results.read_json(location)
-    if known is not None and known.get("fingerprint") != request["fingerprint"]:
+    is_other = known is not None and known.get("fingerprint") != request["fingerprint"]
+    if is_other and storage.list_files(folder, ".pt"):  # without a checkpoint it has nothing to keep
         raise OptionError(
             f"{redact(folder)} holds an unfinished training with other data or options; give those again to"
             " finish it, choose another --out, or remove the folder"
         )
-    if known is None:
+    if known is None or is_other:
         results.write_json(location, request)
 
 
@@ -220,7 +219,11 @@ def _describe(dataset: Dataset) -> list[str]:
 
 
 def _fit_here(
-    recipe: Recipe, rows: pa.Table, validation: Pixels, built: Initial, checkpoints: Checkpoints
+    recipe: Recipe,
+    rows: pa.Table,
+    validation: Callable[[], Iterable[Pixels]],
+    built: Initial,
+    checkpoints: Checkpoints,
 ) -> list[Figures]:
     """Train in this process."""
     import torch
@@ -228,7 +231,7 @@ def _fit_here(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
     stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], stored_size(recipe))
-    batches = make_batches(recipe, [marks_of(rows)], 0, stream)
+    batches = make_batches(recipe, [marks_of(rows)], 0, 1, stream)
     if isinstance(batches, StreamedBatches):
         _say("the images do not fit into memory: they are read and decoded again in every epoch")
     learner = Learner(built.network, built.head, recipe, batches.num_steps, device)
@@ -303,7 +306,9 @@ def _short(source: str) -> str:
     return redact(source).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _calibrate(bundle: Bundle, state: dict[str, Any], validation: Iterable[Pixels]) -> tuple[Bundle, bytes]:
+def _calibrate(
+    bundle: Bundle, state: dict[str, Any], validation: Callable[[], Iterable[Pixels]]
+) -> tuple[Bundle, bytes]:
     """Temperature and operating points on the validation split, by scoring's own forward pass; and the weights."""
     from safetensors.torch import save
 
@@ -312,7 +317,7 @@ def _calibrate(bundle: Bundle, state: dict[str, Any], validation: Iterable[Pixel
     size = model.batch_size
     found: list[np.ndarray] = []
     known: list[np.ndarray] = []
-    for block in validation:
+    for block in validation():
         found.extend(model.logits(block.images[start : start + size]) for start in range(0, len(block), size))
         known.append(block.labels)
     logits, labels = np.concatenate(found), np.concatenate(known)

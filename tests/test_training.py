@@ -26,7 +26,7 @@ from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
 from crackbatch.initial import initial_network
 from crackbatch.lease import Holding
-from crackbatch.pixels import decode_pixels, number_rows
+from crackbatch.pixels import fits_memory, free_memory, number_rows, stream_pixels
 from test_dataset import make_photos
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
@@ -113,9 +113,11 @@ def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("crackbatch.batches.fits_memory", lambda *_: False)
+    monkeypatch.setattr("crackbatch.pixels.fits_memory", lambda *_: False)
     results = [train(photos, str(tmp_path / name), workers=0, **SMALL) for name in "ab"]
     assert "do not fit into memory" in capfd.readouterr().err
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert read_bundle(str(tmp_path / "a")).temperature == read_bundle(str(tmp_path / "b")).temperature
     assert all(result.trained and len(result.history) == 3 for result in results)
 
 
@@ -245,14 +247,40 @@ def test_a_disk_that_is_full_ends_with_the_cause_and_the_training_goes_on_later(
 def test_an_unfinished_training_with_other_options_is_kept(photos: str, tmp_path: Path) -> None:
     (tmp_path / "out" / "training").mkdir(parents=True)
     (tmp_path / "out" / "training" / "request.json").write_text('{"fingerprint": "of another"}')
+    (tmp_path / "out" / "training" / "epoch-0001.pt").write_bytes(b"what it has learnt")
     with pytest.raises(OptionError, match="unfinished training"):
         train(photos, str(tmp_path / "out"), workers=0, **SMALL)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(photos: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"the loss is nan in epoch \d.*--learning-rate"):
-        train(photos, str(tmp_path / "out"), workers=0, **SMALL, learning_rate=1e30)
-    assert (tmp_path / "out" / "training" / "request.json").exists()
+def test_a_loss_that_is_no_number_in_a_later_epoch_keeps_what_was_learnt_before(photos: str, tmp_path: Path) -> None:
+    out, best = tmp_path / "out", tmp_path / "out" / "training" / "best.pt"
+    with pytest.raises(
+        RunError, match=rf"the loss is nan in epoch 2: .*--learning-rate.*another --out; --init {best} "
+    ):
+        train(photos, str(out), workers=0, **{**SMALL, "batch_size": 64}, learning_rate=12)
+    assert {path.name for path in best.parent.glob("*.pt")} == {"best.pt", "epoch-0001.pt"}
+    kept = initial_network("resnet18", str(best), 64).network.state_dict()
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_weights_that_validate_as_no_number_are_not_kept_and_other_options_take_their_place(
+    photos: str, tmp_path: Path
+) -> None:
+    one_step = {**SMALL, "batch_size": 96, "epochs": 1}
+    with pytest.raises(RunError, match=r"the loss is nan in epoch 1: give a lower --learning-rate$"):
+        train(photos, str(tmp_path / "out"), workers=0, **one_step, learning_rate=1e30)
+    assert [path.name for path in (tmp_path / "out" / "training").iterdir()] == ["request.json"]
+    assert train(photos, str(tmp_path / "out"), workers=0, **one_step, learning_rate=0.01).trained
+
+
+@pytest.mark.parametrize(("neighbours", "fits"), [(1, True), (3, False)])
+def test_neighbours_share_the_memory_of_their_machine(neighbours: int, fits: bool) -> None:
+    assert fits_memory(int(0.2 * free_memory() / 3 / 64**2), 64, neighbours) == fits
+
+
+def test_memory_is_told_also_where_no_file_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crackbatch.pixels._MEMORY", tmp_path / "not on this system")
+    assert 1 << 28 < free_memory() < 1 << 50
 
 
 @pytest.mark.parametrize(
@@ -299,8 +327,8 @@ def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str,
     result = train(photos, out, workers=0, network=name, init="none", image_size=64, batch_size=64, epochs=1)
     model = load_model(out)
     assert model.bundle.network == name == result.bundle.network
-    pixels = decode_pixels(number_rows(with_split(read_dataset([photos])).part("test")), 64)
-    assert np.isfinite(model.logits(pixels.images)).all()
+    rows = number_rows(with_split(read_dataset([photos])).part("test"))
+    assert all(np.isfinite(model.logits(block.images)).all() for block in stream_pixels(rows, 64))
 
 
 def test_freezing_trains_the_head_alone_and_few_errors_are_said(
