@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,11 @@ def resolve(location: str) -> str:
     if "/" not in location and (_SHIPPED / location / DESCRIPTION).is_file():
         return str(_SHIPPED / location)
     return storage.normalize(location)
+
+def absolute(location: str, words: Sequence[str] = ()) -> str:
+    """A location that means the same in any working directory; words, and names of shipped models, stay as they are."""
+    return location if location in (*words, *shipped_models()) else storage.normalize(location)
+
 
 
 def _read(location: str, name: str, limit: int) -> bytes:

@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch import storage
+from crackbatch.bundle import absolute
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
+from crackbatch.initial import WORDS
 from crackbatch.model import Model, load_model
+from crackbatch.source import check_sources
 from crackbatch.training import train
 from crackbatch.tuner import train_side_by_side
 
@@ -45,6 +48,7 @@ def compare(
     group_pattern: str | None = None,
     group_column: str = "group",
     split: str | None = None,
+    init: str = "imagenet",
     workers: int = 1,
     address: str | None = None,
     **training: Any,
@@ -60,6 +64,8 @@ def compare(
     if len(set(names)) < len(names):
         raise OptionError(f"--networks {','.join(names)}: one stands there twice")
     location = storage.check_output(out)
+    # Trials have working directories of their own.
+    sources, split = list(map(storage.normalize, check_sources(sources))), absolute(split) if split else None
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,
@@ -68,7 +74,7 @@ def compare(
     }
     trainings = [
         {"sources": sources, "out": storage.join(location, name), "name": name, "network": name, "split": split,
-         **labels, **training}
+         "init": absolute(init, WORDS), **labels, **training}
         for name in names
     ]  # fmt: skip
     if workers and len(names) > 1:  # on a cluster there may be room for several at once

@@ -9,13 +9,15 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crackbatch import storage
-from crackbatch.bundle import DESCRIPTION, read_bundle_and_weights, shipped_models
+from crackbatch.bundle import DESCRIPTION, absolute, read_bundle_and_weights, shipped_models
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.model import build_network
 from crackbatch.redaction import redact
 
 if TYPE_CHECKING:
     import torch
+
+WORDS = ("imagenet", "none")
 
 
 class Initial(NamedTuple):
@@ -73,7 +75,7 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
     """Tensors by name from a bundle or a file, and what to call them; nothing is unpickled but tensors."""
     from safetensors.torch import load
 
-    location = init if init in shipped_models() else storage.normalize(init)
+    location = absolute(init)
     if init in shipped_models() or storage.exists(storage.join(location, DESCRIPTION)):
         bundle, weights = read_bundle_and_weights(init)
         return dict(load(weights)), bundle.model_id

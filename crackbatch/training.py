@@ -30,14 +30,14 @@ import pyarrow.parquet as pq
 
 from crackbatch import results, storage
 from crackbatch.batches import StreamedBatches, make_batches, stored_size
-from crackbatch.bundle import DESCRIPTION, Bundle, read_bundle, write_bundle
+from crackbatch.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.card import write_card
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import Dataset, list_labelled, read_listed, with_given_split, with_split
 from crackbatch.errors import OptionError, RunError
 from crackbatch.fitting import Figures, Fit, best_epoch, fit
-from crackbatch.initial import Initial, initial_network
+from crackbatch.initial import WORDS, Initial, initial_network
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.lease import Holding
@@ -103,11 +103,11 @@ def train(
     Raises RequestError where the request is wrong, RunError where the training failed.
     """
     recipe = Recipe(
-        network, init, freeze, epochs, batch_size, learning_rate, image_size, seed, balance, dict(weights or {}),
-        augmentation,
+        network, absolute(init, WORDS), freeze, epochs, batch_size, learning_rate, image_size, seed, balance,
+        dict(weights or {}), augmentation,
     )  # fmt: skip
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    names = check_sources(sources)
+    names = list(map(storage.normalize, check_sources(sources)))
     if workers < 0 or max_failures < 0:
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     location = storage.check_output(out)
@@ -121,7 +121,7 @@ def train(
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
             dataset = read_listed(listed)
-            dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
+            dataset = with_given_split(dataset, absolute(split)) if split else with_split(dataset, seed)
             _check_weights(recipe, dataset)
             return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
     finally:

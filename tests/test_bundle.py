@@ -14,7 +14,14 @@ import PIL.Image
 import pytest
 
 import crackbatch
-from crackbatch.bundle import DEFAULT_MODEL, read_bundle, read_bundle_and_weights, shipped_models
+from crackbatch.bundle import (
+    DEFAULT_MODEL,
+    absolute,
+    read_bundle,
+    read_bundle_and_weights,
+    shipped_models,
+    write_bundle,
+)
 from crackbatch.demo import draw_tile
 from crackbatch.errors import BundleError
 from crackbatch.image import read_image, to_input
@@ -130,3 +137,21 @@ def test_predict_takes_paths_arrays_and_pictures_and_says_none_for_what_is_none(
     assert found[1] is None
     assert found[4] is None
     assert found[0] == pytest.approx(found[2], abs=1e-5) == pytest.approx(found[3], abs=1e-5)
+
+
+def test_a_bundle_that_is_written_anew_is_whole_for_who_reads_it(bundle: Path) -> None:
+    found, weights = read_bundle_and_weights(str(bundle))
+    with open(bundle / "model.safetensors", "rb") as opened:
+        write_bundle(found, weights[:-2] + b"xx")
+        assert opened.read() == weights
+    assert read_bundle(str(bundle)).weights_sha256 != found.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [("concrete-resnet18", "concrete-resnet18"), ("none", "none"), ("models/a", "{here}/models/a"),
+     ("s3://b/a/", "s3://b/a")],
+)  # fmt: skip
+def test_a_location_means_the_same_everywhere(location: str, expected: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute(location, ["none"]) == expected.format(here=tmp_path)

@@ -59,14 +59,14 @@ def test_there_is_room_for_a_training_on_each_gpu_or_each_node(nodes: list[dict[
 
 
 ON_TWO_NODES = """
-import sys
 from ray.cluster_utils import Cluster
 import crackbatch
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 cluster.add_node(num_cpus=1)
-found = crackbatch.compare(sys.argv[1], sys.argv[2], networks=["resnet18", "mobilenet_v3_small"], workers=1,
-                           address=cluster.address, init="none", image_size=64, batch_size=16, epochs=1)
+crackbatch.describe_dataset("deck", "looked")
+found = crackbatch.compare("deck", "out", split="looked/split.parquet", networks=["resnet18", "mobilenet_v3_small"],
+                           workers=1, address=cluster.address, init="none", image_size=64, batch_size=16, epochs=1)
 print("best", found.rows[0]["model_id"])
 cluster.shutdown()
 """
@@ -74,10 +74,11 @@ cluster.shutdown()
 
 @pytest.mark.slow
 def test_two_nodes_train_two_networks_at_once(tmp_path: Path) -> None:
-    photos, out = make_photos(tmp_path / "deck", 20), tmp_path / "out"
+    make_photos(tmp_path / "deck", 20)
+    out = tmp_path / "out"
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     result = subprocess.run(
-        [sys.executable, "-c", ON_TWO_NODES, str(photos), str(out)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", ON_TWO_NODES], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr
     began = {name: (out / name / "split.parquet").stat().st_mtime for name in ("resnet18", "mobilenet_v3_small")}

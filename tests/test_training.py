@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
 from crackbatch.initial import initial_network
 from crackbatch.lease import Holding
-from crackbatch.pixels import fits_memory, free_memory, number_rows, stream_pixels
+from crackbatch.pixels import deal, fits_memory, free_memory, number_rows, stream_pixels
+from crackbatch.recipe import Recipe
 from test_dataset import make_photos
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
@@ -169,8 +171,15 @@ def test_two_trainings_into_one_place_do_not_meet(photos: str, tmp_path: Path) -
         train(photos, str(tmp_path / "out"), **SMALL)
 
 
-def test_ray_train_gives_the_same_weights(trained: Path, photos: str, tmp_path: Path, ray_here: None) -> None:
-    train(photos, str(tmp_path / "ray"), name="small", workers=1, **SMALL)
+def test_ray_train_gives_the_same_weights_from_relative_locations(
+    trained: Path, photos: str, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Ray Train's workers are somewhere else
+    Path("deck").symlink_to(photos)
+    torch.save(initial_network("resnet18", "none", 64).network.state_dict(), "initial.pth")
+    same = {**SMALL, "init": "initial.pth", "learning_rate": Recipe(init="none", batch_size=16).peak_learning_rate}
+    shutil.copy(trained / "split.parquet", "split.parquet")
+    train("deck", "ray", name="small", workers=1, split="split.parquet", **same)
     assert weights(tmp_path / "ray") == weights(trained)
 
 
