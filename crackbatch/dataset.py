@@ -93,6 +93,11 @@ class Dataset:
         """Which image stands in which split."""
         return digest_of(self.table.column("sha256").to_pylist(), self.table.column("split").to_pylist())
 
+    @property
+    def labels_digest(self) -> str:
+        """Which image has which label."""
+        return digest_of(self.table.column("sha256").to_pylist(), list(map(str, self.labels.tolist())))
+
     def part(self, split: str) -> pa.Table:
         """The rows of one split."""
         return self.table.filter(pc.equal(self.table.column("split"), split))

@@ -159,7 +159,12 @@ def _train(
 ) -> TrainResult:
     """Train what OUT does not hold yet, and write the bundle."""
     described = {**recipe.describe(), "init": built.origin}
-    request = {"name": name, "recipe": described, "split_digest": dataset.digest}
+    request = {
+        "name": name,
+        "recipe": described,
+        "split_digest": dataset.digest,
+        "labels_digest": dataset.labels_digest,
+    }
     fingerprint = results.fingerprint_of(request)
     if (finished := _finished(out, fingerprint)) is not None:
         return TrainResult(finished, _read_history(out), trained=False)

@@ -236,6 +236,15 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Pat
 
 
 @pytest.mark.slow
+def test_corrected_labels_are_another_training(trained: Path, photos: str, tmp_path: Path) -> None:
+    deck = Path(shutil.copytree(photos, tmp_path / "deck"))
+    split = str(trained / "split.parquet")
+    assert not train(str(deck), str(trained), workers=0, split=split, **SMALL).trained
+    (deck / "D" / "CD" / "7000-0.jpg").rename(deck / "D" / "UD" / "7000-0.jpg")
+    with pytest.raises(OptionError, match="other data or options"):
+        train(str(deck), str(trained), workers=0, split=split, **SMALL)
+
+
 def test_a_disk_that_is_full_ends_with_the_cause_and_the_training_goes_on_later(
     trained: Path, photos: str, tmp_path: Path
 ) -> None:
