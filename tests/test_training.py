@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -235,7 +236,6 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Pat
     assert (trained / "model.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
 def test_corrected_labels_are_another_training(trained: Path, photos: str, tmp_path: Path) -> None:
     deck = Path(shutil.copytree(photos, tmp_path / "deck"))
     split = str(trained / "split.parquet")
@@ -245,6 +245,7 @@ def test_corrected_labels_are_another_training(trained: Path, photos: str, tmp_p
         train(str(deck), str(trained), workers=0, split=split, **SMALL)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_with_the_cause_and_the_training_goes_on_later(
     trained: Path, photos: str, tmp_path: Path
 ) -> None:
@@ -289,6 +290,18 @@ def test_weights_that_validate_as_no_number_are_not_kept_and_other_options_take_
         train(photos, str(tmp_path / "out"), workers=0, **one_step, learning_rate=1e30)
     assert [path.name for path in (tmp_path / "out" / "training").iterdir()] == ["request.json"]
     assert train(photos, str(tmp_path / "out"), workers=0, **one_step, learning_rate=0.01).trained
+
+
+@pytest.mark.parametrize("labels", [[1] * 64 + [0] * 64, [0, 1] * 64, [1] * 20 + [0] * 300, [0, 1, 0]])
+def test_workers_are_dealt_every_image_once_and_both_classes_alike(labels: list[int]) -> None:
+    rows = number_rows(pa.table({"label": labels}))
+    parts = deal(rows, 2, seed=0)
+    assert sorted(number for part in parts for number in part.column("number").to_pylist()) == list(range(len(labels)))
+    cracked = [sum(part.column("label").to_pylist()) for part in parts]
+    assert max(cracked) - min(cracked) <= max(2, sum(cracked) // 4)
+    assert [part.column("number").to_pylist() for part in deal(rows, 2, seed=0)] == [
+        part.column("number").to_pylist() for part in parts
+    ]
 
 
 @pytest.mark.parametrize(("neighbours", "fits"), [(1, True), (3, False)])
