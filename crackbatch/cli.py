@@ -56,7 +56,12 @@ _Init = Annotated[
 _Epochs = Annotated[int, typer.Option(help="Times to go through the training images.")]
 _BatchSize = Annotated[int, typer.Option(help="Images in a step, of all workers together.")]
 _ImageSize = Annotated[int, typer.Option(help="Width and height of the network's input, in pixels.")]
-_Seed = Annotated[int, typer.Option(help="The same seed on the same machine gives the same weights.")]
+_Seed = Annotated[
+    int,
+    typer.Option(
+        help="The same seed on the same machine gives the same weights, if memory holds the images both times or never."
+    ),
+]
 _Workers = Annotated[int, typer.Option(help="Workers of Ray Train; 0 trains in this process.")]
 _Positive = Annotated[
     list[str] | None, typer.Option(help="Folder names (globs) of cracked images; may be repeated [default: crack, …].")

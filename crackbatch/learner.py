@@ -46,6 +46,8 @@ class Learner:
         self._recipe = recipe
         self._device = torch.device(device)
         self._bfloat16 = runs_bfloat16(self._device.type)
+        if self._device.type == "cuda":  # else cuDNN takes what is fastest at the moment, and adds in any order
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self._network = network.to(self._device).to(memory_format=torch.channels_last)
         if recipe.freeze:
             for name, parameter in self._network.named_parameters():

@@ -90,7 +90,7 @@ def fit_on_ray(
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
             run_config=_run_config(folder, max_failures),
             datasets=_datasets(job),
-            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+            dataset_config=_data_config(),
         )
         with _Watch(folder, on_epoch):
             try:
@@ -122,6 +122,15 @@ def _datasets(job: Job) -> dict[str, Any]:
     named = {_train_name(rank): (part, stored_size(job.recipe)) for rank, part in enumerate(job.train)}
     named["validation"] = (job.validation, job.recipe.image_size)
     return {name: _dataset(part, size) for name, (part, size) in named.items()}
+
+
+def _data_config() -> Any:
+    """Each worker reads its own dataset, in its order: what is streamed is drawn from as it comes."""
+    import ray.train
+
+    options = ray.train.DataConfig.default_ingest_options()
+    options.preserve_order = True
+    return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
 
 
 def _dataset(part: Part, size: int) -> Any:
