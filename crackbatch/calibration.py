@@ -12,9 +12,14 @@ _RECALL, _PRECISION, _FALSE_ALARMS = 0.99, 0.95, 0.01
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that makes probabilities of the logits fit best: the least log loss (Guo et al. 2017, 4.2)."""
+    """The temperature that makes probabilities of the logits fit best: the least log loss (Guo et al. 2017, 4.2).
+
+    It is 1 where no image is on the wrong side: there the loss falls with the temperature for ever.
+    """
     from scipy.optimize import minimize_scalar
 
+    if not num_errors(logits, labels):
+        return 1.0
     signs = 2.0 * labels - 1
 
     def loss(log_temperature: float) -> float:

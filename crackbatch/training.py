@@ -328,8 +328,9 @@ def _calibrate(
     logits, labels = np.concatenate(found), np.concatenate(known)
     if (errors := num_errors(logits, labels)) < FEW_ERRORS:
         _say(
-            f"warning: only {errors} validation images are on the wrong side, too few to calibrate on: take"
-            " probabilities with a grain of salt, or validate on more and harder images"
+            f"warning: only {errors} validation images are on the wrong side, too few to calibrate on"
+            f"{'' if errors else ' (the temperature stays 1)'}: take probabilities with a grain of salt, or validate on"
+            " more and harder images"
         )
     temperature = fit_temperature(logits, labels)
     points = choose_operating_points(calibrated(logits, temperature), labels)

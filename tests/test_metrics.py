@@ -108,3 +108,8 @@ def test_the_temperature_that_was_lost_is_found_again(temperature: float) -> Non
     true = random.normal(0, 2, 50_000)
     labels = (random.random(len(true)) < calibrated(true, 1)).astype(np.int64)
     assert fit_temperature(true * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_without_a_wrong_image_the_temperature_stays() -> None:
+    logits = np.array([-3.0, -1.0, 0.5, 4.0])
+    assert fit_temperature(logits, (logits > 0).astype(np.int64)) == 1.0
