@@ -114,12 +114,11 @@ def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, byte
 def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
     """Write weights (safetensors bytes) and description to `bundle.location`, the description last."""
     bundle = Bundle(**{**_fields(bundle), "weights_sha256": hashlib.sha256(weights).hexdigest()})
-    filesystem, path = storage.filesystem(bundle.location)
-    filesystem.makedirs(path, exist_ok=True)
-    filesystem.pipe_file(f"{path}/{WEIGHTS}", weights)
+    storage.write_whole(storage.join(bundle.location, WEIGHTS), weights)
     description = {"format_version": FORMAT_VERSION, **asdict(bundle)}
     del description["location"]
-    filesystem.pipe_file(f"{path}/{DESCRIPTION}", json.dumps(description, indent=2).encode() + b"\n")
+    text = json.dumps(description, indent=2).encode() + b"\n"
+    storage.write_whole(storage.join(bundle.location, DESCRIPTION), text)
     return bundle
 
 
@@ -133,10 +132,10 @@ def resolve(location: str) -> str:
         return str(_SHIPPED / location)
     return storage.normalize(location)
 
+
 def absolute(location: str, words: Sequence[str] = ()) -> str:
     """A location that means the same in any working directory; words, and names of shipped models, stay as they are."""
     return location if location in (*words, *shipped_models()) else storage.normalize(location)
-
 
 
 def _read(location: str, name: str, limit: int) -> bytes:
