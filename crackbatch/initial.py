@@ -12,7 +12,7 @@ from crackbatch import storage
 from crackbatch.bundle import DESCRIPTION, absolute, read_bundle_and_weights, shipped_models
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.model import build_network
-from crackbatch.redaction import redact
+from crackbatch.redaction import reason_of, redact
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +38,29 @@ def initial_network(name: str, init: str, input_size: int = 224, seed: int = 0) 
     import torch
 
     torch.manual_seed(seed)
-    network = build_network(name, input_size)
+    network = _try_network(name, input_size)
     head = head_of(network, name)
     if init == "none":
         return Initial(network, head, "none")
     state, origin = (_imagenet(name), "imagenet") if init == "imagenet" else _read_state(init)
     _load(network, head, state, init, name)
     return Initial(network, head, origin)
+
+
+def _try_network(name: str, input_size: int) -> torch.nn.Module:
+    """A network that was shown an empty picture: many are made for sizes of their own; BundleError where it is none."""
+    import torch
+
+    try:
+        network = build_network(name, input_size)
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, input_size, input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # each network has its own
+        raise BundleError(
+            f"--network {name} takes no pictures of {input_size} pixels ({reason_of(error)}); give another"
+            " --image-size, such as 224"
+        ) from None
+    return network.train()
 
 
 def head_of(network: torch.nn.Module, name: str) -> str:

@@ -16,7 +16,7 @@ from crackbatch.image import read_image
 from crackbatch.labels import LabelRules
 from crackbatch.plots import Tile, contact_sheet
 from crackbatch.source import check_sources
-from crackbatch.split import SPLITS, write_split
+from crackbatch.split import SPLITS, check_seed, write_split
 
 _SHOWN = 8
 
@@ -50,6 +50,7 @@ def describe_dataset(
 
     The split is the one that `train` would draw with the same seed. Raises RequestError.
     """
+    check_seed(seed)
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     location = storage.check_output(out)

@@ -9,6 +9,7 @@ from typing import Any
 
 from crackbatch.augment import AUGMENTATIONS
 from crackbatch.errors import OptionError
+from crackbatch.split import check_seed
 
 BALANCES = ("none", "class", "source")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
@@ -42,8 +43,7 @@ class Recipe:
             raise OptionError(f"--learning-rate {self.learning_rate:g}: give a number above 0")
         if not 32 <= self.image_size <= 1024:
             raise OptionError(f"--image-size {self.image_size}: give a number of pixels from 32 to 1024")
-        if self.seed < 0:
-            raise OptionError(f"--seed {self.seed}: give 0 or a number above it")
+        check_seed(self.seed)
         if self.balance not in BALANCES:
             raise OptionError(f"--balance {self.balance!r}: choose from {', '.join(BALANCES)}")
         if self.augmentation not in AUGMENTATIONS:

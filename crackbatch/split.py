@@ -14,13 +14,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crackbatch import storage
-from crackbatch.errors import SourceError
+from crackbatch.errors import OptionError, SourceError
 from crackbatch.redaction import redact
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ["image_uri", "label", "group", "split", "sha256"]
 _FOLDS = 10  # validation and test are one tenth each
 _DRAWS = 20  # where groups are few, one draw may leave a split without cracks
+
+
+def check_seed(seed: int) -> None:
+    """Raise OptionError for a number that seeds no draw."""
+    if not 0 <= seed < 2**32:
+        raise OptionError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
 
 
 def draw_split(strata: Sequence[str], labels: np.ndarray, groups: Sequence[str], seed: int) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 from crackbatch import describe_dataset
 from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_split
 from crackbatch.demo import draw_tile
-from crackbatch.errors import SourceError
+from crackbatch.errors import OptionError, SourceError
 from crackbatch.labels import LabelRules
 from crackbatch.seen import write_seen
 from crackbatch.split import write_split
@@ -230,6 +230,12 @@ def test_a_split_of_other_images_is_refused(tmp_path: Path) -> None:
         with_given_split(dataset, str(tmp_path / "nowhere"))
     with pytest.raises(SourceError, match="concrete-resnet18 does not name 48 of the 48 images"):
         with_given_split(dataset, "concrete-resnet18")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none_is_refused_before_reading(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=f"--seed {seed}: give a number from 0"):
+        describe_dataset("nowhere", str(tmp_path / "out"), seed=seed)
 
 
 def test_an_overview_counts_every_image_and_draws_them(tmp_path: Path) -> None:

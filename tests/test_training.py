@@ -354,6 +354,7 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str, tmp_path: Path) -> None:
+        ({"seed": 2**32}, "--seed 4294967296"),
     out = str(tmp_path / name)
     result = train(photos, out, workers=0, network=name, init="none", image_size=64, batch_size=64, epochs=1)
     model = load_model(out)
@@ -424,3 +425,12 @@ def test_imagenet_weights_without_a_connection_name_the_other_choices(tmp_path: 
 def test_what_is_no_classifier_of_torchvision_is_refused(network: str) -> None:
     with pytest.raises(BundleError, match=network):
         initial_network(network, "none")
+@pytest.mark.parametrize(
+    ("network", "size"), [("vit_b_16", 100), ("alexnet", 32), ("inception_v3", 64), ("maxvit_t", 100)]
+)
+def test_a_size_that_a_network_cannot_take_is_refused_in_one_line(network: str, size: int) -> None:
+    with pytest.raises(BundleError, match=rf"--network {network} takes no pictures of {size} .*--image-size") as raised:
+        initial_network(network, "none", size)
+    assert "\n" not in str(raised.value)
+
+
