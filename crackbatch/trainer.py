@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,7 @@ def fit_on_ray(
     max_failures: int,
     address: str | None,
     on_epoch: Callable[[Figures], None],
+    say: Callable[[str], None],
 ) -> None:
     """Train all epochs that the checkpoints below `folder` do not hold; raises RunError where Ray gives up."""
     import ray.train
@@ -76,6 +77,7 @@ def fit_on_ray(
         cluster.start()
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         device = cluster.train_device(workers)
+        say(describe_device(device, workers, cluster.node_resources()))
         data = storage.join(folder, "data")
         storage.remove(data)
         parts = [
@@ -99,6 +101,16 @@ def fit_on_ray(
                 raise RunError(f"the training broke off ({cause_of(error)}); the same command continues it") from None
     if (failure := results.read_json(_failure_file(folder))) is not None:
         raise RunError(failure["error"])
+
+
+def describe_device(device: str, workers: int, nodes: Sequence[dict[str, float]]) -> str:
+    """What the workers train on, and why it is not the GPUs that are there; `nodes` are the nodes' resources."""
+    kind = "GPU" if device == "cuda" else "CPU"
+    said = f"training on Ray Train, {workers} {kind} worker{'s' if workers > 1 else ''}"
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if kind == "GPU" or not gpus:
+        return said
+    return f"{said}: {workers} workers need a GPU each, and the cluster has {gpus:g}; fewer --workers train on GPUs"
 
 
 def _write_part(rows: pa.Table, folder: str) -> Part:
@@ -233,7 +245,7 @@ class _Watch:
 
     def _poll(self) -> None:
         while not self._stop.wait(_POLL_S):
-            with suppress(OSError):  # a storage that does not answer now will be asked again
+            with suppress(Exception):  # each storage raises its own; it is asked again, at the end for the last time
                 self._tell()
 
     def _tell(self) -> None:

@@ -247,10 +247,9 @@ def _fit_here(
 def _fit_on_ray(recipe: Recipe, train: pa.Table, validation: pa.Table, folder: str, where: Where) -> list[Figures]:
     """Train on workers of Ray Train, unless the checkpoints hold all epochs already."""
     if len(history := _history(folder)) < recipe.epochs:
-        _say(f"training on Ray Train, {where.workers} workers")
         fit_on_ray(
             recipe, folder, train, validation, where.workers, where.max_failures, where.address,
-            _Reporter(recipe.epochs),
+            _Reporter(recipe.epochs), _say,
         )  # fmt: skip
         history = _history(folder)
     return history

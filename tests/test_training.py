@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from crackbatch.initial import initial_network
 from crackbatch.lease import Holding
 from crackbatch.pixels import deal, fits_memory, free_memory, number_rows, stream_pixels
 from crackbatch.recipe import Recipe
+from crackbatch.trainer import _Watch, describe_device
 from test_dataset import make_photos
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
@@ -173,7 +175,12 @@ def test_two_trainings_into_one_place_do_not_meet(photos: str, tmp_path: Path) -
 
 
 def test_ray_train_gives_the_same_weights_from_relative_locations(
-    trained: Path, photos: str, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    photos: str,
+    tmp_path: Path,
+    ray_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Ray Train's workers are somewhere else
     Path("deck").symlink_to(photos)
@@ -181,7 +188,33 @@ def test_ray_train_gives_the_same_weights_from_relative_locations(
     same = {**SMALL, "init": "initial.pth", "learning_rate": Recipe(init="none", batch_size=16).peak_learning_rate}
     shutil.copy(trained / "split.parquet", "split.parquet")
     train("deck", "ray", name="small", workers=1, split="split.parquet", **same)
+    assert "training on Ray Train, 1 CPU worker\n" in capfd.readouterr().err
     assert weights(tmp_path / "ray") == weights(trained)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "nodes", "said"),
+    [
+        ("cuda", 2, [{"CPU": 8, "GPU": 2}], "2 GPU workers$"),
+        ("cpu", 2, [{"CPU": 8}, {}], "2 CPU workers$"),
+        ("cpu", 2, [{"CPU": 8, "GPU": 1}, {"CPU": 2}], "2 CPU workers: .* a GPU each, and the cluster has 1; fewer"),
+    ],
+)
+def test_it_is_said_what_the_workers_train_on(
+    device: str, workers: int, nodes: list[dict[str, float]], said: str
+) -> None:
+    assert re.search(said, describe_device(device, workers, nodes))
+
+
+def test_whoever_watches_epochs_goes_on_where_a_file_cannot_be_read(tmp_path: Path) -> None:
+    told, damaged = Event(), tmp_path / "progress-0001.json"
+    with _Watch(str(tmp_path), lambda figures: told.set()):
+        os.mkfifo(damaged)
+        with open(damaged, "wb") as asked:  # opens when it is read
+            asked.write(b"no JSON")
+        damaged.unlink()
+        damaged.write_bytes(b'{"epoch": 1}')
+        assert told.wait(60)
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(photos: str, tmp_path: Path, ray_here: None) -> None:
@@ -321,6 +354,7 @@ def test_memory_is_told_also_where_no_file_tells_it(tmp_path: Path, monkeypatch:
         ({"batch_size": 1}, "--batch-size"),
         ({"learning_rate": -1.0}, "--learning-rate"),
         ({"image_size": 8}, "--image-size"),
+        ({"seed": 2**32}, "--seed 4294967296"),
         ({"balance": "all"}, "--balance"),
         ({"augmentation": "none"}, "--augmentation"),
         ({"weights": {"deck/D": 0.0}}, "--weight"),
@@ -354,7 +388,6 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str, tmp_path: Path) -> None:
-        ({"seed": 2**32}, "--seed 4294967296"),
     out = str(tmp_path / name)
     result = train(photos, out, workers=0, network=name, init="none", image_size=64, batch_size=64, epochs=1)
     model = load_model(out)
@@ -421,10 +454,6 @@ def test_imagenet_weights_without_a_connection_name_the_other_choices(tmp_path: 
         initial_network("resnet18", "imagenet")
 
 
-@pytest.mark.parametrize("network", ["resnet99", "fcn_resnet50", "squeezenet1_0"])
-def test_what_is_no_classifier_of_torchvision_is_refused(network: str) -> None:
-    with pytest.raises(BundleError, match=network):
-        initial_network(network, "none")
 @pytest.mark.parametrize(
     ("network", "size"), [("vit_b_16", 100), ("alexnet", 32), ("inception_v3", 64), ("maxvit_t", 100)]
 )
@@ -434,3 +463,7 @@ def test_a_size_that_a_network_cannot_take_is_refused_in_one_line(network: str, 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("network", ["resnet99", "fcn_resnet50", "squeezenet1_0"])
+def test_what_is_no_classifier_of_torchvision_is_refused(network: str) -> None:
+    with pytest.raises(BundleError, match=network):
+        initial_network(network, "none")
