@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch import storage
+from crackbatch.archive import Listing
 from crackbatch.bundle import absolute
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
-from crackbatch.initial import WORDS
+from crackbatch.image import EXTENSIONS
+from crackbatch.initial import WORDS, initial_network
 from crackbatch.model import Model, load_model
-from crackbatch.source import check_sources
+from crackbatch.recipe import Recipe
+from crackbatch.redaction import redact
+from crackbatch.source import check_sources, list_source
 from crackbatch.training import train
 from crackbatch.tuner import train_side_by_side
 
 _SPEED_S = 2.0
+_RECIPE = {option.name for option in fields(Recipe)}
 _SHOWN = ("accuracy", "average_precision", "f1")
 
 
@@ -64,8 +69,14 @@ def compare(
     if len(set(names)) < len(names):
         raise OptionError(f"--networks {','.join(names)}: one stands there twice")
     location = storage.check_output(out)
+    for name in names:
+        recipe = Recipe(name, **{key: value for key, value in training.items() if key in _RECIPE and value is not None})
+        initial_network(name, "none", recipe.image_size)
     # Trials have working directories of their own.
     sources, split = list(map(storage.normalize, check_sources(sources))), absolute(split) if split else None
+    for source in sources:
+        if next(list_source(source, EXTENSIONS, Listing()), None) is None:
+            raise SourceError(f"no images in {redact(source)}")
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,

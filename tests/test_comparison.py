@@ -12,7 +12,7 @@ import pytest
 
 from crackbatch import compare
 from crackbatch.bundle import read_bundle
-from crackbatch.errors import OptionError
+from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.tuner import Room, find_room
 from test_dataset import make_photos
 
@@ -43,6 +43,26 @@ def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path) -> No
 def test_a_list_of_networks_that_means_nothing_is_refused(networks: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=message):
         compare("nowhere", str(tmp_path), networks=networks)
+
+
+@pytest.mark.parametrize(
+    ("networks", "sources", "error", "message"),
+    [
+        ("resnet18,resnet99", ["deck"], BundleError, "resnet99"),
+        ("resnet18,alexnet", ["deck"], BundleError, "--network alexnet takes no pictures of 32 pixels"),
+        ("resnet18", ["deck", "nowhere"], SourceError, "no such file or folder.*nowhere"),
+        ("resnet18", ["deck", "empty"], SourceError, "no images in .*empty"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
+    networks: str, sources: list[str], error: type[Exception], message: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "deck", 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=message):
+        compare(sources, "out", networks=[networks], **{**SMALL, "image_size": 32})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
