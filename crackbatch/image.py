@@ -129,6 +129,22 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
     return picture
 
 
+def from_pillow(image: PIL.Image.Image) -> Picture:
+    """The same of an image that Pillow has opened: upright RGB, or why not."""
+    picture = Picture()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _load(image, picture)
+    except _Refused as refusal:
+        picture.status, picture.error = refusal.args
+    except MemoryError:
+        picture.status, picture.error = "failed", NO_MEMORY
+    except Exception as error:  # decoders raise whatever they like, and Pillow decodes when pixels are asked for
+        picture.status, picture.error = "corrupt", str(error) or type(error).__name__
+    return picture
+
+
 def to_input(picture: Picture, size: int) -> np.ndarray:
     """Scale an `ok` picture to the network's input: (size, size, 3) uint8, the whole picture, aspect not kept."""
     assert picture.pixels is not None
@@ -161,11 +177,16 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
         if picture.format == "png":
             _check_png(data)
         _read_exif(image, picture)
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        upright = image.transpose(turn) if turn is not None else image
-        picture.width, picture.height = upright.size
-        picture.pixels = _to_rgb(upright)
+        _load(image, picture)
+
+
+def _load(image: PIL.Image.Image, picture: Picture) -> None:
+    """Fill in the upright RGB pixels and their size."""
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    upright = image.transpose(turn) if turn is not None else image
+    picture.width, picture.height = upright.size
+    picture.pixels = _to_rgb(upright)
 
 
 @cache

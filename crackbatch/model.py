@@ -15,7 +15,7 @@ import PIL.Image
 
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.errors import BundleError
-from crackbatch.image import Picture, read_image, to_input
+from crackbatch.image import Picture, from_pillow, read_image, to_input
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,7 @@ def _to_picture(image: str | Path | np.ndarray | PIL.Image.Image) -> Picture:
     if isinstance(image, np.ndarray):
         image = PIL.Image.fromarray(image)
     if isinstance(image, PIL.Image.Image):
-        return Picture(pixels=image.convert("RGB"), width=image.width, height=image.height)
+        return from_pillow(image)
     try:
         return read_image(Path(image).read_bytes())
     except OSError as error:

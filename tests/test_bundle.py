@@ -155,3 +155,20 @@ def test_a_bundle_that_is_written_anew_is_whole_for_who_reads_it(bundle: Path) -
 def test_a_location_means_the_same_everywhere(location: str, expected: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute(location, ["none"]) == expected.format(here=tmp_path)
+
+
+def test_predict_gives_a_pillow_image_what_it_gives_its_file(tmp_path: Path) -> None:
+    picture = PIL.Image.open(_file(3)).convert("RGB")
+    turned, exif = picture.copy(), PIL.Image.Exif()
+    turned.paste((200, 200, 200), (0, 0, 227, 60))  # so that up is not down
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    PIL.Image.fromarray(grey).save(tmp_path / "sixteen.png")
+    faint = picture.convert("RGBA")
+    faint.putalpha(PIL.Image.linear_gradient("L").resize(picture.size))
+    faint.save(tmp_path / "transparent.png")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:3000])
+    files = [tmp_path / name for name in ("turned.jpg", "sixteen.png", "transparent.png", "cut.jpg")]
+    model = load_model()
+    assert model.predict([PIL.Image.open(file) for file in files]) == model.predict(files)
