@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -12,8 +13,8 @@ _Cell = tuple[str, int]
 class Sampler:
     """Says how often an epoch shows each image of a worker.
 
-    `balance` `class` shows cracks and sound concrete equally often, `source` every source and, in it, either class;
-    `weights` then multiply how often a source is shown. Without either, every image is shown once.
+    `balance` `class` shows cracks and sound concrete equally often, `source` every source and, in it, each class that
+    it has; `weights` then multiply how often a source is shown. Without either, every image is shown once.
     """
 
     def __init__(
@@ -56,10 +57,13 @@ def _cells(labels: np.ndarray, sources: np.ndarray) -> dict[_Cell, np.ndarray]:
 def _quotas(sizes: Mapping[_Cell, int], balance: str, weights: Mapping[str, float]) -> dict[_Cell, int]:
     """How many images of each cell an epoch shows."""
     by_class = {label: sum(size for cell, size in sizes.items() if cell[1] == label) for label in (0, 1)}
-    even = {"none": sizes, "class": {cell: size / by_class[cell[1]] for cell, size in sizes.items()}}
-    shares = {
-        cell: float(even[balance][cell] if balance in even else 1) * weights.get(cell[0], 1) for cell in sizes
-    }  # fmt: skip
+    num_classes = Counter(source for source, _ in sizes)
+    even: dict[str, dict[_Cell, float]] = {
+        "none": dict(sizes),
+        "class": {cell: size / by_class[cell[1]] for cell, size in sizes.items()},
+        "source": {cell: 1 / num_classes[cell[0]] for cell in sizes},
+    }
+    shares = {cell: share * weights.get(cell[0], 1) for cell, share in even[balance].items()}
     total = sum(size * weights.get(cell[0], 1) for cell, size in sizes.items())
     scale = total / sum(shares.values())
     return {cell: max(1, round(share * scale)) for cell, share in shares.items()}
