@@ -44,7 +44,10 @@ _BATCH = 256
 
 @dataclass
 class Report:
-    """What was found in the sources and left out: counts, and examples of what needs a person's look."""
+    """What was found in the sources and left out: counts, and examples of what needs a person's look.
+
+    `grouped` counts labelled images by what told their groups.
+    """
 
     unlabelled: int = 0
     listed_twice: int = 0
@@ -53,6 +56,7 @@ class Report:
     contradictions: list[str] = field(default_factory=list)
     near_duplicates: int = 0
     problems: list[str] = field(default_factory=list)
+    grouped: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
         """The report as a person reads it; nothing where nothing was left out."""
@@ -207,10 +211,13 @@ def _label(table: pa.Table, source: str, name: str, rules: LabelRules, report: R
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
     parts = [name if found is None else found[1] or _parent_name(root) for found in from_paths]
     groups = [rules.group(path) for path in whole]
+    told = ["blocks of neighbouring names" if group is None else "photos that paths name" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
     if (cells := _carried(table, rules.group_column)) is not None:
         groups = [group if cell is None else str(cell) for cell, group in zip(cells, groups, strict=True)]
+        column = f"a manifest's column {rules.group_column}"
+        told = [name if cell is None else column for cell, name in zip(cells, told, strict=True)]
     if len(set(parts)) > _MAX_PARTS:
         parts = [name] * len(uris)
     known = [f"{name}/{group or block}" for group, block in zip(groups, name_blocks(paths), strict=True)]
@@ -224,6 +231,7 @@ def _label(table: pa.Table, source: str, name: str, rules: LabelRules, report: R
             "guessed": pa.array([group is None for group in groups]),
         }
     )
+    report.grouped.update(name for name, label in zip(told, labels, strict=True) if label is not None)
     report.unlabelled += labelled.column(LABEL_COLUMN).null_count
     return labelled.filter(labelled.column(LABEL_COLUMN).is_valid())
 

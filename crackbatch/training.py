@@ -123,7 +123,8 @@ def train(
             dataset = read_listed(listed)
             dataset = with_given_split(dataset, absolute(split)) if split else with_split(dataset, seed)
             _check_weights(recipe, dataset)
-            return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, names, built, where)
+            said = f"given by {_short(split)}" if split else _describe_draw(dataset, seed)
+            return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, said, names, built, where)
     finally:
         storage.remove_folders(made)  # a request that is refused leaves nothing behind
 
@@ -153,6 +154,7 @@ def _train(
     name: str,
     recipe: Recipe,
     dataset: Dataset,
+    split: str,
     sources: Sequence[str],
     built: Initial,
     where: Where,
@@ -179,7 +181,8 @@ def _train(
     else:
         validation = held_or_streamed(validation, marks_of(rows), recipe.image_size, neighbours=1)
         history = _fit_here(recipe, train_rows, validation, built, Checkpoints(folder))
-    about = {"fingerprint": fingerprint, "recipe": described, "data": [_short(source) for source in sources]}
+    data = [_short(source) for source in sources]
+    about = {"fingerprint": fingerprint, "recipe": described, "data": data, "split": split}
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(), validation)
     write_seen(out, *(dataset.table.column(name).to_pylist() for name in ("sha256", "split")))
@@ -189,6 +192,11 @@ def _train(
     write_bundle(bundle, weights)
     storage.remove(folder)
     return TrainResult(bundle, history, trained=True)
+
+
+def _describe_draw(dataset: Dataset, seed: int) -> str:
+    groups = ", ".join(name for name, _ in dataset.report.grouped.most_common())
+    return f"drawn with seed {seed}, by group: {groups}"
 
 
 def _finished(out: str, fingerprint: str) -> Bundle | None:

@@ -130,6 +130,7 @@ def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
     assert dataset.labels.sum() == 12
     assert set(dataset.table.column("group").to_pylist()) == {f"labels.csv/pier {pier}" for pier in range(6)}
     assert (dataset.report.unlabelled, dataset.report.listed_twice) == (1, 1)
+    assert dataset.report.grouped == {"a manifest's column pier": 24}
     assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
 
 

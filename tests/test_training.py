@@ -77,6 +77,9 @@ def test_a_bundle_says_how_it_was_made_and_scores(trained: Path, photos: str) ->
     assert bundle.training["images"] == {name: dataset.part(name).num_rows for name in ("train", "validation", "test")}
     assert bundle.training["data"] == ["deck"]
     file = next(Path(photos).rglob("*.jpg"))
+    card = (trained / "MODEL_CARD.md").read_text()
+    assert "| split | drawn with seed 0, by group: photos that paths name |" in card
+    assert f"| split digest | {dataset.digest} |" in card
     assert 0 <= load_model(str(trained)).predict([file])[0] <= 1
     history = pq.read_table(trained / "metrics.parquet").to_pylist()
     assert [row["epoch"] for row in history] == [1, 2, 3]
@@ -399,7 +402,9 @@ def test_a_network_trains_a_step_and_is_saved_and_loaded(name: str, photos: str,
 def test_freezing_trains_the_head_alone_and_few_errors_are_said(
     trained: Path, photos: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train(photos, str(tmp_path / "frozen"), workers=0, **{**SMALL, "init": str(trained), "epochs": 1}, freeze=True)
+    options = {**SMALL, "init": str(trained), "epochs": 1, "split": str(trained)}
+    train(photos, str(tmp_path / "frozen"), workers=0, **options, freeze=True)
+    assert "| split | given by small |" in (tmp_path / "frozen" / "MODEL_CARD.md").read_text()
     before, after = (safetensors.torch.load(weights(folder)) for folder in (trained, tmp_path / "frozen"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
