@@ -51,6 +51,19 @@ def test_figures_are_those_of_scoring_each_image(photos: Path, evaluated: Path) 
     assert 0 <= said["precision_at_prevalence"]["precision"] <= 1
 
 
+def test_each_source_and_all_of_them_are_measured(tmp_path: Path) -> None:
+    sources = [str(make_photos(tmp_path / name, num, seed=1000 * num)) for name, num in (("north", 6), ("south", 9))]
+    said = evaluate(sources, str(tmp_path / "out"), threshold=0.5).metrics["sources"]
+    assert {name: part["images"] for name, part in said.items()} == {"north/D": 24, "south/D": 36, "all": 60}
+    for count in ("images", "cracked", "groups"):
+        assert said["all"][count] == said["north/D"][count] + said["south/D"][count]
+    for count, num in said["all"]["confusion"].items():
+        assert num == said["north/D"]["confusion"][count] + said["south/D"]["confusion"][count]
+    parts = [said[name]["metrics"]["accuracy"]["value"] * said[name]["images"] for name in ("north/D", "south/D")]
+    assert said["all"]["metrics"]["accuracy"]["value"] == pytest.approx(sum(parts) / 60)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["sources"].keys() == said.keys()
+
+
 def test_wrong_labels_stand_first_among_the_errors(photos: Path, evaluated: Path) -> None:
     errors = pq.read_table(evaluated / "errors.parquet").to_pandas()
     wrong = {"deck/D/CD/7900-1.jpg", "deck/D/UD/7900-2.jpg"}

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -22,7 +23,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from crackbatch import load_model, train
+from crackbatch import augment, load_model, train
 from crackbatch.augment import Augmentation
 from crackbatch.bundle import read_bundle
 from crackbatch.dataset import read_dataset, with_split
@@ -76,10 +77,10 @@ def test_a_bundle_says_how_it_was_made_and_scores(trained: Path, photos: str) ->
     assert bundle.training["split_digest"] == dataset.digest
     assert bundle.training["images"] == {name: dataset.part(name).num_rows for name in ("train", "validation", "test")}
     assert bundle.training["data"] == ["deck"]
-    file = next(Path(photos).rglob("*.jpg"))
     card = (trained / "MODEL_CARD.md").read_text()
     assert "| split | drawn with seed 0, by group: photos that paths name |" in card
     assert f"| split digest | {dataset.digest} |" in card
+    file = next(Path(photos).rglob("*.jpg"))
     assert 0 <= load_model(str(trained)).predict([file])[0] <= 1
     history = pq.read_table(trained / "metrics.parquet").to_pylist()
     assert [row["epoch"] for row in history] == [1, 2, 3]
@@ -102,13 +103,53 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 def test_augmentation_shows_each_time_another_part_of_the_picture(strength: str, least: float, most: float) -> None:
     stripes = np.zeros((160, 160, 3), np.uint8)
     stripes[:, np.arange(160) // 4 % 2 == 0] = 200
-    augment = Augmentation(80, 0, strength)
-    shown = [augment(stripes, 0, number, number) for number in range(100)]
+    change = Augmentation(80, 0, strength)
+    shown = [change(stripes, 0, number, number) for number in range(100)]
     assert len({picture.tobytes() for picture in shown}) == 100
-    assert all((augment(stripes, 0, number, number) == shown[number]).all() for number in range(10))
+    assert all((change(stripes, 0, number, number) == shown[number]).all() for number in range(10))
     shares = [_count_edges(picture) / 39 for picture in shown]
     assert least - 1 / 39 <= min(shares) < most
     assert max(shares) > 0.95
+
+
+CORNERS = np.zeros((96, 96, 3), np.uint8)
+CORNERS[:48, :48], CORNERS[:48, 48:], CORNERS[48:, :48], CORNERS[48:, 48:] = 40, 80, 120, 160
+
+
+def augmented(pixels: np.ndarray, num: int = 400) -> list[np.ndarray]:
+    change = Augmentation(64, 0, "full")
+    return [change(pixels, 0, number, number).astype(float) for number in range(num)]
+
+
+def test_augmentation_flips_and_turns_as_often_each_way() -> None:
+    corners = [picture[[2, 2, -3, -3], [2, -3, 2, -3], 0] for picture in augmented(CORNERS)]
+    ways = Counter(tuple(np.argsort(corner)) for corner in corners)
+    assert len(ways) == 8
+    assert all(25 <= num <= 80 for num in ways.values())
+
+
+def test_augmentation_changes_light_contrast_and_colour() -> None:
+    light = [picture.mean() / 120 for picture in augmented(np.full((96, 96, 3), 120, np.uint8))]
+    assert (min(light), max(light)) == (pytest.approx(0.65, abs=0.03), pytest.approx(1.35, abs=0.03))
+    halves = np.repeat(np.array([100, 150], np.uint8), 48)[:, None, None] + np.zeros((1, 96, 3), np.uint8)
+    contrast = [np.ptp(picture[8::47, 8::47]) / picture[8::47, 8::47].mean() / 0.4 for picture in augmented(halves)]
+    assert min(contrast) < 0.75
+    assert max(contrast) > 1.25
+    colour = [np.ptp(picture.mean((0, 1))) for picture in augmented(np.full((96, 96, 3), (150, 100, 100), np.uint8))]
+    assert min(colour) < 3
+    assert max(colour) > 70
+
+
+def test_augmentation_blurs_some_pictures_and_saves_some_as_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    grain = np.random.default_rng(0).integers(60, 180, (96, 96, 1), np.uint8).repeat(3, 2)
+    shown = augmented(grain)
+    monkeypatch.setitem(augment._RANGES, "full", augment._RANGES["full"]._replace(noise=0))
+    plain = augmented(grain)  # the same but for that: it is drawn last
+    changed = [number for number in range(400) if (shown[number] != plain[number]).any()]
+    assert len(changed) / 400 == pytest.approx(1 - 0.85**2, abs=0.07)
+    grains = [np.abs(np.diff(shown[at], axis=0)).mean() / np.abs(np.diff(plain[at], axis=0)).mean() for at in changed]
+    assert sum(left < 0.85 for left in grains) >= 20  # blurred
+    assert sum(left > 0.95 for left in grains) >= 20  # a JPEG
 
 
 def _count_edges(picture: np.ndarray) -> int:
@@ -244,6 +285,25 @@ def test_ray_train_gives_the_same_weights_and_survives_its_workers_death(
     assert process.returncode == 0, errors.decode()
     assert weights(out) == weights(trained)
     assert [line.split()[1] for line in errors.decode().splitlines() if line.startswith("epoch ")] == ["1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_without_failures_to_recover_from_a_workers_death_ends_the_training_until_it_is_asked_for_again(
+    trained: Path, photos: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "ray"
+    train_there = command(photos, out, "--workers=1", "--max-failures=0")
+    process = subprocess.Popen(train_there, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for((out / "training" / "epoch-0001.pt").exists, process, 200)
+    (worker,) = train_workers(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 1
+    last = errors.decode().splitlines()[-1]
+    assert re.search(r"crackbatch: the training broke off \(.*\); the same command continues it$", last)
+    again = subprocess.run(train_there, capture_output=True, text=True, check=True)
+    assert "epoch 1 of 3" not in again.stderr
+    assert weights(out) == weights(trained)
 
 
 def train_workers(driver: int) -> list[int]:
