@@ -278,7 +278,7 @@ def test_ray_train_gives_the_same_weights_and_survives_its_workers_death(
 ) -> None:
     out = tmp_path / "ray"
     process = subprocess.Popen(command(photos, out, "--workers=1"), stderr=subprocess.PIPE, start_new_session=True)
-    wait_for((out / "training" / "epoch-0001.pt").exists, process, 200)
+    wait_for((out / "training" / "progress-0001.json").exists, process, 200)
     (worker,) = train_workers(process.pid)
     os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=250)
