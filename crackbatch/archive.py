@@ -21,6 +21,8 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crackbatch.errors import RunError
+
 # Suffix → kind. Longer suffixes come first: ".tar.gz" before ".gz" could ever be asked for.
 KINDS = {
     ".tar.gz": "tar.gz",
@@ -276,7 +278,7 @@ def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, spool: IO
     copied = 0
     try:
         while chunk := source.read(_CHUNK):
-            spool.write(chunk)
+            _write(spool, chunk)
             copied += len(chunk)
     except _STREAM_ERRORS as error:
         return member._replace(
@@ -284,6 +286,16 @@ def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, spool: IO
             error=f"its archive breaks off inside it, after {copied:,} of {info.size:,} bytes ({error})",
         )  # fmt: skip
     return member._replace(start=start)
+
+
+def _write(spool: IO[bytes], chunk: bytes) -> None:
+    """Write to the spool; a disk that takes no more is no fault of the archive's, and the run's end."""
+    try:
+        spool.write(chunk)
+    except OSError as error:
+        raise RunError(
+            f"an archive cannot be unpacked into the run's folder ({error}); make room and run again"
+        ) from error
 
 
 class _StrictTarInfo(tarfile.TarInfo):

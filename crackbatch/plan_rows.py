@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from contextlib import contextmanager, nullcontext
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
 from crackbatch import storage
 from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet, list_tar, list_zip
-from crackbatch.errors import SourceError
+from crackbatch.errors import CrackbatchError, RunError
 from crackbatch.redaction import as_text, reason_of, redact
+from crackbatch.retry import is_transient
 from crackbatch.source import Object
 
 SCHEMA = pa.schema(
@@ -86,23 +87,22 @@ def list_archive(
     if scratch is not None and storage.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
         location, container_version = _copy_to_scratch(found, scratch), ""
     rows = _ArchiveRows(found, location, container_version)
-    try:
-        if found.kind.startswith("tar.") and scratch is not None:
-            target = storage.join(scratch, f"{_digest(found.location + found.version)}.images")
-            rows.container, rows.container_version = os.fsencode(target), ""
-            with storage.new_file(target) as spool:
-                rows.fill(_members(found, location, listing, wanted, spool))
-        else:
-            rows.fill(_members(found, location, listing, wanted, None))
-    except _NoImageColumn:
-        return None
-    except SourceError:
-        raise
-    except Exception as error:  # a storage's own error, or a reader's at a file that is no archive at all
-        if scratch is not None and isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    is_unpacked = found.kind.startswith("tar.") and scratch is not None
+    if is_unpacked:
+        assert scratch is not None
+        target = storage.join(scratch, f"{_digest(found.location + found.version)}.images")
+        rows.container, rows.container_version = os.fsencode(target), ""
+    with storage.new_file(target) if is_unpacked else nullcontext() as spool:
+        try:
+            rows.fill(_members(found, location, listing, wanted, spool))
+        except _NoImageColumn:
+            return None
+        except CrackbatchError:
             raise
-        storage.check_credentials(error, found.location)
-        listing.problems.append(f"cannot be read: {reason_of(error)}")
+        except _Unread as error:
+            listing.problems.append(_why_unread(error, found.location))
+        except Exception as error:  # a reader's at a file that is no archive at all
+            listing.problems.append(f"cannot be read: {reason_of(error)}")
     shown = redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
     return rows.table(), listing
@@ -110,6 +110,42 @@ def list_archive(
 
 class _NoImageColumn(Exception):
     pass
+
+
+class _Unread(Exception):
+    """A storage does not give an archive's bytes, for its cause: of those, damaged ones are errors of other classes."""
+
+
+@contextmanager
+def _asking_storage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each storage raises its own
+        raise _Unread from error
+
+
+class _File:
+    """An archive's file, whose readers take no error of its storage for one of its bytes: to them both are OSErrors."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        with _asking_storage():
+            return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _why_unread(error: _Unread, location: str) -> str:
+    """The problem of an archive that its storage does not give; RunError where another time it would."""
+    cause = error.__cause__
+    assert cause is not None
+    storage.check_credentials(cause, location)
+    if not storage.is_local(location) and is_transient(cause):
+        raise RunError(f"the storage of {redact(location)} fails ({reason_of(cause)}); run again") from cause
+    return f"cannot be read: {reason_of(cause)}"
 
 
 def _members(
@@ -122,7 +158,10 @@ def _members(
     def want(name: str) -> bool:
         return wanted(name, listing)
 
-    with storage.open_file(location) as file:
+    with _asking_storage():
+        opened = storage.open_file(location)
+    with opened:
+        file = cast(IO[bytes], _File(opened))
         if found.kind == "zip":
             yield from list_zip(file, listing, want)
         elif found.kind == "parquet":

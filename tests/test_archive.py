@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -16,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crackbatch.errors import SourceError
+from crackbatch.archive import Listing, list_tar
+from crackbatch.errors import RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
@@ -199,6 +202,42 @@ def test_a_tar_cut_between_members_is_noticed(tmp_path: Path, tiles: dict[str, b
     plan = plan_of(tmp_path / "a.tar")
     assert plan.table.num_rows == len(tiles)
     assert "no end marker" in plan.listing.problems[0]
+
+
+def tar_of(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.bz2", "tar.xz"])
+def test_a_disk_that_is_full_is_no_damage_of_the_archive_that_is_unpacked(
+    tmp_path: Path, tiles: dict[str, bytes], kind: str
+) -> None:
+    archive = tar_of(tmp_path / f"a.{kind}", tiles)
+    listing = Listing()
+    with (
+        archive.open("rb") as file,
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(RunError, match=r"No space left on device.*run again"),
+    ):
+        list(list_tar(file, kind, listing, lambda _: True, full))
+    assert listing.problems == []
+
+
+def test_a_file_that_may_not_grow_ends_the_planning_and_leaves_no_half_of_it(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "a.tar.gz", {f"{number}.jpg": os.urandom(1 << 20) for number in range(4)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, before[1]))
+    try:
+        with pytest.raises(RunError, match="File too large"):
+            plan_of(archive)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_damaged_gzip_stream_is_noticed(tmp_path: Path, tiles: dict[str, bytes]) -> None:

@@ -9,19 +9,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
 from conftest import SECRET
 from crackbatch import retry
+from crackbatch.archive import Listing
 from crackbatch.errors import RunError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
+from crackbatch.plan_rows import list_archive
 from crackbatch.retry import num_retries
 from crackbatch.shards import shard_sizes
+from crackbatch.source import list_source
 from faulty import FAULTS, Faults, FaultyProxy
-from test_archive import zip_with
+from test_archive import tar_of, zip_with
 
 
 @pytest.fixture
@@ -117,6 +122,37 @@ def test_credentials_that_expire_while_archives_are_listed_end_the_run(
     through(Faults(expires_after=3))
     with pytest.raises(RunError, match=r"refuses this job's credentials at s3://.*zip.*renew them and run again"):
         make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+
+
+@pytest.mark.parametrize("fault", ["expired", "503"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+def test_a_store_that_fails_while_an_archive_is_read_is_no_damage_of_the_archive(
+    kind: str, fault: str, s3: str, bucket: str, through: Callable[[Faults], None], tmp_path: Path
+) -> None:
+    images = {f"{number}.jpg": os.urandom(3 << 20) for number in range(4)}
+    put(s3, f"{bucket}/a.{kind}", archive_of(kind, images, tmp_path))
+    faults = Faults(kinds=("503",))
+    through(faults)
+    (found,) = list_source(f"s3://inspections/{bucket}/a.{kind}", EXTENSIONS, Listing())
+
+    def fail(*_: object) -> bool:
+        faults.expires_after, faults.share = (0, 0) if fault == "expired" else (None, 1)
+        return True
+
+    if kind in ("zip", "parquet"):  # all of their directories is read at once
+        fail()
+    message = "token has expired.*renew them and" if fault == "expired" else "(Please reduce|Service Unavailable).*;"
+    with pytest.raises(RunError, match=rf"/a\.{kind}.*{message} run again"):
+        list_archive(found, fail, str(tmp_path / "scratch"))
+
+
+def archive_of(kind: str, images: dict[str, bytes], folder: Path) -> bytes:
+    if kind == "zip":
+        return zip_with(zipfile.ZIP_STORED, images)
+    if kind == "parquet":
+        pq.write_table(pa.table({"bytes": list(images.values())}), folder / "a.parquet", row_group_size=5)
+        return (folder / "a.parquet").read_bytes()
+    return tar_of(folder / f"a.{kind}", images).read_bytes()
 
 
 def replaced(s3: str, key: str, data: bytes) -> None:
