@@ -141,13 +141,18 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
         data = retrying(lambda: _read_object(filesystem, path, size))
         content = _check_whole(row, data)
         listed = row["container_version"]
-        if content.data is not None and storage.lists_versions(location) and not _is_version(data, listed):
+        if content.data is not None and _names_versions(location) and not _is_version(data, listed):
             now = storage.version(storage.info(location))
             if now != listed:
                 return _Content(None, "changed", f"replaced since it was listed: {redact(location)}; run again")
         return content
     except Exception as error:  # each storage raises its own
         return _failure(error, location)
+
+
+def _names_versions(location: str) -> bool:
+    """Whether its listed version can be compared: a page of links names none, so that each file was asked for it."""
+    return storage.lists_versions(location) or storage.scheme(location) in ("http", "https")
 
 
 def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
@@ -275,25 +280,33 @@ def _unzip(row: dict[str, Any], chunk: memoryview) -> _Content:
 
 def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[_Content]:
     """Cells of an image column, streamed through their row groups; the first error is that of all that follow."""
-    location = os.fsdecode(rows[0]["container"])
-    served = 0
+    location, listed = os.fsdecode(rows[0]["container"]), rows[0]["container_version"]
+    failure, served = _changed_archive(location), 0
     try:
-        if rows[0]["container_version"]:
-            now = _stat_version(location)
-            if now != rows[0]["container_version"]:
-                for _ in rows:
-                    yield _changed_archive(location)
-                return
-        with storage.open_file(location) as file:
-            parquet = pq.ParquetFile(file)
-            for content in _parquet_cells(parquet, rows):
-                yield content
-                served += 1
+        if listed in ("", _stat_version(location)):
+            with storage.open_file(location) as file:
+                for contents in _in_blocks(_parquet_cells(pq.ParquetFile(file), rows)):
+                    if listed not in ("", _stat_version(location)):  # afterwards, as of ranges
+                        break
+                    yield from contents
+                    served += len(contents)
     except RunError:
         raise
     except Exception as error:  # as in _read_rows, but some rows may be out already
-        for _ in rows[served:]:
-            yield _failure(error, location)
+        failure = _failure(error, location)
+    for _ in rows[served:]:
+        yield failure
+
+
+def _in_blocks(contents: Iterable[_Content]) -> Iterator[list[_Content]]:
+    block, held = [], 0
+    for content in contents:
+        block.append(content)
+        held += len(content.data or b"")
+        if held >= _MAX_BLOCK_BYTES:
+            yield block
+            block, held = [], 0
+    yield block
 
 
 def _stat_version(location: str) -> str:

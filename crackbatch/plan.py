@@ -24,8 +24,8 @@ from crackbatch.archive import (
 )
 from crackbatch.errors import SourceError
 from crackbatch.manifest import URI_COLUMN, Manifest
-from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive
-from crackbatch.redaction import as_text, reason_of, redact
+from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive, look_at
+from crackbatch.redaction import as_text, redact
 from crackbatch.source import Object, list_source, pass_over_name
 from crackbatch.table import CARRIED, IDENTITY, identity_keys
 
@@ -181,7 +181,7 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
         listing.pass_over("images listed twice", repeated)
     rows, order = Rows(), []
     with ThreadPoolExecutor(_LISTING_THREADS) as threads:
-        for (row, _), found in zip(loose, threads.map(lambda item: _stat(item[1]), loose), strict=True):
+        for (row, _), found in zip(loose, threads.map(lambda item: look_at(item[1]), loose), strict=True):
             add_loose(rows, found, scratch)
             order.append(row)
     tables = [rows.table()]
@@ -202,25 +202,8 @@ def _absolute(uri: str, folder: str) -> str:
     return storage.normalize(uri)
 
 
-def _stat(location: str) -> Object:
-    try:
-        if storage.is_local(location):
-            status = os.stat(location)
-            return Object(location, status.st_size, storage.local_version(status), None)
-        info = storage.info(location)
-        size = info.get("size")
-        return Object(location, None if size is None else int(size), storage.version(info), None)
-    except FileNotFoundError:
-        return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
-    except SourceError:
-        raise
-    except Exception as error:  # each cloud library raises its own
-        storage.check_credentials(error, location)
-        return Object(location, None, "", None, "unreadable", reason_of(error))
-
-
 def _pick_members(container: str, names: dict[str, int], listing: Listing, scratch: str | None) -> pa.Table:
-    found = _stat(container)._replace(kind=kind_of(container))
+    found = look_at(container)._replace(kind=kind_of(container))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
     rows = Rows()

@@ -9,10 +9,11 @@ from contextlib import contextmanager, nullcontext
 from typing import IO, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crackbatch import storage
 from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet, list_tar, list_zip
-from crackbatch.errors import CrackbatchError, RunError
+from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.redaction import as_text, reason_of, redact
 from crackbatch.retry import is_transient
 from crackbatch.source import Object
@@ -77,6 +78,24 @@ def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
     )  # fmt: skip
 
 
+def look_at(location: str) -> Object:
+    """An object as it is now, whatever a listing said; its status is set where it cannot be had."""
+    try:
+        if storage.is_local(location):
+            status = os.stat(location)
+            return Object(location, status.st_size, storage.local_version(status), None)
+        info = storage.info(location)
+        size = info.get("size")
+        return Object(location, None if size is None else int(size), storage.version(info), None)
+    except FileNotFoundError:
+        return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
+    except SourceError:
+        raise
+    except Exception as error:  # each cloud library raises its own
+        storage.check_credentials(error, location)
+        return Object(location, None, "", None, "unreadable", reason_of(error))
+
+
 def list_archive(
     found: Object, wanted: Callable[[str, Listing], bool], scratch: str | None
 ) -> tuple[pa.Table, Listing] | None:
@@ -105,7 +124,22 @@ def list_archive(
             listing.problems.append(f"cannot be read: {reason_of(error)}")
     shown = redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
-    return rows.table(), listing
+    return _check_unpacked(found, rows.table()) if is_unpacked else rows.table(), listing
+
+
+def _check_unpacked(found: Object, table: pa.Table) -> pa.Table:
+    """The rows of an archive that was unpacked; without their bytes where it is no longer what was listed.
+
+    The scratch is all that is read of it later, so that nobody looks at its version again.
+    """
+    now = look_at(found.location)
+    if now.status is None and now.version == found.version:
+        return table
+    status = now.status or "changed"
+    error = now.error or f"{redact(found.location)} changed since it was listed; run again"
+    error_column = pc.if_else(pc.is_null(table["status"]), error, table["error"])
+    table = table.set_column(table.column_names.index("error"), "error", error_column)
+    return table.set_column(table.column_names.index("status"), "status", pc.fill_null(table["status"], status))
 
 
 class _NoImageColumn(Exception):

@@ -105,7 +105,7 @@ def version(info: dict[str, Any]) -> str:
         if info.get(key):
             return str(info[key]).strip('"')
     size = info.get("size")
-    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+    for key in ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"):
         moment = info.get(key)
         if isinstance(moment, datetime):
             return f"{moment.isoformat()}-{size}"

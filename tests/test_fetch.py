@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -26,7 +29,7 @@ from crackbatch.retry import num_retries
 from crackbatch.shards import shard_sizes
 from crackbatch.source import list_source
 from faulty import FAULTS, Faults, FaultyProxy
-from test_archive import tar_of, zip_with
+from test_archive import tar_of, write_files, zip_with
 
 
 @pytest.fixture
@@ -174,21 +177,106 @@ def deleted(s3: str, key: str, _: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "status"), [(replaced, "changed"), (grown, "changed"), (cut_short, "changed"), (deleted, "missing")]
 )
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
 def test_an_object_that_changes_after_listing_never_gives_new_pixels_under_its_old_version(
-    change: Callable[[str, str, bytes], None], status: str, s3: str, bucket: str, tiles: dict[str, bytes]
-) -> None:
-    archive = zip_with(zipfile.ZIP_STORED, tiles)
-    for name, data in {**tiles, "tiles.zip": archive}.items():
+    kind: str, change: Callable[[str, str, bytes], None], status: str, s3: str, bucket: str, tmp_path: Path,
+    tiles: dict[str, bytes],
+) -> None:  # fmt: skip
+    archive = archive_of(kind, tiles, tmp_path)
+    for name, data in {**tiles, f"tiles.{kind}": archive}.items():
         put(s3, f"{bucket}/{name}", data)
-    plan = make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+    plan = make_plan([f"s3://inspections/{bucket}"], EXTENSIONS, scratch=str(tmp_path / "scratch"))
     change(s3, f"{bucket}/tile-01.jpg", tiles["tile-01.jpg"])
-    change(s3, f"{bucket}/tiles.zip", archive)
+    change(s3, f"{bucket}/tiles.{kind}", archive)
     rows = fetch_all(plan)
     assert len(rows) == 2 * len(tiles)
     for row in rows:
-        of_changed = row["archive"] is not None or str(row["image_uri"]).endswith("tile-01.jpg")
+        # What is unpacked while it is listed is of the listed version, whatever comes after.
+        of_changed = kind != "tar.gz" if row["archive"] else str(row["image_uri"]).endswith("tile-01.jpg")
         assert row["status"] == (status if of_changed else None), row["error"]
         assert (row["bytes"] is None) == of_changed
+    assert {row["bytes"] for row in rows} - {None} <= set(tiles.values())
+
+
+@pytest.mark.parametrize(("change", "status"), [(replaced, "changed"), (grown, "changed"), (deleted, "missing")])
+def test_an_archive_that_changes_while_it_is_unpacked_gives_no_pixels(
+    change: Callable[[str, str, bytes], None], status: str, s3: str, bucket: str, tmp_path: Path
+) -> None:
+    images = {f"{number}.jpg": os.urandom(3 << 20) for number in range(4)}  # more than is read at once
+    archive = archive_of("tar.gz", images, tmp_path)
+    put(s3, f"{bucket}/a.tar.gz", archive)
+    (found,) = list_source(f"s3://inspections/{bucket}/a.tar.gz", EXTENSIONS, Listing())
+
+    def change_now(*_: object) -> bool:
+        change(s3, f"{bucket}/a.tar.gz", archive)
+        return True
+
+    listed = list_archive(found, change_now, str(tmp_path / "scratch"))
+    assert listed is not None
+    statuses = listed[0]["status"].to_pylist()
+    assert statuses
+    assert set(statuses) <= {status, "truncated"}
+    assert statuses[0] == status
+
+
+def test_a_local_archive_that_is_replaced_while_it_is_unpacked_gives_no_pixels(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    tar_of(tmp_path / "a.tar.gz", tiles)
+    (found,) = list_source(str(tmp_path / "a.tar.gz"), EXTENSIONS, Listing())
+    tar_of(tmp_path / "other.tar.gz", tiles).replace(tmp_path / "a.tar.gz")
+    listed = list_archive(found, lambda *_: True, str(tmp_path / "scratch"))
+    assert listed is not None
+    assert set(listed[0]["status"].to_pylist()) == {"changed"}
+    assert "run again" in listed[0]["error"][0].as_py()
+
+
+def test_a_parquet_file_that_changes_while_it_is_read_gives_no_new_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crackbatch.fetch._MAX_BLOCK_BYTES", 1 << 20)
+    path, old, new = tmp_path / "a.parquet", [os.urandom(100_000) for _ in range(60)], bytes(100_000)
+    options = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"bytes": old}), path, **options)
+    blocks = fetch(make_plan([str(path)], EXTENSIONS).table)
+    rows = next(blocks).to_pylist()
+    changed = path.read_bytes()
+    for data in old:
+        changed = changed.replace(data, new)
+    path.write_bytes(changed)
+    rows += [row for block in blocks for row in block.to_pylist()]
+    read = [row["bytes"] for row in rows if row["status"] is None]
+    assert 0 < len(read) < len(rows) == 60
+    assert read == old[: len(read)]
+    assert {row["status"] for row in rows[len(read) :]} == {"changed"}
+
+
+@pytest.mark.parametrize("header", ["Last-Modified", "ETag"])
+def test_a_file_on_a_web_server_that_is_replaced_by_one_of_its_size_is_seen_to_have_changed(
+    header: str, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    folder = write_files(tmp_path / "www", {"a.jpg": tiles["tile-00.jpg"]})
+    os.utime(folder / "a.jpg", (1e9, 1e9))
+
+    class Handler(SimpleHTTPRequestHandler):
+        def send_header(self, name: str, value: str) -> None:
+            super().send_header(header if name == "Last-Modified" else name, value)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        source = f"http://127.0.0.1:{server.server_port}/a.jpg"
+        plan = make_plan([source], EXTENSIONS)
+        assert [row["bytes"] for row in fetch_all(plan)] == [tiles["tile-00.jpg"]]
+        (folder / "a.jpg").write_bytes(bytes(len(tiles["tile-00.jpg"])))
+        assert [row["status"] for row in fetch_all(plan)] == ["changed"]
+        assert make_plan([source], EXTENSIONS).table["version"][0] != plan.table["version"][0]
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_local_file_that_changes_after_listing_never_gives_new_pixels(
