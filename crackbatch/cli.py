@@ -41,6 +41,7 @@ app = typer.Typer(
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_PATIENCE_S = 2.5  # `ray job stop` kills after three
 _DATA_HELP = "Labelled images, in sources as for score: folders or archives named after their label, or manifests."
 _Address = Annotated[
     str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
@@ -117,9 +118,9 @@ def score(
     ] = None,
 ) -> None:
     """Score every image in the sources; the same command continues a run that was broken off."""
-    from crackbatch import scoring
-
     with _interruptible("what is done is kept, and the same command continues the run"):
+        from crackbatch import scoring
+
         summary = scoring.score(
             sources,
             out,
@@ -390,24 +391,26 @@ def _run_app() -> None:
 def _interruptible(mend: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a command in one line that says what becomes of its work, at once: Ray takes its time.
 
-    A second one does not wait for Ray either.
+    A second one does not wait for Ray either, nor does the process for longer than a moment.
     """
 
     def stop(*_: object) -> None:
-        for number in _STOPPING:
+        for number in (*_STOPPING, signal.SIGALRM):
             signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
-        redraw = REDRAW if sys.stderr.isatty() else ""  # instead of the line that says how far it is
-        print(f"{redraw}crackbatch: interrupted; {mend}", file=sys.stderr, flush=True)
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
+        redraw = REDRAW if terminal.isatty() else ""  # instead of the line that says how far it is
+        print(f"{redraw}crackbatch: interrupted; {mend}", file=terminal, flush=True)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in _STOPPING}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(mend) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with os.fdopen(os.dup(2), "w") as terminal:  # while Ray starts, standard error itself leads nowhere
+        before = {number: signal.signal(number, stop) for number in _STOPPING}
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(mend) from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _parse_weights(weights: list[str]) -> dict[str, float]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import socket
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +46,10 @@ class Cluster:
         self._address = address
         self._is_ours = False
         self._is_started = False
+        # Ray starts in a thread, so that Ctrl-C never falls into the midst of it, where Python loses what a handler
+        # raises (whenever it forks), and so that it sets no handler of SIGTERM, which would end the process without a
+        # word. The thread is kept: with it Linux would end the processes that it started.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="start ray")
 
     def __enter__(self) -> Cluster:
         return self
@@ -55,6 +59,7 @@ class Cluster:
             import ray
 
             ray.shutdown()
+        self._starter.shutdown(wait=False)
 
     def start(self) -> None:
         """Connect or start, once."""
@@ -75,20 +80,19 @@ class Cluster:
             return
         _check_answers(self._address or os.environ.get("RAY_ADDRESS", ""))
         importing.start()
-        on_sigterm = signal.getsignal(signal.SIGTERM)
+        logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             with _quiet_stderr():
-                ray.init(
-                    address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
+                starting = self._starter.submit(
+                    ray.init,
+                    address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                )  # fmt: skip
+                starting.result()
         except Exception as error:  # Ray raises bare ones as well
             where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
             raise RunError(f"cannot reach {where}: {cause_of(error)}") from None
-        finally:
-            importing.join()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends the process without a word
         self._is_ours = True
+        importing.join()  # but not where Ctrl-C ended the start: nobody waits for an import then
 
     def devices(self) -> Devices:
         """How the predict stage is laid out here."""
