@@ -22,7 +22,7 @@ from crackbatch.archive import (
     is_hidden,
     kind_of,
 )
-from crackbatch.errors import SourceError
+from crackbatch.errors import RunError, SourceError
 from crackbatch.manifest import URI_COLUMN, Manifest
 from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive, look_at
 from crackbatch.redaction import as_text, redact
@@ -63,11 +63,14 @@ def make_plan(
     """
     planner = _Planner(extensions, scratch, any_image or threading.Event())
     sources = list(sources)
-    for source in sources:
-        for found in list_source(source, extensions, planner.listing, skip):
-            planner.add(found)
-        planner.end_source(is_ordered=storage.is_local(source))
-    plan = planner.finish()
+    try:
+        for source in sources:
+            for found in list_source(source, extensions, planner.listing, skip):
+                planner.add(found)
+            planner.end_source(is_ordered=storage.is_local(source))
+        plan = planner.finish()
+    finally:
+        planner.stop()
     if limit is not None:
         plan.table = plan.table.slice(0, limit)
     if not plan.table.num_rows:
@@ -96,6 +99,7 @@ class _Planner:
         self._archives: list[tuple[str, pa.Table | Future[tuple[pa.Table, Listing] | None]]] = []
         self._done: list[pa.Table | Future[tuple[pa.Table, Listing] | None]] = []
         self._num_archives = 0
+        self._is_stopped = False
         self._threads = ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="listing")
 
     def add(self, found: Object | Manifest) -> None:
@@ -133,14 +137,20 @@ class _Planner:
                     self.listing.pass_over(reason, count)
                 self._num_archives += 1
             tables.append(done)
-        self._threads.shutdown()
         try:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowException as error:
             raise SourceError(f"two manifests have a column of one name and different types ({error})") from None
         return Plan(_drop_repeated(table, self.listing), self.listing, self._num_archives)
 
+    def stop(self) -> None:
+        """Read no more archives, and those that are being read only to their next member; waits for these."""
+        self._is_stopped = True
+        self._threads.shutdown(cancel_futures=True)
+
     def _wanted(self, name: str, listing: Listing) -> bool:
+        if self._is_stopped:
+            raise RunError("the sources are listed no further")  # which nobody reads: what ended it is raised
         if is_hidden(name):
             listing.pass_over("hidden files")
         elif kind_of(name):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -12,9 +14,10 @@ import pytest
 
 from crackbatch.errors import SourceError
 from crackbatch.image import EXTENSIONS
-from crackbatch.plan import Plan, make_plan, subtract
+from crackbatch.plan import Plan, _Planner, make_plan, subtract
 from crackbatch.shards import read_shard, shard_sizes, write_shards
-from test_archive import contents, write_files, zip_with
+from crackbatch.source import Object
+from test_archive import contents, tar_of, write_files, zip_with
 
 
 def plan_of(*sources: object, **options: object) -> Plan:
@@ -225,3 +228,39 @@ def test_shards_hold_every_row_once_and_row_groups_whole(tmp_path: Path) -> None
         assert len(groups) <= 1 or len(shard) == sum(shard_sizes(shard))
     holders = [sum(shard["row_group"].to_pylist().count(group) > 0 for shard in shards) for group in range(3)]
     assert holders == [1, 1, 1]
+
+
+def test_a_plan_that_is_given_up_reads_no_more_archives_and_leaves_the_scratch_alone(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    for number in range(40):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / "in" / f"{number:02d}.tar.gz")
+    objects = [Object(str(path), 1, "1", "tar.gz") for path in sorted((tmp_path / "in").iterdir())]
+    archive = tar_of(tmp_path / "a.tar.gz", tiles).read_bytes()
+    planner = _Planner(EXTENSIONS, str(tmp_path / "scratch"), threading.Event())
+    for found in objects:
+        planner.add(found)
+    pipes = [open(found.location, "wb") for found in objects[:8]]  # noqa: SIM115  # each thread has opened its own
+    stopping = threading.Thread(target=planner.stop)
+    stopping.start()
+    ticks = threading.Event()
+    while not planner._is_stopped:
+        ticks.wait(0.01)
+    for pipe in pipes:
+        with suppress(BrokenPipeError), pipe:  # it is not read to its end
+            pipe.write(archive)
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert list((tmp_path / "scratch").iterdir()) == []
+    with pytest.raises(OSError, match="No such device"):
+        os.open(objects[8].location, os.O_WRONLY | os.O_NONBLOCK)  # nobody reads it
+
+
+def test_a_source_that_is_absent_ends_the_planning_of_those_before_it(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path / "in", {f"{number:03d}.tar.gz": b"" for number in range(300)})
+    (tmp_path / "in" / "000.tar.gz").write_bytes(tar_of(tmp_path / "a.tar.gz", tiles).read_bytes())
+    before = threading.active_count()
+    with pytest.raises(SourceError, match="no such file or folder"):
+        plan_of(tmp_path / "in", tmp_path / "nowhere", scratch=str(tmp_path / "scratch"))
+    assert threading.active_count() == before
