@@ -17,13 +17,14 @@ import fsspec.utils
 
 from crackbatch import storage
 from crackbatch.archive import Listing, is_hidden, kind_of
-from crackbatch.errors import SourceError
+from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.listing import Entry, list_objects
 from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.redaction import reason_of, redact
 from crackbatch.retry import is_credential, is_transient, retrying
 
 _FIRST_TRIES = 4
+_WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
 
 
 class Object(NamedTuple):
@@ -54,7 +55,7 @@ def list_source(
 
     What lies on this machine comes in the order of its names, what lies elsewhere in no order.
 
-    Raises SourceError where the source itself is not there or cannot be read.
+    Raises SourceError where the source itself is not there or cannot be read, RunError where its store fails.
     """
     location = storage.normalize(source)
     if storage.is_local(location):
@@ -212,12 +213,16 @@ def _list_remote(
         info = retrying(lambda: filesystem.info(path))
         return _remote_object(location, info.get("size"), storage.version(info), archive)
 
+    # Who mistyped a server's name is told so; a store that falls silent later, or is never named, is no such mistake.
+    is_known = storage.scheme(location) not in _WITH_SERVER
     try:
         filesystem.invalidate_cache()
         is_glob = _is_glob(path) and storage.scheme(location) not in ("http", "https")
         root = _fixed_part(path) if is_glob else path
         is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
-        if _is_file(filesystem, root, is_file_name) and is_file_name and not is_glob:
+        is_file = _is_file(filesystem, root, is_file_name)
+        is_known = True
+        if is_file and is_file_name and not is_glob:
             yield from _single(location, source, extensions, make)
             return
         entries = _glob_remote(filesystem, path) if is_glob else _below_remote(filesystem, path)
@@ -229,14 +234,21 @@ def _list_remote(
                 yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
         if error.__cause__ is not None:
-            raise SourceError(f"cannot read {redact(source)}: {reason_of(error.__cause__)}") from None
+            raise _unlisted(error.__cause__, location, source, is_known) from None
         raise SourceError(f"no such object or prefix: {redact(source)}") from None
-    except SourceError:
+    except CrackbatchError:
         raise
     except Exception as error:  # each cloud library raises its own
-        raise SourceError(f"cannot read {redact(source)}: {reason_of(error)}") from None
+        raise _unlisted(error, location, source, is_known) from None
     if is_empty and not is_glob:
         raise SourceError(f"no such object or prefix: {redact(source)}")
+
+
+def _unlisted(error: BaseException, location: str, source: str, is_known: bool) -> CrackbatchError:
+    """SourceError where a source cannot be listed, RunError where another time it can."""
+    storage.check_credentials(error, location)
+    why = f"cannot read {redact(source)}: {reason_of(error)}"
+    return RunError(f"{why}; run again") if is_known and is_transient(error) else SourceError(why)
 
 
 def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:

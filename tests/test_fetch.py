@@ -20,7 +20,7 @@ import s3fs
 from conftest import SECRET
 from crackbatch import retry
 from crackbatch.archive import Listing
-from crackbatch.errors import RunError
+from crackbatch.errors import RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
@@ -147,6 +147,37 @@ def test_a_store_that_fails_while_an_archive_is_read_is_no_damage_of_the_archive
     message = "token has expired.*renew them and" if fault == "expired" else "(Please reduce|Service Unavailable).*;"
     with pytest.raises(RunError, match=rf"/a\.{kind}.*{message} run again"):
         list_archive(found, fail, str(tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "after", "error", "message"),
+    [
+        ("expired", 0, RunError, "The provided token has expired.*renew them and run again"),
+        ("expired", 2, RunError, "The provided token has expired.*renew them and run again"),
+        ("503", 0, RunError, "cannot read s3://.*; run again"),
+        ("denied", 0, SourceError, "cannot read s3://.*not for your eyes"),
+    ],
+)
+def test_a_bucket_that_cannot_be_listed_to_its_end_is_no_mistake_of_the_request(
+    fault: str,
+    after: int,
+    error: type[Exception],
+    message: str,
+    s3: str,
+    bucket: str,
+    through: Callable[[Faults], None],
+) -> None:
+    for number in range(3):
+        put(s3, f"{bucket}/{number}/{number}.jpg", b"x")
+    through(
+        {
+            "expired": Faults(expires_after=after),
+            "503": Faults(kinds=("503",), share=1),
+            "denied": Faults(denied="prefix="),
+        }[fault]
+    )
+    with pytest.raises(error, match=message):
+        list(list_source(f"s3://inspections/{bucket}", EXTENSIONS, Listing()))
 
 
 def archive_of(kind: str, images: dict[str, bytes], folder: Path) -> bytes:
