@@ -323,7 +323,7 @@ def _parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Itera
         wanted = list(members)
         first = sum(parquet.metadata.row_group(index).num_rows for index in range(group))
         served = 0
-        for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column]):
+        for batch in parquet.iter_batches(_num_at_once(parquet, group), row_groups=[group], columns=[column]):
             cells = batch.column(0)
             while served < len(wanted) and wanted[served]["start"] < first + len(cells):
                 yield _cell(cells[wanted[served]["start"] - first])
@@ -333,6 +333,12 @@ def _parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Itera
                 break
         for _ in wanted[served:]:
             yield _Content(None, "corrupt", f"row group {group} has fewer rows than the file's footer says")
+
+
+def _num_at_once(parquet: pq.ParquetFile, group: int) -> int:
+    """How many rows of a row group to decode together: few where they are large, by their mean size."""
+    metadata = parquet.metadata.row_group(group)
+    return max(1, min(_PARQUET_ROWS, int(_MAX_BLOCK_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1))))
 
 
 def _cell(scalar: pa.Scalar) -> _Content:

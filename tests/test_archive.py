@@ -308,6 +308,23 @@ def test_a_parquet_group_with_fewer_rows_than_its_footer_says_mixes_nothing_up(t
     assert [row["bytes"] for row in rows[110:]] == data[110:]
 
 
+@pytest.mark.parametrize("layout", ["bytes", "struct"])
+def test_large_cells_of_a_parquet_file_are_not_all_in_memory_at_once(tmp_path: Path, layout: str) -> None:
+    data = [os.urandom(8 << 20) for _ in range(24)]
+    column = pa.array(data if layout == "bytes" else [{"bytes": item, "path": "x"} for item in data])
+    options = {"compression": "none", "use_dictionary": False, "write_batch_size": 1}  # a page for each cell
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet", **options)
+    plan, before, pool = plan_of(tmp_path / "a.parquet"), pa.default_memory_pool(), pa.system_memory_pool()
+    del column
+    pa.set_memory_pool(pool)
+    try:
+        blocks = fetch(plan.table)
+        assert [row["bytes"] for block in blocks for row in block.to_pylist()] == data
+        assert pool.max_memory() < 150 << 20
+    finally:
+        pa.set_memory_pool(before)
+
+
 def test_a_struct_whose_bytes_are_no_bytes_is_no_image_column(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.int64()), ("path", pa.string())])
     table = pa.table({"file": pa.array([{"bytes": 300_000_000, "path": "x"}], kind)})
