@@ -146,24 +146,33 @@ BAD = {
 }
 
 
-def test_a_bad_image_is_a_row_with_its_reason(tmp_path: Path, tiles: dict[str, bytes]) -> None:
-    write_files(tmp_path / "in", {**tiles, **{name: data for name, (data, _) in BAD.items()}})
+def test_a_bad_image_is_a_row_with_its_reason_and_a_damaged_archive_is_named(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    source = write_files(tmp_path / "in", {**tiles, **{name: data for name, (data, _) in BAD.items()}})
     large = io.BytesIO()
     PIL.Image.new("RGB", (2000, 1000)).save(large, "PNG")
-    write_files(tmp_path / "in", {"large.png": large.getvalue()})
-    (tmp_path / "in" / "gone.jpg").symlink_to("nowhere")
-    summary = score(tmp_path / "in", tmp_path / "out", max_megapixels=1.5)
+    whole = zip_with(0, tiles)
+    write_files(source, {"large.png": large.getvalue(), "cut.zip": whole[: len(whole) // 2], "whole.zip": whole})
+    (source / "gone.jpg").symlink_to("nowhere")
+    summary = score(source, tmp_path / "out", max_megapixels=1.5)
     table = rows(tmp_path / "out").set_index("image_uri")
     expected = {name: status for name, (_, status) in BAD.items()} | {"large.png": "too_large", "gone.jpg": "missing"}
     for name, status in expected.items():
-        row = table.loc[str(tmp_path / "in" / name)]
+        row = table.loc[str(source / name)]
         assert row["status"] == status
         assert row["error"]
         assert row[["crack_probability", "crack_logit", "label"]].isna().all()
-    assert (table["status"] == "ok").sum() == len(tiles)
     assert set(table["status"]) <= set(STATUSES)
-    assert summary.statuses["ok"] == len(tiles)
-    assert summary.error_rate == pytest.approx(6 / 18)
+    assert len(table) == summary.images
+    by_archive = table.groupby(table["archive"].fillna(""))["status"]
+    assert (by_archive.get_group("") == "ok").sum() == len(tiles)
+    assert list(by_archive.get_group(str(source / "whole.zip"))) == ["ok"] * len(tiles)
+    assert 0 < len(by_archive.get_group(str(source / "cut.zip"))) < len(tiles)
+    assert summary.error_rate == pytest.approx((table["status"] != "ok").mean())
+    assert summary.exit_code == 3
+    (problem,) = summary.problems
+    assert "cut.zip" in problem
 
 
 @pytest.mark.parametrize(("rate", "code"), [(0.5, 0), (0.01, 3)])
@@ -175,16 +184,6 @@ def test_the_exit_code_says_whether_too_many_failed(tmp_path: Path, scored: Scor
 def test_more_errors_than_allowed_are_exit_code_3_however_late_they_came(tmp_path: Path, scored: Scored) -> None:
     again = score(scored.folder, scored.copy(tmp_path / "out"), date="2026-03-01", max_errors=0)
     assert (again.added, again.stopped_early, again.exit_code) == (0, False, 3)
-
-
-def test_a_damaged_archive_is_published_and_named(tmp_path: Path, tiles: dict[str, bytes]) -> None:
-    whole = zip_with(0, tiles)
-    write_files(tmp_path / "in", {"cut.zip": whole[: len(whole) // 2], "whole.zip": whole})
-    summary = score(tmp_path / "in", tmp_path / "out")
-    assert summary.exit_code == 3
-    assert len(summary.problems) == 1
-    assert "cut.zip" in summary.problems[0]
-    assert len(tiles) < summary.images < 2 * len(tiles)
 
 
 def test_a_second_run_adds_nothing_and_new_images_are_added(tmp_path: Path, tiles: dict[str, bytes]) -> None:
