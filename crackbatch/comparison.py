@@ -72,11 +72,11 @@ def compare(
     for name in names:
         recipe = Recipe(name, **{key: value for key, value in training.items() if key in _RECIPE and value is not None})
         initial_network(name, "none", recipe.image_size)
-    # Trials have working directories of their own.
-    sources, split = list(map(storage.normalize, check_sources(sources))), absolute(split) if split else None
-    for source in sources:
+    for source in check_sources(sources):
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
             raise SourceError(f"no images in {redact(source)}")
+    # Trials have working directories of their own.
+    sources, split = list(map(storage.normalize, check_sources(sources))), absolute(split) if split else None
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,

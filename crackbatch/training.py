@@ -107,7 +107,7 @@ def train(
         dict(weights or {}), augmentation,
     )  # fmt: skip
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    names = list(map(storage.normalize, check_sources(sources)))
+    names = check_sources(sources)
     if workers < 0 or max_failures < 0:
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     location = storage.check_output(out)

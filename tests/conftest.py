@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.resources
+import json
 import os
 import shutil
 import socket
@@ -12,9 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -170,6 +172,45 @@ def run_main(arguments: list[str], at_the_end: str) -> subprocess.CompletedProce
         f"    {at_the_end}\n"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+RUN_ALL = """
+import contextlib, io, json, sys, traceback
+import crackbatch.cli
+
+def answer(arguments):
+    sys.argv[1:] = arguments
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = crackbatch.cli.main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            code = 1
+            traceback.print_exc()
+    return {"code": code or 0, "stdout": out.getvalue(), "stderr": err.getvalue(), "ray": "ray" in sys.modules}
+
+json.dump([answer(arguments) for arguments in json.load(sys.stdin)], sys.__stdout__)
+"""
+
+
+class Answer(NamedTuple):
+    """What a command said, and whether Ray was imported by then."""
+
+    code: int
+    stdout: str
+    stderr: str
+    ray: bool
+
+
+def run_all(commands: Sequence[Sequence[str]], folder: Path) -> list[Answer]:
+    """Commands one after the other in one process, in a folder: importing takes longer than what they do."""
+    asked = json.dumps([list(command) for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL], input=asked, cwd=folder, capture_output=True, text=True, check=True
+    )
+    return [Answer(**answer) for answer in json.loads(done.stdout)]
 
 
 @pytest.fixture(params=["here", "s3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import run_main
+from conftest import Answer, run_all, run_main
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
 
@@ -39,34 +40,6 @@ def test_help_and_wrong_usage_are_answered_without_torch_or_ray(arguments: list[
     assert result.returncode == (2 if "--no-such-option" in arguments else 0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "nowhere", "--out", "OUT"], "no such file or folder: nowhere"),
-        (["train", "IN"], "--out is missing"),
-        (["train", "IN", "--out", "OUT"], "no labelled images in IN: 1 images, none in a folder such as Positive"),
-        (["train", "IN", "--out", "OUT", "--epochs", "0"], "--epochs 0"),
-        (["train", "IN", "--out", "OUT", "--weight", "much"], "--weight 'much': write it as SOURCE=0.5"),
-        (["train", "IN", "--out", "OUT", "--group-pattern", "("], "--group-pattern '(' is no regular expression"),
-        (["dataset", "IN", "--out", "OUT"], "no labelled images in IN"),
-        (["evaluate", "IN"], "--out is missing"),
-        (["evaluate", "IN", "--out", "OUT", "--model", "no-such-model"], "no model at no-such-model"),
-        (["evaluate", "IN", "--out", "OUT", "--operating-point", "sharp"], "has no operating point 'sharp'"),
-        (["compare", "IN", "--out", "OUT"], "--networks is missing"),
-    ],
-)
-def test_a_wrong_request_to_train_or_measure_is_one_line_and_exit_2(
-    arguments: list[str], message: str, image: Path, tmp_path: Path
-) -> None:
-    names = {"IN": str(image.parent), "OUT": str(tmp_path / "out")}
-    result = run_main([names.get(argument, argument) for argument in arguments], "print('loaded', loaded)")
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert message.replace(" IN", f" {image.parent}") in result.stderr
-    assert "'ray'" not in result.stdout
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
 def test_a_cluster_that_does_not_answer_is_said_at_once_and_leaves_nothing(
     address: str, tmp_path: Path, image: Path
@@ -89,37 +62,70 @@ def _timed(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere", "--out", "OUT"], "no such file or folder: nowhere"),
-        (["IMAGE"], "--out is missing"),
-        (["", "--out", "OUT"], "a source is an empty name"),
-        (["http://user:word@127.0.0.1:1/a.zip", "--out", "OUT"], "http://127.0.0.1:1/a.zip: Cannot connect"),
-        (["IMAGE", "--out", "OUT", "--model", "no-such-model"], "no model at no-such-model"),
-        (["IMAGE", "--out", "OUT", "--operating-point", "perfect"], "no operating point 'perfect'"),
-        (["IMAGE", "--out", "OUT", "--threshold", "7"], "--threshold 7 is no probability"),
-        (["IMAGE", "--out", "OUT", "--threshold", "0.5", "--operating-point", "balanced"], "give one of them"),
-        (["IMAGE", "--out", "OUT", "--date", "yesterday"], "--date 'yesterday' is no date"),
-        (["IMAGE", "--out", "OUT", "--run-id", "../x"], "--run-id '../x'"),
-        (["IMAGE", "--out", "OUT", "--limit", "0"], "--limit 0"),
-        (["IMAGE", "--out", "OUT", "--batch-size", "-1"], "--batch-size -1"),
-        (["IMAGE", "--out", "OUT", "--max-error-rate", "5"], "--max-error-rate 5"),
-        (["IMAGE", "--out", "IMAGE/out"], "cannot write to"),
-        (["IMAGE", "--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
-        (["IMAGE", "--out", "memory://x"], "give --out a path or a URL"),
-        (["ftpx://host/a.zip", "--out", "OUT"], "ftpx"),
-    ],
-)
-def test_a_wrong_request_is_one_line_and_exit_code_2(
-    tmp_path: Path, image: Path, arguments: list[str], message: str
+WRONG = [
+    ("score nowhere --out OUT", "no such file or folder: nowhere"),
+    ("score IMAGE", "--out is missing"),
+    ("score '' --out OUT", "a source is an empty name"),
+    ("score http://user:word@127.0.0.1:1/a.zip --out OUT", "http://127.0.0.1:1/a.zip: Cannot connect"),
+    ("score IMAGE --out OUT --model no-such-model", "no model at no-such-model"),
+    ("score IMAGE --out OUT --operating-point perfect", "no operating point 'perfect'"),
+    ("score IMAGE --out OUT --threshold 7", "--threshold 7 is no probability"),
+    ("score IMAGE --out OUT --threshold 0.5 --operating-point balanced", "give one of them"),
+    ("score IMAGE --out OUT --date yesterday", "--date 'yesterday' is no date"),
+    ("score IMAGE --out OUT --run-id ../x", "--run-id '../x'"),
+    ("score IMAGE --out OUT --limit 0", "--limit 0"),
+    ("score IMAGE --out OUT --batch-size -1", "--batch-size -1"),
+    ("score IMAGE --out OUT --max-error-rate 5", "--max-error-rate 5"),
+    ("score IMAGE --out IMAGE/out", "cannot write to"),
+    ("score IMAGE --out /proc/nowhere", "cannot write to /proc/nowhere"),
+    ("score IMAGE --out memory://x", "give --out a path or a URL"),
+    ("score ftpx://host/a.zip --out OUT", "ftpx"),
+    ("train nowhere --out OUT", "no such file or folder: nowhere"),
+    ("train FOLDER", "--out is missing"),
+    ("train FOLDER --out OUT", "no labelled images in FOLDER: 1 images, none in a folder such as Positive"),
+    ("train FOLDER --out OUT --epochs 0", "--epochs 0"),
+    ("train FOLDER --out OUT --weight much", "--weight 'much': write it as SOURCE=0.5"),
+    ("train FOLDER --out OUT --group-pattern (", "--group-pattern '(' is no regular expression"),
+    ("dataset FOLDER --out OUT", "no labelled images in FOLDER"),
+    ("evaluate FOLDER", "--out is missing"),
+    ("evaluate FOLDER --out OUT --model no-such-model", "no model at no-such-model"),
+    ("evaluate FOLDER --out OUT --operating-point sharp", "has no operating point 'sharp'"),
+    ("compare FOLDER --out OUT", "--networks is missing"),
+    ("compare nowhere --out OUT --networks resnet18", "no such file or folder: nowhere"),
+    ("compare FOLDER --out OUT --networks resnet18,resnet99", "torchvision has no classifier 'resnet99'"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory, tiles: dict[str, bytes]) -> dict[str, tuple[Answer, Path]]:
+    """What each wrong request is answered, and the folder that it had for itself."""
+    folders = [tmp_path_factory.mktemp("wrong") for _ in WRONG]
+    commands = []
+    for (command, _), folder in zip(WRONG, folders, strict=True):
+        (folder / "in").mkdir()
+        (folder / "in" / "a.jpg").write_bytes(tiles["tile-00.jpg"])
+        commands.append([_replace(word, folder) for word in shlex.split(command)])
+    found = run_all(commands, tmp_path_factory.mktemp("here"))
+    return {command: (answer, folder) for (command, _), answer, folder in zip(WRONG, found, folders, strict=True)}
+
+
+def _replace(text: str, folder: Path) -> str:
+    names = {"IMAGE": folder / "in" / "a.jpg", "FOLDER": folder / "in", "OUT": folder / "out"}
+    for name, path in names.items():
+        text = text.replace(name, str(path))
+    return text
+
+
+@pytest.mark.parametrize(("command", "message"), WRONG)
+def test_a_wrong_request_is_one_line_and_exit_code_2_and_writes_nothing(
+    command: str, message: str, answers: dict[str, tuple[Answer, Path]]
 ) -> None:
-    replaced = [item.replace("IMAGE", str(image)).replace("OUT", str(tmp_path / "out")) for item in arguments]
-    result = run("score", *replaced, cwd=tmp_path)
-    assert result.returncode == 2, result.stderr
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert not list((tmp_path / "out").rglob("*")), "something was written"
+    answer, folder = answers[command]
+    assert answer.code == 2, answer.stderr
+    assert _replace(message, folder) in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
+    assert not (folder / "out").exists(), "something was written"
+    assert not answer.ray
 
 
 @pytest.mark.parametrize(

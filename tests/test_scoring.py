@@ -186,17 +186,20 @@ def test_more_errors_than_allowed_are_exit_code_3_however_late_they_came(tmp_pat
     assert (again.added, again.stopped_early, again.exit_code) == (0, False, 3)
 
 
-def test_a_second_run_adds_nothing_and_new_images_are_added(tmp_path: Path, tiles: dict[str, bytes]) -> None:
-    folder = write_files(tmp_path / "in", tiles)
-    first = score(folder, tmp_path / "out")
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
-    second = score(folder, tmp_path / "out")
-    assert (second.run_id, second.added, second.images) == (first.run_id, 0, len(tiles))
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")} == files
-    write_files(folder, {"new.jpg": tiles["tile-00.jpg"]})
-    third = score(folder, tmp_path / "out")
-    assert (third.run_id, third.added, third.images) == (first.run_id, 1, len(tiles) + 1)
-    assert rows(tmp_path / "out")["image_uri"].is_unique
+def test_a_second_run_adds_nothing_and_new_images_are_added(
+    tmp_path: Path, tiles: dict[str, bytes], scored: Scored
+) -> None:
+    first, out = scored.summary, scored.copy(tmp_path / "out")
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    second = score(scored.folder, out, date="2026-03-01")
+    assert (second.run_id, second.added, second.images) == (first.run_id, 0, first.images)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == files
+    new = scored.folder / "new.jpg"
+    new.write_bytes(tiles["tile-00.jpg"])
+    third = score(scored.folder, out, date="2026-03-01")
+    new.unlink()
+    assert (third.run_id, third.added, third.images) == (first.run_id, 1, first.images + 1)
+    assert rows(out)["image_uri"].is_unique
 
 
 @pytest.mark.slow
