@@ -220,10 +220,11 @@ def test_a_worker_killed_in_the_middle_does_not_end_the_run(
     title: str, name: str, tmp_path: Path, many: dict[str, bytes], record: Record, s3: str
 ) -> None:
     bucket = boto3.client("s3", endpoint_url=s3)
+    prefix = title.lstrip("_")  # not the title itself: what the driver forks is called like the driver for a moment
     for key, data in many.items():
-        bucket.put_object(Bucket="inspections", Key=f"{title}/{key}", Body=data)
+        bucket.put_object(Bucket="inspections", Key=f"{prefix}/{key}", Body=data)
     with FaultyProxy(s3, Faults(delay_s=0.3)) as slow:  # so that tasks that fetch are there to be killed
-        process = start(f"s3://inspections/{title}", tmp_path / "out", AWS_ENDPOINT_URL=slow.url)
+        process = start(f"s3://inspections/{prefix}", tmp_path / "out", AWS_ENDPOINT_URL=slow.url)
         victim = wait_for(lambda: worker(process, title), process)
         if title == "_Scorer":
             wait_for(lambda: parts(tmp_path / "out"), process)
