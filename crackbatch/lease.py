@@ -91,7 +91,7 @@ class Holding:
     def check(self) -> None:
         """Raise LeaseLostError where another process took over: this one must not publish any more."""
         if not self._lost:
-            newest = max(map(_number, _files(self._folder)), default=0)
+            newest = self._newest()
             # Gone, or of another process: it took over and has ended since, while this one stood still.
             if newest != self._lease.number or not self._is_mine():
                 self._lost = f"another process took {self._what} over"
@@ -102,6 +102,10 @@ class Holding:
         there = _read(self._location(self._lease.number))
         return there is not None and replace(there, renewed_at=self._lease.renewed_at) == self._lease
 
+    def _newest(self) -> int:
+        """The number of the newest lease, 0 where there is none."""
+        return max(map(_number, _files(self._folder)), default=0)
+
     def _location(self, number: int) -> str:
         return storage.join(self._folder, f"lease-{number:05d}.json")
 
@@ -109,7 +113,7 @@ class Holding:
         """Create the next lease as soon as the one that is there is known to be dead."""
         seen, since = (0, ""), time.monotonic()
         while True:
-            newest = max(map(_number, _files(self._folder)), default=0)
+            newest = self._newest()
             known = _read(self._location(newest)) if newest else None
             state = (newest, known.renewed_at if known is not None else "")  # "": it is being written
             if not newest or (known is not None and _is_running(known) is False):
