@@ -270,6 +270,13 @@ def _drop_repeated(table: pa.Table, listing: Listing) -> pa.Table:
 
 def subtract(table: pa.Table, done: pa.Table) -> pa.Table:
     """The rows of a plan whose (image_uri, version) is not in `done`, in their order."""
-    if not done.num_rows:
-        return table
-    return table.filter(pc.invert(pc.is_in(identity_keys(table), identity_keys(done).combine_chunks())))
+    return table.filter(pc.invert(_is_in(table, done))) if done.num_rows else table
+
+
+def intersect(table: pa.Table, done: pa.Table) -> pa.Table:
+    """The rows of a plan whose (image_uri, version) is in `done`, in their order."""
+    return table.filter(_is_in(table, done))
+
+
+def _is_in(table: pa.Table, done: pa.Table) -> pa.ChunkedArray:
+    return pc.is_in(identity_keys(table), identity_keys(done).combine_chunks())

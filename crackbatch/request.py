@@ -52,6 +52,10 @@ class Request:
             }
         )
 
+    def has_failed(self, num_failed: int) -> bool:
+        """Whether more images failed than `max_errors` allows."""
+        return self.max_errors is not None and num_failed > self.max_errors
+
 
 def check_request(
     sources: str | Sequence[str],

@@ -28,7 +28,7 @@ from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestErr
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
-from crackbatch.plan import Plan, make_plan, subtract
+from crackbatch.plan import Plan, intersect, make_plan, subtract
 from crackbatch.progress import Progress
 from crackbatch.redaction import redact
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
@@ -187,8 +187,7 @@ def _run(
         if todo.num_rows:
             work = _score_rows(request, run, holding, todo, expected.num_rows, cluster)
         if work.stopped_early:
-            done = results.read_done(run)[1]
-            expected = subtract(expected, subtract(expected, done))
+            expected = intersect(expected, results.read_done(run)[1])
         holding.check()
         results.publish(run, expected, schema)
     added = expected.num_rows
@@ -239,7 +238,7 @@ def _summarize(
 def _fails_too_much(request: Request, statuses: dict[str, int]) -> bool:
     images = sum(statuses.values())
     failed = images - statuses.get("ok", 0)
-    return failed > request.max_error_rate * images or (request.max_errors is not None and failed > request.max_errors)
+    return failed > request.max_error_rate * images or request.has_failed(failed)
 
 
 def _score_rows(
@@ -249,7 +248,7 @@ def _score_rows(
     seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
     rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
     failed = results.count_failed(run) if request.max_errors is not None else 0
-    if request.max_errors is not None and failed > request.max_errors:
+    if request.has_failed(failed):
         return Work(stopped_early=True)
     cluster.start()
     storage.remove(run.plan_folder)
@@ -261,7 +260,7 @@ def _score_rows(
             rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
             for stage in seconds:
                 seconds[stage] += part[f"{stage}_seconds"]
-            if request.max_errors is not None and failed > request.max_errors:
+            if request.has_failed(failed):
                 stopped_early = rows < todo.num_rows
                 break
     seconds = {"pipeline": time.monotonic() - begun, **seconds}
