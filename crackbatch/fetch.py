@@ -141,7 +141,7 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
         data = retrying(lambda: _read_object(filesystem, path, size))
         content = _check_whole(row, data)
         listed = row["container_version"]
-        if content.data is not None and _names_versions(location) and not _is_version(data, listed):
+        if content.data is not None and storage.lists_versions(location) and not _is_version(data, listed):
             now = storage.version(storage.info(location))
             if now != listed:
                 return _Content(None, "changed", f"replaced since it was listed: {redact(location)}; run again")
@@ -150,14 +150,9 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
         return _failure(error, location)
 
 
-def _names_versions(location: str) -> bool:
-    """Whether its listed version can be compared: a page of links names none, so that each file was asked for it."""
-    return storage.lists_versions(location) or storage.scheme(location) in ("http", "https")
-
-
 def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
     if size is not None:
-        return bytes(filesystem.cat_file(path, start=0, end=size + 1)) if size else b""
+        return storage.read_range(filesystem, path, 0, size + 1) if size else b""
     with filesystem.open(path, "rb", cache_type="none") as file:  # a server that does not say how long it is
         return bytes(file.read(MAX_IMAGE_BYTES + 1))
 
@@ -226,7 +221,7 @@ def _read_remote_ranges(location: str, runs: list[tuple[int, int, list[int]]]) -
 
     def read(start: int, stop: int) -> bytes:
         stop = stop if size is None else min(stop, size)
-        return bytes(retrying(lambda: filesystem.cat_file(path, start=start, end=stop))) if start < stop else b""
+        return retrying(lambda: storage.read_range(filesystem, path, start, stop))
 
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
         return list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))

@@ -26,7 +26,10 @@ class Manifest:
 
 
 def read_manifest(location: str) -> Manifest | None:
-    """The manifest at a location; None for a Parquet file that holds images instead."""
+    """The manifest at a location; None for a Parquet file that holds images instead.
+
+    Raises SourceError where it is none, and what a storage elsewhere raises that does not give it.
+    """
     shown = redact(location)
     try:
         if location.lower().endswith(".parquet"):
@@ -38,9 +41,9 @@ def read_manifest(location: str) -> Manifest | None:
         else:
             data = storage.read_bytes(location)
             table = _read_csv(data, shown)
-    except FileNotFoundError:
-        raise SourceError(f"no such file: {shown}") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and not storage.is_local(location):
+            raise
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
     _check_manifest(table, shown)
     uris = table.column(URI_COLUMN).cast(pa.string())

@@ -7,6 +7,7 @@ the summary of a run says how many there were.
 from __future__ import annotations
 
 import errno
+import io
 import random
 import threading
 import time
@@ -21,7 +22,9 @@ T = TypeVar("T")
 
 # A minute of pauses, two at most, before an object is given up: stores make room for a busy client sooner.
 # Pauses are drawn between nothing and a bound that doubles ("full jitter", Brooker, AWS Architecture Blog, 2015).
-_MAX_TRIES = 10
+MAX_TRIES = 10
+# Of the first that is asked of a location: whoever mistyped a server's name need not wait for a minute.
+FIRST_TRIES = 4
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 30.0
 
@@ -30,7 +33,9 @@ _TRANSIENT_CODES = frozenset(
     ["ConditionalRequestConflict", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "ServerBusy"]
 )
 _FINAL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP])
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+_FINAL = (
+    FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError, io.UnsupportedOperation,
+)  # fmt: skip
 _NETWORK_LIBRARIES = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3")
 # What the stores and their libraries say where not one object but the caller is refused.
 _CREDENTIAL_CODES = frozenset(
@@ -57,7 +62,7 @@ def num_retries() -> int:
     return _num_retries
 
 
-def retrying(call: Callable[[], T], max_tries: int = _MAX_TRIES) -> T:
+def retrying(call: Callable[[], T], max_tries: int = MAX_TRIES) -> T:
     """What the call returns, asked again where it fails of something that passes; raises what it raised last."""
     global _num_retries
     for number in range(1, max_tries):
@@ -92,11 +97,18 @@ def is_transient(error: BaseException) -> bool:
             return True
         if (status := _status(cause)) is not None:
             return status in _TRANSIENT_STATUSES or status >= 500
-        if isinstance(cause, _FINAL) or (isinstance(cause, OSError) and cause.errno in _FINAL_ERRNOS):
+        if _is_final(cause):
             return cause.__cause__ is not None and is_transient(cause.__cause__)
         if code is not None:
             return False
     return is_storage_error(error)
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether the system, or a library in its own words (gcsfs, of what is forbidden), said no to what was asked."""
+    if not isinstance(error, OSError) or isinstance(error, _FINAL):
+        return isinstance(error, _FINAL)
+    return error.errno in _FINAL_ERRNOS or (type(error) is OSError and error.errno is None)
 
 
 def is_storage_error(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from crackbatch import results, storage
 from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
 from crackbatch.redaction import redact
-from crackbatch.retry import giving_up, is_storage_error
+from crackbatch.retry import FIRST_TRIES, giving_up, is_storage_error
 
 FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")  # what a run needs only while it works
 LEASE = re.compile(r"lease-\d+\.json")
@@ -109,7 +109,7 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
 def _list_folders(out: str) -> list[RunFolder]:
     """The folders below `runs/` whose names a run can have, each with all its files."""
     with giving_up(lambda why: OutputError(f"cannot list the runs in {redact(out)}: {why}")):
-        listed = storage.list_sizes(storage.join(out, "runs"))
+        listed = storage.list_sizes(storage.join(out, "runs"), FIRST_TRIES)
     folders: dict[str, dict[str, int]] = {}
     for name, size_bytes in listed.items():
         run_id, slash, below = name.partition("/")

@@ -21,9 +21,8 @@ from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.listing import Entry, list_objects
 from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import is_credential, is_transient, retrying
+from crackbatch.retry import FIRST_TRIES, is_credential, is_transient, retrying
 
-_FIRST_TRIES = 4
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
 
 
@@ -283,12 +282,9 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
 
 
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
-    """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error.
-
-    It is asked a few times only: whoever mistyped a host need not wait for minutes.
-    """
+    """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
     try:
-        return bool(retrying(lambda: filesystem.info(path), _FIRST_TRIES)["type"] == "file")
+        return bool(retrying(lambda: filesystem.info(path), FIRST_TRIES)["type"] == "file")
     except FileNotFoundError as error:
         if error.__cause__ is not None:  # fsspec's HTTP says so of everything, a refused connection too
             raise

@@ -21,7 +21,7 @@ import fsspec
 
 from crackbatch.errors import OutputError, RunError, SourceError
 from crackbatch.redaction import AZURE, as_text, reason_of, redact, redact_url
-from crackbatch.retry import is_credential, is_unexplained, retrying
+from crackbatch.retry import MAX_TRIES, is_credential, is_unexplained, retrying
 
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -51,7 +51,10 @@ def filesystem(location: str) -> tuple[Any, str]:
     kind = scheme(location)
     try:
         options = _without_retries() if kind in _S3 else {}
-        found, path = fsspec.core.url_to_fs(location if kind != "file" else f"file://{normalize(location)}", **options)
+        # Not by fsspec's `url_to_fs`, which takes `::` in a name for a chain of storages.
+        known = fsspec.get_filesystem_class(kind)
+        url = location if kind != "file" else f"file://{normalize(location)}"
+        found, path = known(**known._get_kwargs_from_urls(url), **options), known._strip_protocol(url)
         if kind in _S3:
             found.retries = 1
     except ImportError as error:
@@ -123,8 +126,11 @@ def info(location: str) -> dict[str, Any]:
 
 
 def lists_versions(location: str) -> bool:
-    """Whether listing names the same version of an object as asking for the object does; servers of files need not."""
-    return scheme(location) in _EXTRAS
+    """Whether listing names the same version of an object as asking for the object does; servers of files need not.
+
+    A web page of links names no versions, so that each file was asked for its own.
+    """
+    return scheme(location) in (*_EXTRAS, "http", "https")
 
 
 def local_version(status: os.stat_result) -> str:
@@ -171,6 +177,27 @@ def open_file(location: str) -> IO[bytes]:
     return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
 
 
+def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
+    """The bytes from `start` to `stop` of an object, fewer where it ends before; asked for once.
+
+    Raises UnsupportedOperation where a web server sends whole files only, which would be taken for what was asked for.
+    """
+    if start >= stop:
+        return b""
+    if not str(path).startswith(("http://", "https://")):
+        return bytes(found.cat_file(path, start=start, end=stop))
+    try:  # the file and not `cat_file`, which reads whatever comes, all of it
+        with found.open(path, "rb", size=stop, cache_type="none") as file:
+            file.seek(start)
+            return bytes(file.read(stop - start))
+    except ValueError:
+        raise io.UnsupportedOperation("its server sends whole files only; download it and name the copy") from None
+    except Exception as error:
+        if getattr(error, "status", None) in (404, 410):
+            raise FileNotFoundError(path) from None
+        raise
+
+
 class _Ranges(io.RawIOBase):
     """An object read by ranges; read ahead it is by the buffer around it."""
 
@@ -195,7 +222,7 @@ class _Ranges(io.RawIOBase):
         start, stop = self._at, min(self._at + len(buffer), self._size)
         if start >= stop:
             return 0
-        data = retrying(lambda: self._found.cat_file(self._path, start=start, end=stop))
+        data = retrying(lambda: read_range(self._found, self._path, start, stop))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -259,28 +286,35 @@ def new_local_file(location: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def list_files(location: str, suffix: str = "", recursive: bool = True) -> list[str]:
+def list_files(location: str, suffix: str = "", recursive: bool = True, max_tries: int = MAX_TRIES) -> list[str]:
     """The locations of all files below a folder, sorted; none where there is no such folder.
 
     Raises what the storage raises where a folder cannot be listed.
     """
-    files = (join(normalize(location), name) for name in _list(location, recursive))
+    top = normalize(location)
+    names = _walk_local(top, recursive) if is_local(top) else _list_remote(top, recursive, max_tries)
+    files = (join(top, name) for name in names)
     return sorted(file for file in files if file.endswith(suffix) and not is_temporary(file))
 
 
-def list_sizes(location: str) -> dict[str, int]:
+def list_sizes(location: str, max_tries: int = MAX_TRIES) -> dict[str, int]:
     """The files below a folder, those still being written too: path from there → bytes; raises as `list_files` does."""
-    return _list(location, recursive=True)
+    top = normalize(location)
+    if not is_local(top):
+        return _list_remote(top, True, max_tries)
+    sizes = {}
+    for name in _walk_local(top, True):
+        with suppress(FileNotFoundError):
+            sizes[name] = os.stat(join(top, name)).st_size
+    return sizes
 
 
-def _list(location: str, recursive: bool) -> dict[str, int]:
+def _list_remote(location: str, recursive: bool, max_tries: int) -> dict[str, int]:
     """Paths below a folder, and their bytes.
 
     fsspec's own `find` takes what cannot be listed for empty, but where a store lists flatly: Azure always, S3 and
     Google below all prefixes.
     """
-    if is_local(location):
-        return _list_local(normalize(location), recursive)
     found, path = filesystem(location)
     path = path.rstrip("/")
     found.invalidate_cache()
@@ -288,37 +322,34 @@ def _list(location: str, recursive: bool) -> dict[str, int]:
     entries: list[dict[str, Any]] = []
     with suppress(FileNotFoundError):
         if kind in AZURE or (recursive and kind in _EXTRAS):
-            entries = list(retrying(lambda: found.find(path, detail=True)).values())
+            entries = list(retrying(lambda: found.find(path, detail=True), max_tries).values())
         else:
-            entries = _walk_remote(found, path, recursive)
+            entries = _walk_remote(found, path, recursive, max_tries)
     sizes = {str(entry["name"]).partition(f"{path}/")[2]: int(entry.get("size") or 0) for entry in entries}
     return {name: size for name, size in sizes.items() if name and (recursive or "/" not in name)}
 
 
-def _list_local(folder: str, recursive: bool) -> dict[str, int]:
+def _walk_local(folder: str, recursive: bool) -> Iterator[str]:
+    """Paths of files from a folder on."""
+
     def fail(error: OSError) -> None:
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # one may go while others are listed
             raise error
 
-    sizes = {}
     for above, folders, names in os.walk(folder, onerror=fail):
-        for name in names:
-            with suppress(FileNotFoundError):
-                path = os.path.join(above, name)
-                sizes[os.path.relpath(path, folder)] = os.stat(path).st_size
+        yield from (os.path.relpath(os.path.join(above, name), folder) for name in names)
         if not recursive:
             folders.clear()
-    return sizes
 
 
-def _walk_remote(found: Any, path: str, recursive: bool) -> list[dict[str, Any]]:
+def _walk_remote(found: Any, path: str, recursive: bool, max_tries: int) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
-    for entry in retrying(lambda: found.ls(path, detail=True)):
+    for entry in retrying(lambda: found.ls(path, detail=True), max_tries):
         if entry["type"] != "directory":
             entries.append(entry)
         elif recursive and entry["name"].rstrip("/") != path:
             with suppress(FileNotFoundError):
-                entries.extend(_walk_remote(found, entry["name"].rstrip("/"), recursive))
+                entries.extend(_walk_remote(found, entry["name"].rstrip("/"), recursive, max_tries))
     return entries
 
 

@@ -25,9 +25,10 @@ FAULTS = ("500", "503", "429", "reset", "cut", "silence")
 
 @dataclass
 class Faults:
-    """What the proxy does: fails a share of requests, refuses keys, and lets nobody in after `expires_after`."""
+    """What the proxy does: fails a share of requests (of one method), refuses keys, lets nobody in after some."""
 
     share: float = 0.0
+    method: str = ""
     kinds: tuple[str, ...] = FAULTS
     silence_s: float = 1.0
     delay_s: float = 0.0
@@ -73,6 +74,7 @@ class FaultyProxy:
         with self._lock:
             faults.requests[f"{request.command} {request.path.partition('?')[0]}"] += 1
             fault = self._random.choice(faults.kinds) if self._random.random() < faults.share else ""
+            fault = fault if request.command.startswith(faults.method) else ""
             expired = faults.expires_after is not None and faults.requests.total() > faults.expires_after
         if expired:
             return _send(request, 400, EXPIRED)

@@ -8,6 +8,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_credentials_that_expire_while_archives_are_listed_end_the_run(
     through(Faults(expires_after=3))
     with pytest.raises(RunError, match=r"refuses this job's credentials at s3://.*zip.*renew them and run again"):
         make_plan([f"s3://inspections/{bucket}"], EXTENSIONS)
+
+
+@pytest.mark.parametrize(("fault", "message"), [("expired", "renew them and run again"), ("503", "; run again")])
+@pytest.mark.parametrize("name", ["names.csv", "names.parquet"])
+def test_a_manifest_whose_storage_fails_is_no_wrong_one(
+    name: str, fault: str, message: str, s3: str, bucket: str, through: Callable[[Faults], None], tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"image_uri": ["a.jpg"]}), tmp_path / "names.parquet")
+    (tmp_path / "names.csv").write_text("image_uri\na.jpg\n")
+    put(s3, f"{bucket}/{name}", (tmp_path / name).read_bytes())
+    through(Faults(expires_after=1) if fault == "expired" else Faults(kinds=("503",), share=1, method="GET"))
+    with pytest.raises(RunError, match=rf"/{name}.*{message}"):
+        make_plan([f"s3://inspections/{bucket}/{name}"], EXTENSIONS)
 
 
 @pytest.mark.parametrize("fault", ["expired", "503"])
@@ -289,22 +303,50 @@ def test_a_file_on_a_web_server_that_is_replaced_by_one_of_its_size_is_seen_to_h
     folder = write_files(tmp_path / "www", {"a.jpg": tiles["tile-00.jpg"]})
     os.utime(folder / "a.jpg", (1e9, 1e9))
 
-    class Handler(SimpleHTTPRequestHandler):
+    class Handler(WholeFiles):
         def send_header(self, name: str, value: str) -> None:
             super().send_header(header if name == "Last-Modified" else name, value)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        source = f"http://127.0.0.1:{server.server_port}/a.jpg"
-        plan = make_plan([source], EXTENSIONS)
+    with serving(folder, Handler) as base:
+        plan = make_plan([f"{base}/a.jpg"], EXTENSIONS)
         assert [row["bytes"] for row in fetch_all(plan)] == [tiles["tile-00.jpg"]]
         (folder / "a.jpg").write_bytes(bytes(len(tiles["tile-00.jpg"])))
         assert [row["status"] for row in fetch_all(plan)] == ["changed"]
-        assert make_plan([source], EXTENSIONS).table["version"][0] != plan.table["version"][0]
+        assert make_plan([f"{base}/a.jpg"], EXTENSIONS).table["version"][0] != plan.table["version"][0]
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+def test_a_web_server_without_ranges_gives_no_image_the_pixels_of_another(kind: str, size: int, tmp_path: Path) -> None:
+    refusal = "its server sends whole files only; download it and name the copy"
+    images = {f"{number}.bmp": os.urandom(size) for number in range(12)}
+    folder = write_files(tmp_path / "www", {f"a.{kind}": archive_of(kind, images, tmp_path)})
+    rows: list[dict[str, object]] = []
+    with serving(folder, WholeFiles) as base:
+        try:
+            plan = make_plan([f"{base}/a.{kind}"], EXTENSIONS, scratch=str(tmp_path / "scratch"))
+            problems, rows = plan.listing.problems, fetch_all(plan)  # of what the beginning of the archive says
+        except SourceError as error:
+            problems = [str(error)]
+    assert len(rows) == len(images) or problems[0].endswith(refusal)
+    for number, row in enumerate(rows):
+        assert row["bytes"] == (images[f"{number}.bmp"] if row["status"] is None else None)
+        assert row["status"] is None or str(row["error"]).endswith(refusal)
+
+
+class WholeFiles(SimpleHTTPRequestHandler):
+    """Python's own server of files, which takes no notice of the ranges it is asked for."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path, handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -137,6 +137,17 @@ def test_planned_and_fetched_to_the_same_bytes(place: Place, tiles: dict[str, by
             assert file.read() == tiles[uri.partition("::")[0].rsplit("/", 1)[-1]]
 
 
+def test_a_name_with_colons_is_no_chain_of_storages(place: Place, tiles: dict[str, bytes]) -> None:
+    root = storage.filesystem(place.url)[1]
+    place.filesystem.pipe_file(f"{root}/colons/span::3.jpg", tiles["tile-00.jpg"])
+    place.filesystem.pipe_file(f"{root}/colons/span::3.zip", zip_with(8, tiles))
+    plan = make_plan([f"{place.url}/colons"], EXTENSIONS)
+    fetched = [data for block in fetch(plan.table) for data in block["bytes"].to_pylist()]
+    assert sorted(fetched) == sorted([tiles["tile-00.jpg"], *tiles.values()])
+    storage.write_whole(f"{place.url}/colons/a::b/c.json", b"{}")
+    assert storage.list_files(f"{place.url}/colons/a::b") == [f"{place.url}/colons/a::b/c.json"]
+
+
 def test_many_pages_are_listed_as_the_storage_lists_them_and_versions_are_those_of_each_object(place: Place) -> None:
     root = storage.filesystem(place.url)[1]
     names = [f"{root}/many/{number % 23:02d}/{number // 200}/{number:04d}.jpg" for number in range(1100)]
