@@ -187,13 +187,14 @@ def _s3(filesystem: Any, path: str) -> _Store:
             asked["StartAfter"] = folder.first
         while True:
             page = retrying(partial(filesystem.call_s3, "list_objects_v2", **asked))
+            items = page.get("Contents", ())  # none on a page of folders alone
             found = [
                 Entry(f"{bucket}/{item['Key']}", int(item["Size"]), storage.version({"ETag": item.get("ETag")}))
-                for item in page.get("Contents", ())
+                for item in items
                 if _in_range(folder, item["Key"])
             ]
             yield _Page(found, [item["Prefix"] for item in page.get("CommonPrefixes", ())])
-            if not page.get("IsTruncated") or _is_beyond(folder, page["Contents"][-1]["Key"]):
+            if not page.get("IsTruncated") or (items and _is_beyond(folder, items[-1]["Key"])):
                 return
             asked["ContinuationToken"] = page["NextContinuationToken"]
 

@@ -148,9 +148,11 @@ def test_a_name_with_colons_is_no_chain_of_storages(place: Place, tiles: dict[st
     assert storage.list_files(f"{place.url}/colons/a::b") == [f"{place.url}/colons/a::b/c.json"]
 
 
-def test_many_pages_are_listed_as_the_storage_lists_them_and_versions_are_those_of_each_object(place: Place) -> None:
+def test_many_pages_of_folders_are_listed_as_the_storage_does_with_each_objects_version(
+    place: Place,
+) -> None:
     root = storage.filesystem(place.url)[1]
-    names = [f"{root}/many/{number % 23:02d}/{number // 200}/{number:04d}.jpg" for number in range(1100)]
+    names = [f"{root}/many/{number:04d}/{number // 200}/{number % 23:02d}.jpg" for number in range(1100)]
     place.filesystem.pipe(dict.fromkeys(names, b"x"))
     found = {entry.path: entry for page in list_objects(place.filesystem, f"{root}/many") for entry in page}
     assert sorted(found) == sorted(names)
