@@ -161,7 +161,7 @@ class _Refused(Exception):
 def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
     with PIL.Image.open(io.BytesIO(data), formats=_formats()) as image:
         picture.format = _format_name(image.format)
-        picture.width, picture.height = image.size
+        _note_size(picture, image)
         if (megapixels := image.width * image.height / 1e6) > max_megapixels:
             raise _Refused(
                 "too_large",
@@ -185,8 +185,14 @@ def _load(image: PIL.Image.Image, picture: Picture) -> None:
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     upright = image.transpose(turn) if turn is not None else image
-    picture.width, picture.height = upright.size
+    _note_size(picture, upright)
     picture.pixels = _to_rgb(upright)
+
+
+def _note_size(picture: Picture, image: PIL.Image.Image) -> None:
+    """Fill in the size; a damaged header says anything, and what no column of the table holds is left null."""
+    if max(image.size) < 2**31:
+        picture.width, picture.height = image.size
 
 
 @cache

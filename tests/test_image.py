@@ -236,6 +236,13 @@ def test_too_many_pixels_are_refused_from_the_header() -> None:
     assert read_image(encode(gradient(100, 100), "PNG"), max_megapixels=0.01).status == "ok"
 
 
+@pytest.mark.parametrize("width", [2**31, 2**32 - 16])
+def test_a_size_that_no_column_holds_is_left_out(width: int) -> None:
+    header = struct.pack("<IIIHHIIIIII", 40, width, 4, 1, 24, 0, 0, 0, 0, 0, 0)
+    picture = read_image(b"BM" + struct.pack("<IHHI", 200, 0, 0, 54) + header + bytes(100))
+    assert (picture.status, picture.width, picture.height) == ("too_large", None, None)
+
+
 def test_the_network_sees_the_whole_picture() -> None:
     picture = read_image(encode(gradient(640, 320), "PNG"))
     scaled = to_input(picture, 224)
