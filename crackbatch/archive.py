@@ -45,6 +45,7 @@ MAX_IMAGE_BYTES = 1 << 30
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
 _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
+_MAX_ZIP_END = 22 + 65_535  # an end record with the longest comment
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _CHUNK = 1 << 20
 _MAX_UNMEASURED = 20
@@ -107,6 +108,8 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
         return
     infos = sorted(archive.filelist, key=lambda info: info.header_offset)
     end = archive.start_dir
+    if _follows_a_zip(file, infos[0].header_offset if infos else end):
+        listing.problems.append("another zip stands before it in the same file, whose images are missing: split them")
     archive.filelist = []
     archive.NameToInfo = {}
     infos.reverse()  # so that each entry is freed once it is listed: a million of them weigh a gigabyte
@@ -117,6 +120,18 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
             yield member
 
 
+def _follows_a_zip(file: IO[bytes], start: int) -> bool:
+    """Whether the end record of another zip (APPNOTE.TXT 4.3.16), and its comment, end where this one's bytes start."""
+    begin = max(0, start - _MAX_ZIP_END)
+    file.seek(begin)
+    before = file.read(start - begin)
+    at = len(before)
+    while (at := before.rfind(b"PK\x05\x06", 0, at)) >= 0:
+        if at + 22 <= len(before) == at + 22 + int(struct.unpack_from("<H", before, at + 20)[0]):
+            return True
+    return False
+
+
 def _zip_member(
     info: zipfile.ZipInfo, following: int, listing: Listing, wanted: Callable[[str], bool]
 ) -> Member | None:
@@ -125,7 +140,9 @@ def _zip_member(
         return None
     start, needed = info.header_offset, LOCAL_HEADER.size + info.compress_size
     # Entries may overlap or lie apart in odd files; what a member needs is never cut, and the rest is bounded.
-    length = min(max(following - start, needed + len(info.orig_filename) * 4 + 64), needed + 2 * 65_535)
+    most = needed + 2 * 65_535
+    likely = max(following - start, needed + len(info.orig_filename) * 4 + 64)
+    length = min(likely, most) if following > start else most
     status = error = None
     method = _ZIP_METHODS.get(info.compress_type)
     if info.flag_bits & 0x1:
@@ -235,7 +252,7 @@ def list_tar(
     try:
         stream = _DECOMPRESSORS[kind](file) if compressed else file
         tar = tarfile.open(  # noqa: SIM115 - the caller closes the file
-            fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo
+            fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo, ignore_zeros=True
         )
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
@@ -299,7 +316,11 @@ def _write(spool: IO[bytes], chunk: bytes) -> None:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """A header that tells the end marker from a damaged or missing header, which tarfile takes for the end as well."""
+    """A header that tells the end marker from a damaged or missing header, which tarfile takes for the end as well.
+
+    Tars that were joined by `cat` are read to the last: with `ignore_zeros`, tarfile goes on behind an end marker, and
+    here the file may end behind one only.
+    """
 
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
         # tarfile reads extended headers whole, however large they say that they are; it has no other hook for this.
@@ -312,8 +333,15 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
         """The next header; raises ReadError where the archive just stops."""
         try:
-            return super().fromtarfile(tarfile_)
+            header = super().fromtarfile(tarfile_)
+            tarfile_.is_ended = False  # type: ignore[attr-defined]
+            return header
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tarfile_.is_ended = True  # type: ignore[attr-defined]
+            raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            if getattr(tarfile_, "is_ended", False):
+                raise
             raise tarfile.ReadError("it has no end marker, as if it had been cut off") from None
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(f"damaged member header: {error}") from None

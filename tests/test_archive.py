@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import resource
@@ -372,6 +373,51 @@ def test_a_zip_member_with_a_long_local_extra_is_read_without_the_directory(
     )
     (tmp_path / "a.zip").write_bytes(header + name.encode() + bytes(200) + data)
     assert contents(plan_of(tmp_path / "a.zip")) == {name: data}
+
+
+def test_two_names_of_one_zip_member_are_both_read(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    member = zipfile.ZipInfo("a.jpg")
+    member.extra = struct.pack("<HH", 0xCAFE, 200) + bytes(200)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, tiles["tile-00.jpg"])
+        other = copy.copy(member)
+        other.filename = "b.jpg"
+        archive.filelist.append(other)
+    assert contents(plan_of(tmp_path / "a.zip")) == dict.fromkeys(["a.jpg", "b.jpg"], tiles["tile-00.jpg"])
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz"])
+def test_tars_joined_by_cat_are_read_to_the_last(tmp_path: Path, tiles: dict[str, bytes], suffix: str) -> None:
+    names = list(tiles)
+    halves = [{name: tiles[name] for name in some} for some in (names[::2], names[1::2])]
+    joined = b"".join(tar_of(tmp_path / f"part.{suffix}", half).read_bytes() for half in halves)
+    (tmp_path / f"all.{suffix}").write_bytes(joined)
+    plan = plan_of(tmp_path / f"all.{suffix}")
+    assert plan.listing.problems == []
+    assert contents(plan) == tiles
+
+
+def test_a_tar_with_other_bytes_behind_it_is_named(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    archive = tar_of(tmp_path / "a.tar", tiles)
+    archive.write_bytes(archive.read_bytes() + b"what may be half of another tar" * 99)
+    plan = plan_of(archive)
+    assert plan.table.num_rows == len(tiles)
+    assert "breaks off (damaged member header" in plan.listing.problems[0]
+
+
+@pytest.mark.parametrize("comment", [b"", b"of the first" * 99])
+def test_a_zip_behind_another_in_one_file_is_named_and_one_behind_a_program_is_not(
+    tmp_path: Path, tiles: dict[str, bytes], comment: bytes
+) -> None:
+    with zipfile.ZipFile(tmp_path / "first.zip", "w") as first:
+        first.writestr("first.jpg", tiles["tile-00.jpg"])
+        first.comment = comment
+    (tmp_path / "joined.zip").write_bytes((tmp_path / "first.zip").read_bytes() + zip_with(0, tiles))
+    (tmp_path / "program.zip").write_bytes(b"#!/bin/sh\n" + os.urandom(100_000) + zip_with(0, tiles))
+    joined, program = plan_of(tmp_path / "joined.zip"), plan_of(tmp_path / "program.zip")
+    assert len(contents(joined)) == len(contents(program)) == len(tiles)
+    assert "another zip stands before it in the same file" in joined.listing.problems[0]
+    assert program.listing.problems == []
 
 
 def test_what_is_no_image_in_an_archive_is_counted(tmp_path: Path, tiles: dict[str, bytes]) -> None:
