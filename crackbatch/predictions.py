@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,26 @@ def _open(root: str, files: list[str]) -> ds.Dataset:
     paths = [storage.filesystem(file)[1] for file in files]
     arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))
     factory = ds.FileSystemDatasetFactory(arrow, paths, ds.ParquetFileFormat(), options)
-    return factory.finish(factory.inspect(promote_options="permissive"))
+    try:
+        return factory.finish(factory.inspect(promote_options="permissive"))
+    except pa.ArrowTypeError:
+        first = factory.inspect(fragments=1)  # which has the column of the folders' names
+        files_schemas = (fragment.physical_schema for fragment in factory.finish(first).get_fragments())
+        return factory.finish(_merge([first, *files_schemas]))
+
+
+def _merge(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """All columns of all files; one that manifests gave different types is text."""
+    found: dict[str, list[pa.Field]] = {}
+    for field in itertools.chain.from_iterable(schemas):
+        found.setdefault(field.name, []).append(field)
+    merged = []
+    for name, fields in found.items():
+        try:
+            merged.extend(pa.unify_schemas([pa.schema([field]) for field in fields], promote_options="permissive"))
+        except pa.ArrowTypeError:
+            merged.append(pa.field(name, pa.string()))
+    return pa.schema(merged)
 
 
 def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> list[str]:

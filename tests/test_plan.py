@@ -165,11 +165,35 @@ def test_a_manifest_names_images_and_carries_its_columns(tmp_path: Path, tiles: 
     table = plan_of(path).table
     by_name = {row["image_uri"].split("/")[-1]: row for row in table.to_pylist()}
     assert by_name["a.jpg"]["carried:bridge"] == "A7"
-    assert by_name["b.jpg"]["carried:pier"] == 2
+    assert by_name["b.jpg"]["carried:pier"] == (2 if kind == "parquet" else "2")
     rows = {row["carried:bridge"]: row for row in table.to_pylist()}
     assert table.num_rows == 5
     assert rows["A9"]["image_uri"] == uris[2]
     assert rows["A10"]["status"] == rows["A11"]["status"] == "missing"
+
+
+def test_a_csvs_columns_are_carried_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("image_uri,pier,state,note\na.jpg,007,NA,\nb.jpg,012,null,1e3\n")
+    table = plan_of(tmp_path / "m.csv").table
+    carried = {name: table[f"carried:{name}"].to_pylist() for name in ("pier", "state", "note")}
+    assert carried == {"pier": ["007", "012"], "state": ["NA", "null"], "note": [None, "1e3"]}
+
+
+def test_a_manifest_that_names_images_by_numbers_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"image_uri": [1, 2]}).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(SourceError, match="is int64, not text"):
+        plan_of(tmp_path / "m.parquet")
+
+
+def test_categories_of_two_manifests_are_carried_as_their_values(tmp_path: Path) -> None:
+    for name, sites in {"a": "xy", "b": "zqx"}.items():
+        frame = pd.DataFrame({"image_uri": [f"{name}{row}.jpg" for row in range(300)]})
+        frame["site"] = pd.Categorical([sites[row % len(sites)] for row in range(300)])
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    table = plan_of(tmp_path / "a.parquet", tmp_path / "b.parquet").table
+    number = write_shards(table, str(tmp_path / "plan"))
+    read = pa.concat_tables(read_shard(str(tmp_path / "plan"), index) for index in range(number))
+    assert read["carried:site"].to_pylist() == [*"xy" * 150, *"zqx" * 100]
 
 
 def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
@@ -190,7 +214,6 @@ def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
         ({"m.csv": b""}, "m.csv", "is empty"),
         ({"m.csv": "image_uri\nbrücke.jpg\n".encode("latin-1")}, "m.csv", "save it as CSV UTF-8"),
         ({"m.csv": b"image_uri,image_uri\na,b\n"}, "m.csv", "two columns of the same name"),
-        ({"m.csv": b"image_uri\n1\n2\n"}, "m.csv", "is int64, not text"),
     ],
 )
 def test_sources_that_give_nothing_say_why(tmp_path: Path, files: dict[str, bytes], source: str, message: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from crackbatch import results, storage
 from crackbatch.errors import PublishError
+from crackbatch.predictions import read_predictions
 from crackbatch.table import COLUMNS
 from test_runs import begin, publish, summary_of, write_part
 
@@ -32,6 +33,17 @@ def test_publishing_refuses_rows_that_are_not_the_plan(tmp_path: Path) -> None:
     results.write_part(run, stale)
     (file,) = results.publish(run, done, COLUMNS)
     assert sorted(pq.read_table(file)["image_uri"].to_pylist()) == ["a", "b"]
+
+
+def test_a_column_that_two_manifests_gave_different_types_is_read_as_text(tmp_path: Path) -> None:
+    for night, pier in {"2026-01-01": 7, "2026-01-02": "A1"}.items():
+        row = pa.Table.from_pylist([{"image_uri": night, "status": "ok"}], COLUMNS)
+        folder = tmp_path / "predictions" / f"date={night}"
+        folder.mkdir(parents=True)
+        pq.write_table(row.append_column("pier", pa.array([pier])), folder / "r-00000.parquet")
+    table = read_predictions(str(tmp_path))
+    assert dict(zip(table["image_uri"], table["pier"], strict=True)) == {"2026-01-01": "7", "2026-01-02": "A1"}
+    assert set(table["date"].astype(str)) == {"2026-01-01", "2026-01-02"}
 
 
 def test_publishing_never_replaces_a_published_file(tmp_path: Path) -> None:

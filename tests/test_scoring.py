@@ -252,7 +252,7 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
     run = score(tmp_path / "m.csv", out)
     table = rows(out, run_id=run.run_id)
     names = table["image_uri"].str.rsplit("/").str[-1]
-    assert dict(zip(names, table["pier"], strict=True)) == dict(zip(tiles, range(len(tiles)), strict=True))
+    assert dict(zip(names, table["pier"], strict=True)) == dict(zip(tiles, map(str, range(len(tiles))), strict=True))
     assert set(table["method"]) == {"A7"}
     frame.assign(status="x").to_csv(tmp_path / "n.csv", index=False)
     with pytest.raises(SourceError, match="'status' would collide"):
