@@ -18,6 +18,7 @@ from crackbatch.source import check_sources
 
 DEFAULT_MAX_ERROR_RATE = 0.05
 DEFAULT_DECODE_TIMEOUT_S = 120.0
+_MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Request:
 
     @property
     def fingerprint(self) -> str:
+        named = [redact(storage.normalize(source)) for source in self.sources]
         return results.fingerprint_of(
             {
-                "sources": sorted(redact(storage.normalize(source)) for source in self.sources),
+                "sources": named if self.limit else sorted(named),  # of whose order a limited run has the first
                 "model_id": self.bundle.model_id,
                 "threshold": round(self.threshold, 6),
                 "extensions": sorted(self.extensions),
@@ -81,8 +83,8 @@ def check_request(
         raise OptionError(f"--max-errors {max_errors}: give 0 or a number above it")
     if not 1 <= decode_timeout <= 86_400:
         raise OptionError(f"--decode-timeout {decode_timeout:g}: give seconds, 1 or more")
-    if not max_megapixels > 0:
-        raise OptionError(f"--max-megapixels {max_megapixels:g}: give a number above 0")
+    if not 0 < max_megapixels <= _MAX_MEGAPIXELS:
+        raise OptionError(f"--max-megapixels {max_megapixels:g}: give a number above 0, {_MAX_MEGAPIXELS:,} at most")
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"--batch-size {batch_size}: give a number above 0")
     checked_extensions = _check_extensions(extensions)

@@ -74,6 +74,7 @@ WRONG = [
     ("score IMAGE --out OUT --date yesterday", "--date 'yesterday' is no date"),
     ("score IMAGE --out OUT --run-id ../x", "--run-id '../x'"),
     ("score IMAGE --out OUT --limit 0", "--limit 0"),
+    ("score IMAGE --out OUT --max-megapixels inf", "--max-megapixels inf"),
     ("score IMAGE --out OUT --batch-size -1", "--batch-size -1"),
     ("score IMAGE --out OUT --max-error-rate 5", "--max-error-rate 5"),
     ("score IMAGE --out IMAGE/out", "cannot write to"),
