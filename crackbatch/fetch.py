@@ -153,8 +153,8 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
 def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
     if size is not None:
         return storage.read_range(filesystem, path, 0, size + 1) if size else b""
-    with filesystem.open(path, "rb", cache_type="none") as file:  # a server that does not say how long it is
-        return bytes(file.read(MAX_IMAGE_BYTES + 1))
+    with storage.open_stream(filesystem, path) as file:  # a server that does not say how long it is
+        return file.read(MAX_IMAGE_BYTES + 1)
 
 
 def _is_version(data: bytes, version: str) -> bool:

@@ -192,9 +192,13 @@ def _members(
     def want(name: str) -> bool:
         return wanted(name, listing)
 
+    assert found.kind is not None
     with _asking_storage():
         opened = storage.open_file(location)
     with opened:
+        if not found.kind.startswith("tar."):
+            with _asking_storage():
+                opened.seek(0)  # so that what can only be read through is refused, and not taken for damaged
         file = cast(IO[bytes], _File(opened))
         if found.kind == "zip":
             yield from list_zip(file, listing, want)
@@ -204,7 +208,6 @@ def _members(
                 raise _NoImageColumn
             yield from members
         else:
-            assert found.kind is not None
             yield from list_tar(file, found.kind, listing, want, spool)
 
 

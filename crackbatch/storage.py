@@ -26,6 +26,7 @@ from crackbatch.retry import MAX_TRIES, is_credential, is_unexplained, retrying
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _PIECE_BYTES = 4 << 20
+_WHOLE_FILES_ONLY = "its server sends whole files only; download it and name the copy"
 
 
 def scheme(location: str) -> str:
@@ -166,15 +167,26 @@ def read_bytes(location: str) -> bytes:
 
 
 def open_file(location: str) -> IO[bytes]:
-    """A file to read from; elsewhere in pieces of a few megabytes, each asked for again where that fails."""
+    """A file to read from; elsewhere in pieces of a few megabytes, each asked for again where that fails.
+
+    One whose size nobody knows comes as `open_stream` opens it.
+    """
     if is_local(location):
         return open(normalize(location), "rb")
     found, path = filesystem(location)
     size = info(location).get("size")
     if size is None:  # a server that does not say how long it is has no ranges either
-        opened: IO[bytes] = found.open(path, "rb")
-        return opened
+        return retrying(lambda: open_stream(found, path))
     return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
+
+
+def open_stream(found: Any, path: str) -> IO[bytes]:
+    """A file that can only be read from its beginning on; asked for once.
+
+    Seeking in it raises UnsupportedOperation. What fsspec's HTTP opens gives fewer bytes than are asked for, as many
+    as have arrived; this waits for all of them.
+    """
+    return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
 
 
 def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
@@ -191,11 +203,18 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
             file.seek(start)
             return bytes(file.read(stop - start))
     except ValueError:
-        raise io.UnsupportedOperation("its server sends whole files only; download it and name the copy") from None
+        raise io.UnsupportedOperation(_WHOLE_FILES_ONLY) from None
     except Exception as error:
         if getattr(error, "status", None) in (404, 410):
             raise FileNotFoundError(path) from None
         raise
+
+
+class _Stream(io.BufferedReader):
+    """A file without ranges."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        raise io.UnsupportedOperation(_WHOLE_FILES_ONLY)
 
 
 class _Ranges(io.RawIOBase):

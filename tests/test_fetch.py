@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import boto3
 import pyarrow as pa
@@ -334,11 +335,65 @@ def test_a_web_server_without_ranges_gives_no_image_the_pixels_of_another(kind: 
         assert row["status"] is None or str(row["error"]).endswith(refusal)
 
 
+def test_a_web_server_that_does_not_say_how_long_an_image_is_gives_all_of_it(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    images = {"a.jpg": tiles["tile-00.jpg"], "b.jpg": os.urandom(3 << 20), "c.jpg": b""}
+    folder = write_files(tmp_path / "www", images)
+    (folder / "m.csv").write_text("image_uri\n" + "\n".join(images))
+    with serving(folder, InPieces) as base:
+        plan = make_plan([f"{base}/m.csv", f"{base}/a.jpg"], EXTENSIONS)
+        rows = {str(row["image_uri"]).rpartition("/")[2]: row for row in fetch_all(plan)}
+    assert {name: row["bytes"] for name, row in rows.items()} == images
+    assert {name: row["size_bytes"] for name, row in rows.items()} == {name: len(data) for name, data in images.items()}
+
+
+def test_an_image_without_end_is_read_no_further_than_an_image_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crackbatch.fetch.MAX_IMAGE_BYTES", 1 << 20)
+    folder = write_files(tmp_path / "www", {"a.jpg": bytes(1 << 20), "b.jpg": bytes((1 << 20) + 1)})
+    with serving(folder, InPieces) as base:
+        rows = fetch_all(make_plan([f"{base}/a.jpg", f"{base}/b.jpg"], EXTENSIONS))
+    assert [row["status"] for row in rows] == [None, "too_large"]
+
+
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+def test_an_archive_that_can_only_be_read_through_is_unpacked_or_refused_in_one_line(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    images = {f"{number}.bmp": os.urandom(size) for number in range(12)}
+    folder = write_files(tmp_path / "www", {f"a.{kind}": archive_of(kind, images, tmp_path)})
+    with serving(folder, InPieces) as base:
+        if kind == "tar.gz":
+            plan = make_plan([f"{base}/a.{kind}"], EXTENSIONS, scratch=str(tmp_path / "scratch"))
+            assert [row["bytes"] for row in fetch_all(plan)] == list(images.values())
+        else:
+            with pytest.raises(SourceError, match=rf"/a\.{kind}: .*sends whole files only; download it and name the c"):
+                make_plan([f"{base}/a.{kind}"], EXTENSIONS)
+
+
 class WholeFiles(SimpleHTTPRequestHandler):
     """Python's own server of files, which takes no notice of the ranges it is asked for."""
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class InPieces(WholeFiles):
+    """A server that makes its answers while it sends them, so that it does not say how long they are."""
+
+    protocol_version = "HTTP/1.1"
+
+    def send_header(self, name: str, value: str) -> None:
+        super().send_header(*(("Transfer-Encoding", "chunked") if name == "Content-Length" else (name, value)))
+
+    def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:
+        while piece := source.read(50_000):
+            outputfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            outputfile.flush()
+        outputfile.write(b"0\r\n\r\n")
 
 
 @contextmanager
