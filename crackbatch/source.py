@@ -65,7 +65,7 @@ def list_source(
 
 def file_name(location: str) -> str:
     """The last part of a location, without the query of an HTTP URL."""
-    path = urlsplit(location).path if storage.scheme(location) in ("http", "https") else location
+    path = urlsplit(location).path if storage.is_web(location) else location
     return PurePosixPath(path).name
 
 
@@ -190,7 +190,7 @@ def _from_glob(
 def root_of(source: str) -> str:
     """The location that a source's images lie below: its own, or that of the folder above a glob's first wildcard."""
     location = storage.normalize(source)
-    is_glob = _is_glob(location) and storage.scheme(location) not in ("http", "https")
+    is_glob = _is_glob(location) and not storage.is_web(location)
     return _fixed_part(location) if is_glob and not os.path.lexists(location) else location
 
 
@@ -209,14 +209,14 @@ def _list_remote(
     filesystem, path = storage.filesystem(location)
 
     def make(_: str, archive: str | None) -> Object:
-        info = retrying(lambda: filesystem.info(path))
+        info = storage.info(location)
         return _remote_object(location, info.get("size"), storage.version(info), archive)
 
     # Who mistyped a server's name is told so; a store that falls silent later, or is never named, is no such mistake.
     is_known = storage.scheme(location) not in _WITH_SERVER
     try:
         filesystem.invalidate_cache()
-        is_glob = _is_glob(path) and storage.scheme(location) not in ("http", "https")
+        is_glob = _is_glob(path) and not storage.is_web(location)
         root = _fixed_part(path) if is_glob else path
         is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
         is_file = _is_file(filesystem, root, is_file_name)
@@ -256,7 +256,7 @@ def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
     for page in list_objects(filesystem, path):
         is_empty = False
         yield from page
-    if is_empty and (info := retrying(lambda: filesystem.info(path)))["type"] == "file":
+    if is_empty and (info := retrying(lambda: storage.look_up(filesystem, path)))["type"] == "file":
         yield Entry(path, info.get("size"), storage.version(info))
 
 
@@ -284,10 +284,8 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
     """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
     try:
-        return bool(retrying(lambda: filesystem.info(path), FIRST_TRIES)["type"] == "file")
-    except FileNotFoundError as error:
-        if error.__cause__ is not None:  # fsspec's HTTP says so of everything, a refused connection too
-            raise
+        return bool(retrying(lambda: storage.look_up(filesystem, path), FIRST_TRIES)["type"] == "file")
+    except FileNotFoundError:
         return False
     except Exception as error:  # each cloud library raises its own
         if is_file_name or is_transient(error) or is_credential(error):

@@ -26,6 +26,7 @@ from crackbatch.retry import MAX_TRIES, is_credential, is_unexplained, retrying
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _PIECE_BYTES = 4 << 20
+_GONE = (404, 410)  # what a web server says of a file that it does not have
 _WHOLE_FILES_ONLY = "its server sends whole files only; download it and name the copy"
 
 
@@ -38,6 +39,11 @@ def scheme(location: str) -> str:
 def is_local(location: str) -> bool:
     """Whether the location is a path on this machine."""
     return scheme(location) in ("file", "local")
+
+
+def is_web(location: str) -> bool:
+    """Whether the location is the URL of a web server."""
+    return scheme(location) in ("http", "https")
 
 
 def normalize(location: str) -> str:
@@ -122,8 +128,26 @@ def info(location: str) -> dict[str, Any]:
     """What a storage says of an object now, whatever an earlier listing said."""
     found, path = filesystem(location)
     found.invalidate_cache()
-    said: dict[str, Any] = retrying(lambda: found.info(path))
+    return retrying(lambda: look_up(found, path))
+
+
+def look_up(found: Any, path: str) -> dict[str, Any]:
+    """What a filesystem says of an object; asked for once."""
+    with _told_apart(path):
+        said: dict[str, Any] = found.info(path)
     return said
+
+
+@contextmanager
+def _told_apart(path: str) -> Iterator[None]:
+    """What is refused, or fails, and what is not there: to fsspec's HTTP all of it is a file that is not found."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is None or not is_web(path) or getattr(cause, "status", None) in _GONE:
+            raise
+        raise cause from cause.__cause__
 
 
 def lists_versions(location: str) -> bool:
@@ -186,7 +210,8 @@ def open_stream(found: Any, path: str) -> IO[bytes]:
     Seeking in it raises UnsupportedOperation. What fsspec's HTTP opens gives fewer bytes than are asked for, as many
     as have arrived; this waits for all of them.
     """
-    return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
+    with _told_apart(path):
+        return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
 
 
 def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
@@ -196,7 +221,7 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
     """
     if start >= stop:
         return b""
-    if not str(path).startswith(("http://", "https://")):
+    if not is_web(path):
         return bytes(found.cat_file(path, start=start, end=stop))
     try:  # the file and not `cat_file`, which reads whatever comes, all of it
         with found.open(path, "rb", size=stop, cache_type="none") as file:
@@ -205,7 +230,7 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
     except ValueError:
         raise io.UnsupportedOperation(_WHOLE_FILES_ONLY) from None
     except Exception as error:
-        if getattr(error, "status", None) in (404, 410):
+        if getattr(error, "status", None) in _GONE:
             raise FileNotFoundError(path) from None
         raise
 

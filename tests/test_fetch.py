@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import boto3
 import pyarrow as pa
@@ -374,11 +375,108 @@ def test_an_archive_that_can_only_be_read_through_is_unpacked_or_refused_in_one_
                 make_plan([f"{base}/a.{kind}"], EXTENSIONS)
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
+
+
+ANSWERS = [  # status, how many requests get it, what becomes of the row, and why
+    (403, 999, "unreadable", "403, message='Forbidden'"),
+    (404, 999, "missing", ""),
+    (410, 999, "missing", ""),
+    (503, 7, None, ""),
+    (503, 999, "unreadable", "503, message='Service Unavailable'"),
+]
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize(("answer", "times", "status", "message"), ANSWERS)
+def test_what_a_web_server_says_of_an_image_in_a_manifest_is_what_its_row_says(
+    answer: int, times: int, status: str | None, message: str, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    folder = write_files(tmp_path / "www", {"a.jpg": tiles["tile-00.jpg"], "m.csv": b"image_uri\na.jpg\n"})
+    before = num_retries()
+    with serving(folder, refusing("/a.jpg", answer, times)) as base:
+        (row,) = fetch_all(make_plan([f"{base}/m.csv"], EXTENSIONS))
+    assert row["status"] == status
+    assert message in str(row["error"])
+    assert row["bytes"] == (None if status else tiles["tile-00.jpg"])
+    assert (num_retries() > before) == (answer == 503)
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_an_image_whose_web_server_cannot_be_reached_is_unreadable(tmp_path: Path) -> None:
+    with serving(tmp_path, WholeFiles) as base:
+        pass
+    (tmp_path / "m.csv").write_text(f"image_uri\n{base}/a.jpg\n")
+    before = num_retries()
+    (row,) = make_plan([str(tmp_path / "m.csv")], EXTENSIONS).table.to_pylist()
+    assert row["status"] == "unreadable"
+    assert "Cannot connect to host" in row["error"]
+    assert num_retries() > before
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize(
+    ("answer", "times", "message"),
+    [
+        (403, 999, r"cannot read http.*/a\.jpg: 403, message='Forbidden'"),
+        (404, 999, r"no such object or prefix: http.*/a\.jpg"),
+        (503, 3, None),
+        (503, 999, r"cannot read http.*/a\.jpg: 503, message='Service Unavailable'"),
+    ],
+)
+def test_what_a_web_server_says_of_an_image_that_is_named_is_said(
+    answer: int, times: int, message: str | None, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    folder = write_files(tmp_path / "www", {"a.jpg": tiles["tile-00.jpg"]})
+    with serving(folder, refusing("/a.jpg", answer, times)) as base:
+        if message is None:
+            assert [row["bytes"] for row in fetch_all(make_plan([f"{base}/a.jpg"], EXTENSIONS))] == [
+                tiles["tile-00.jpg"]
+            ]
+        else:
+            with pytest.raises(SourceError, match=message):
+                make_plan([f"{base}/a.jpg"], EXTENSIONS)
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize(("answer", "times", "status", "message"), ANSWERS)
+@pytest.mark.parametrize("name", ["a.jpg", "a.zip", "in-pieces.jpg"])
+def test_what_a_web_server_says_of_an_object_that_was_listed_is_what_its_row_says(
+    name: str, answer: int, times: int, status: str | None, message: str, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    one = {"a.jpg": tiles["tile-00.jpg"]}
+    folder = write_files(tmp_path / "www", {name: zip_with(0, one) if name.endswith("zip") else one["a.jpg"]})
+    handler = refusing(f"/{name}", answer, 0, InPieces if name == "in-pieces.jpg" else Ranges)
+    with serving(folder, handler) as base:
+        plan = make_plan([f"{base}/{name}"], EXTENSIONS)
+        handler.times = times
+        (row,) = fetch_all(plan)
+    assert row["status"] == status
+    assert message in str(row["error"])
+    assert row["bytes"] == (None if status else tiles["tile-00.jpg"])
+
+
 class WholeFiles(SimpleHTTPRequestHandler):
     """Python's own server of files, which takes no notice of the ranges it is asked for."""
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class Ranges(WholeFiles):
+    """A server that gives what it is asked for."""
+
+    def send_head(self) -> Any:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not wanted:
+            return super().send_head()
+        part = Path(self.translate_path(self.path)).read_bytes()[int(wanted[1]) : int(wanted[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        return io.BytesIO(part)
 
 
 class InPieces(WholeFiles):
@@ -394,6 +492,24 @@ class InPieces(WholeFiles):
             outputfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             outputfile.flush()
         outputfile.write(b"0\r\n\r\n")
+
+
+def refusing(path: str, status: int, at_first: int, server: type[SimpleHTTPRequestHandler] = WholeFiles) -> Any:
+    """A server that answers the next requests for one path with a status."""
+
+    class Handler(server):  # type: ignore[misc,valid-type]
+        times = at_first
+
+        def send_head(self) -> Any:
+            if self.path == path and Handler.times:
+                Handler.times -= 1
+                self.send_response(status)
+                SimpleHTTPRequestHandler.send_header(self, "Content-Length", "0")
+                self.end_headers()
+                return None
+            return super().send_head()
+
+    return Handler
 
 
 @contextmanager
