@@ -9,9 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import fsspec.utils
 
@@ -61,12 +59,6 @@ def list_source(
         yield from _list_local(location, source, extensions, listing, frozenset(map(storage.normalize, skip)))
     else:
         yield from _list_remote(location, source, extensions, listing, tuple(skip))
-
-
-def file_name(location: str) -> str:
-    """The last part of a location, without the query of an HTTP URL."""
-    path = urlsplit(location).path if storage.is_web(location) else location
-    return PurePosixPath(path).name
 
 
 def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:
@@ -158,7 +150,7 @@ def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = 
 
 def _single(location: str, source: str, extensions: frozenset[str], make: Any) -> Iterator[Object | Manifest]:
     """One file that the user named: an image, an archive or a manifest."""
-    name = file_name(location)
+    name = storage.file_name(location)
     interesting, kind = _classify(name, extensions)
     if name.lower().endswith(".csv") or kind == "parquet":
         manifest = read_manifest(location)
@@ -178,13 +170,13 @@ def _from_glob(
     location: str, pattern: str, extensions: frozenset[str], listing: Listing
 ) -> Iterator[Object | Manifest]:
     fixed = _fixed_part(pattern)
-    interesting, kind = _classify(file_name(location), extensions)
+    interesting, kind = _classify(storage.file_name(location), extensions)
     if is_hidden(location[len(fixed) :]):
         listing.pass_over("hidden files")
     elif interesting:
         yield _local_object(location, kind)
     else:
-        pass_over_name(file_name(location), listing)
+        pass_over_name(storage.file_name(location), listing)
 
 
 def root_of(source: str) -> str:
@@ -218,7 +210,7 @@ def _list_remote(
         filesystem.invalidate_cache()
         is_glob = _is_glob(path) and not storage.is_web(location)
         root = _fixed_part(path) if is_glob else path
-        is_file_name = _classify(file_name(location), extensions)[0] or location.lower().endswith(".csv")
+        is_file_name = _classify(storage.file_name(location), extensions)[0] or location.lower().endswith(".csv")
         is_file = _is_file(filesystem, root, is_file_name)
         is_known = True
         if is_file and is_file_name and not is_glob:
@@ -270,7 +262,7 @@ def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
 
 
 def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str], listing: Listing) -> Iterator[Object]:
-    interesting, archive = _classify(file_name(location), extensions)
+    interesting, archive = _classify(storage.file_name(location), extensions)
     if is_hidden(relative):
         listing.pass_over("hidden files")
     elif location.endswith("/"):  # the marker of a folder
@@ -278,7 +270,7 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
     elif interesting:
         yield _remote_object(location, entry.size, entry.version, archive)
     else:
-        pass_over_name(file_name(location), listing)
+        pass_over_name(storage.file_name(location), listing)
 
 
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -90,6 +90,12 @@ def arrow_filesystem(location: str) -> tuple[Any, str]:
 def join(location: str, *parts: str) -> str:
     """A location below another."""
     return "/".join([location.rstrip("/"), *parts])
+
+
+def file_name(location: str) -> str:
+    """The last part of a location, without the query of an HTTP URL."""
+    path = urlsplit(location).path if is_web(location) else location
+    return PurePosixPath(path).name
 
 
 def locate(path: str, like: str) -> str:
