@@ -32,7 +32,7 @@ def read_manifest(location: str) -> Manifest | None:
     """
     shown = redact(location)
     try:
-        if location.lower().endswith(".parquet"):
+        if storage.file_name(location).lower().endswith(".parquet"):
             with storage.open_file(location) as file:
                 parquet = pq.ParquetFile(file)
                 if URI_COLUMN not in parquet.schema_arrow.names:

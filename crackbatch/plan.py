@@ -173,7 +173,7 @@ def _sort(table: pa.Table) -> pa.Table:
 
 def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
     """Rows of the images that a manifest names, with its other columns; what is not there is a row `missing`."""
-    folder = manifest.location.rsplit("/", 1)[0]
+    folder = storage.without_query(manifest.location).rsplit("/", 1)[0]
     others = manifest.table.drop_columns([URI_COLUMN])
     loose: list[tuple[int, str]] = []
     inside: dict[str, dict[str, int]] = {}  # archive → member name → manifest row
@@ -213,7 +213,7 @@ def _absolute(uri: str, folder: str) -> str:
 
 
 def _pick_members(container: str, names: dict[str, int], listing: Listing, scratch: str | None) -> pa.Table:
-    found = look_at(container)._replace(kind=kind_of(container))
+    found = look_at(container)._replace(kind=kind_of(storage.file_name(container)))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
     rows = Rows()

@@ -210,7 +210,8 @@ def _list_remote(
         filesystem.invalidate_cache()
         is_glob = _is_glob(path) and not storage.is_web(location)
         root = _fixed_part(path) if is_glob else path
-        is_file_name = _classify(storage.file_name(location), extensions)[0] or location.lower().endswith(".csv")
+        name = storage.file_name(location)
+        is_file_name = _classify(name, extensions)[0] or name.lower().endswith(".csv")
         is_file = _is_file(filesystem, root, is_file_name)
         is_known = True
         if is_file and is_file_name and not is_glob:

@@ -94,8 +94,13 @@ def join(location: str, *parts: str) -> str:
 
 def file_name(location: str) -> str:
     """The last part of a location, without the query of an HTTP URL."""
-    path = urlsplit(location).path if is_web(location) else location
-    return PurePosixPath(path).name
+    path = without_query(location)
+    return PurePosixPath(path.partition("://")[2].partition("/")[2] if is_web(location) else path).name
+
+
+def without_query(location: str) -> str:
+    """A location without the query of an HTTP URL, whose slashes and dots are no part of names."""
+    return re.split("[?#]", location)[0] if is_web(location) else location
 
 
 def locate(path: str, like: str) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -456,6 +457,31 @@ def test_what_a_web_server_says_of_an_object_that_was_listed_is_what_its_row_say
     assert row["status"] == status
     assert message in str(row["error"])
     assert row["bytes"] == (None if status else tiles["tile-00.jpg"])
+
+
+@pytest.mark.parametrize("query", ["", "?sig=a", "?sig=a/b.txt", "?name=a.zip&sig=/", "?sig=a#b/c.csv"])
+def test_a_signature_behind_a_name_changes_nothing(query: str, tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "www", {f"in/{name}": data for name, data in tiles.items()})
+    for kind in ("zip", "tar", "tar.gz", "parquet"):
+        (folder / f"a.{kind}").write_bytes(archive_of(kind, tiles, tmp_path))
+    names = [f"in/{name}" for name in tiles]
+    pq.write_table(pa.table({"image_uri": names}), folder / "m.parquet")
+    with serving(folder, Ranges) as base:
+        members = [f"{kind}://{name}::{base}/a.{kind}{query}" for kind in ("zip", "tar") for name in tiles]
+        (folder / "m.csv").write_text("\n".join(["image_uri", *names, *members]))
+        sources = {
+            "m.csv": 3,
+            "m.parquet": 1,
+            "a.zip": 1,
+            "a.tar": 1,
+            "a.tar.gz": 1,
+            "a.parquet": 1,
+            "in/tile-00.jpg": 0,
+        }
+        for source, times in sources.items():
+            plan = make_plan([f"{base}/{source}{query}"], EXTENSIONS, scratch=str(tmp_path / "scratch"))
+            expected = [*tiles.values()] * times or [tiles["tile-00.jpg"]]
+            assert Counter(row["bytes"] for row in fetch_all(plan)) == Counter(expected), source
 
 
 class WholeFiles(SimpleHTTPRequestHandler):

@@ -90,6 +90,21 @@ def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str,
     assert storage.locate(path, like) == location
 
 
+@pytest.mark.parametrize(
+    ("location", "name"),
+    [
+        ("/deck/a?b/c#1.jpg", "c#1.jpg"),
+        ("s3://b/deck/a?b/c#1.jpg", "c#1.jpg"),
+        ("https://host/deck/a.jpg?b/c#1.jpg", "a.jpg"),
+        ("https://host/a.jpg#b/c.zip", "a.jpg"),
+        ("https://host.zip?a.jpg", ""),
+        ("https://[host/a.zip?b", "a.zip"),
+    ],
+)
+def test_the_name_of_a_file_ends_before_the_query_of_a_url(location: str, name: str) -> None:
+    assert storage.file_name(location) == name
+
+
 def test_a_connection_string_given_for_a_source_is_not_shown(tmp_path: Path) -> None:
     for source in (
         f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={KEY}",
