@@ -21,6 +21,7 @@ from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.redaction import reason_of, redact
 from crackbatch.retry import FIRST_TRIES, is_credential, is_transient, retrying
 
+_WRITTEN = ("predictions", "runs")  # what scoring makes in its output
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
 
 
@@ -48,17 +49,20 @@ def check_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[s
 def list_source(
     source: str, extensions: frozenset[str], listing: Listing, skip: Iterable[str] = ()
 ) -> Iterator[Object | Manifest]:
-    """Everything in one source; `skip` are locations not to look into (the output).
+    """Everything in one source but what runs wrote; `skip` are outputs, whose other files may be images like any.
 
     What lies on this machine comes in the order of its names, what lies elsewhere in no order.
 
     Raises SourceError where the source itself is not there or cannot be read, RunError where its store fails.
     """
     location = storage.normalize(source)
+    written = [storage.join(storage.normalize(out), name) for out in skip for name in _WRITTEN]
     if storage.is_local(location):
-        yield from _list_local(location, source, extensions, listing, frozenset(map(storage.normalize, skip)))
+        yield from _list_local(location, source, extensions, listing, frozenset(written))
     else:
-        yield from _list_remote(location, source, extensions, listing, tuple(skip))
+        # As on this machine, what is named is looked into.
+        below = tuple(folder for folder in written if not f"{location}/".startswith(f"{folder}/"))
+        yield from _list_remote(location, source, extensions, listing, below)
 
 
 def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:

@@ -31,7 +31,8 @@ def bucket(s3: str) -> str:
     keys += [f"many/day-{day:03d}.jpg" for day in range(0, 70, 7)]  # files between the folders
     keys += [f"large/{number:05d}.jpg" for number in range(2100)]  # more than two pages
     keys += ["a/b/c/d/e/f.jpg", "a/b.jpg", "a.jpg", "a-b/c.jpg", "a//double.jpg", "ü/ß.jpg", "photo (1).JPG", "😀.png"]
-    keys += [".hidden/x.jpg", "a/._x.jpg", "readme.txt", "noext", "marker/", "a/marker.jpg/", "results/x.jpg"]
+    keys += [".hidden/x.jpg", "a/._x.jpg", "readme.txt", "noext", "marker/", "a/marker.jpg/"]
+    keys += ["results/runs/x.jpg", "results/predictions/x.jpg"]
     for key in keys:
         client.put_object(Bucket="listed", Key=key, Body=b"" if key.endswith("/") else key.encode())
     return "s3://listed"

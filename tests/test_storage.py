@@ -13,6 +13,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, quote
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from azure.storage.blob import generate_container_sas
@@ -263,6 +265,37 @@ def test_a_bucket_that_cannot_be_listed_is_asked_again_and_not_taken_for_empty(
         assert (retry.num_retries() > before) == (error is OSError)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+LAYOUTS = {
+    "above": ("photos", "."),
+    "equal": ("photos", "photos"),
+    "below": ("photos", "photos/out"),
+    "above what is called like it": ("runs/photos", "."),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_an_output_that_a_source_holds_only_what_runs_wrote_is_no_image(
+    layout: str, out: str, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    source, results = (storage.normalize(f"{out}/{part}".removesuffix("/.")) for part in LAYOUTS[layout])
+    images = [f"{source}/a.jpg", f"{source}/b/runs/c.jpg", f"{results}/photos/d.jpg", f"{source}/predictions.jpg"]
+    for image in images:
+        storage.write_whole(image, tiles["tile-00.jpg"])
+    before = make_plan([source], EXTENSIONS, [results]).table
+    assert set(before["image_uri"].to_pylist()) == {image for image in images if image.startswith(f"{source}/")}
+    pq.write_table(pa.table({"bytes": [tiles["tile-01.jpg"]]}), tmp_path / "r.parquet")
+    for name in ("runs/r/scratch/e.jpg", "runs/r/run.json", "predictions/date=2026-01-01/r-00000.parquet"):
+        storage.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
+    assert make_plan([source], EXTENSIONS, [results]).table.equals(before)
+
+
+@pytest.mark.usefixtures("ray_here", "s3")
+def test_scoring_a_prefix_into_itself_again_adds_nothing(tiles: dict[str, bytes]) -> None:
+    out = "s3://inspections/itself"
+    storage.write_whole(f"{out}/a.jpg", tiles["tile-00.jpg"])
+    assert [crackbatch.score(out, out, date="2026-01-01").added for _ in range(2)] == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["/nothing", "/nothing/*.jpg", "-no-such-bucket/lot"])
