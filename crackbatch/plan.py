@@ -227,8 +227,10 @@ def _pick_members(container: str, names: dict[str, int], listing: Listing, scrat
         if result is not None:
             table, own = result
             listing.problems.extend(own.problems)
+            if own.problems:  # nobody knows whether what was not found is in it
+                found = found._replace(status="unreadable", error=own.problems[0])
             keep = [_member_name(uri) in names for uri in table.column("image_uri").to_pylist()]
-            table = table.filter(pa.array(keep))
+            table = table.filter(pa.array(keep, pa.bool_()))
             present = {_member_name(uri) for uri in table.column("image_uri").to_pylist()}
     protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
     shown = storage.public(container)

@@ -196,6 +196,27 @@ def test_categories_of_two_manifests_are_carried_as_their_values(tmp_path: Path)
     assert read["carried:site"].to_pylist() == [*"xy" * 150, *"zqx" * 100]
 
 
+@pytest.mark.parametrize(
+    ("archive", "status", "message"),
+    [
+        ("whole.zip", "missing", "has no member b.jpg"),
+        ("cut.zip", "unreadable", "its directory cannot be read"),
+        ("none.zip", "unreadable", "its directory cannot be read"),
+        ("none.tar", "unreadable", "it breaks off"),
+    ],
+)
+def test_a_member_that_a_manifest_names_and_its_archive_does_not_give_is_a_row(
+    tmp_path: Path, tiles: dict[str, bytes], archive: str, status: str, message: str
+) -> None:
+    whole = zip_with(0, {"a.jpg": tiles["tile-00.jpg"]})
+    write_files(tmp_path, {"whole.zip": whole, "cut.zip": whole[:-30], "none.zip": b"x" * 99, "none.tar": b"x" * 9999})
+    (tmp_path / "m.csv").write_text(f"image_uri,pier\n{archive[-3:]}://b.jpg::{archive},7\n")
+    (row,) = plan_of(tmp_path / "m.csv").table.to_pylist()
+    assert row["status"] == status
+    assert message in row["error"]
+    assert row["carried:pier"] == "7"
+
+
 def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,pier\na.jpg,1\n")
     with pytest.raises(SourceError, match=r"no column 'image_uri' \(its columns: path, pier\)"):
