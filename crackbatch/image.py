@@ -81,6 +81,7 @@ _UPRIGHT = {
 }
 # An encoder makes ten scans or so; decoding takes time for each, and thousands fit into a small file.
 _MAX_JPEG_SCANS = 100
+_MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
 # Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
 _NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
 _ZEROS = bytes(512)
@@ -167,6 +168,10 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
                 "too_large",
                 f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g}"
                 " allowed (--max-megapixels)",
+            )
+        if max(image.size) > _MAX_SIDE:
+            raise _Refused(
+                "too_large", f"{image.width}x{image.height}: no side may be longer than {_MAX_SIDE:,} pixels"
             )
         if picture.format == "jpeg" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
             raise _Refused("corrupt", f"more than {_MAX_JPEG_SCANS} scans in one JPEG")

@@ -243,6 +243,14 @@ def test_a_size_that_no_column_holds_is_left_out(width: int) -> None:
     assert (picture.status, picture.width, picture.height) == ("too_large", None, None)
 
 
+def test_a_picture_too_long_to_be_scaled_is_too_large() -> None:
+    line = encode(PIL.Image.new("1", (140_000_000, 1)), "PNG")
+    picture = read_image(line)
+    assert (picture.status, picture.width, picture.height) == ("too_large", 140_000_000, 1)
+    with pytest.raises(MemoryError):
+        PIL.Image.new("L", (140_000_000, 1)).resize((224, 224), PIL.Image.Resampling.BILINEAR)
+
+
 def test_the_network_sees_the_whole_picture() -> None:
     picture = read_image(encode(gradient(640, 320), "PNG"))
     scaled = to_input(picture, 224)
