@@ -2,9 +2,11 @@
 
     <folder>/<block>-<attempt>.try       is being scored, or was when its worker died
     <folder>/<block>-<row>.slow          this row's decoding took longer than it may
+    <folder>/<block>-<row>.alone         is being decoded in a process of its own, or was when its worker died
 
 A block is named after its images. A worker that dies (a decoder that aborts, a machine out of memory) cannot say what
-of: after `MAX_DEATHS` of them the images of the block are decoded each in a process of its own (`decoder.py`).
+of: after `MAX_DEATHS` of them the images of the block are decoded each in a process of its own (`decoder.py`). A worker
+that dies even then (a machine so short of memory that the system ends both) was killed by the image of that moment.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Past:
-    """What is known of a block: how many workers died while they scored it, and which of its rows are too slow."""
+    """What is known of a block: how many workers died while they scored it, which of its rows are too slow, and with
+    which a worker died that had given them a process of their own."""
 
     deaths: int = 0
     slow: frozenset[int] = frozenset()
+    killers: frozenset[int] = frozenset()
 
     @property
     def is_suspicious(self) -> bool:
@@ -52,8 +56,7 @@ class Attempts:
         """(name, past) of a block while it is scored; if the process dies in between, that is remembered."""
         name = digest_of(block)
         before = [file for file in storage.list_files(self._folder, recursive=False) if f"/{name}-" in file]
-        slow = (re.search(r"-(\d+)\.slow$", file) for file in before)
-        past = Past(sum(file.endswith(".try") for file in before), frozenset(int(found[1]) for found in slow if found))
+        past = Past(sum(file.endswith(".try") for file in before), _rows(before, "slow"), _rows(before, "alone"))
         mine = storage.join(self._folder, f"{name}-{uuid.uuid4().hex}.try")
         storage.write_whole(mine, b"")
         self._open.add(mine)
@@ -64,11 +67,26 @@ class Attempts:
             for file in [mine, *before]:
                 storage.remove(file)
 
+    @contextmanager
+    def alone(self, name: str, row: int) -> Iterator[None]:
+        """Remember the row while it is decoded in a process of its own."""
+        mark = storage.join(self._folder, f"{name}-{row}.alone")
+        storage.write_whole(mark, b"")
+        try:
+            yield
+        finally:  # an exception is no death
+            storage.remove(mark)
+
     def give_up(self, name: str, row: int) -> None:
         """Remember that a row is too slow, and that this worker's end is no death of the others' making."""
         storage.write_whole(storage.join(self._folder, f"{name}-{row}.slow"), b"")
         for file in list(self._open):
             storage.remove(file)
+
+
+def _rows(files: list[str], kind: str) -> frozenset[int]:
+    marks = (re.search(rf"-(\d+)\.{kind}$", file) for file in files)
+    return frozenset(int(mark[1]) for mark in marks if mark)
 
 
 @dataclass

@@ -35,7 +35,7 @@ _THREADS = 8
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MADE = re.compile(
     r"plan/\d{5}\.arrow|parts/[0-9a-f]{24}\.part|scratch/[0-9a-f]{16}\.(images|copy)|publish/[^/]+-\d{5}\.parquet\.whole"
-    rf"|attempts/[0-9a-f]{{24}}-\w+\.(try|slow)|{LEASE.pattern}"
+    rf"|attempts/[0-9a-f]{{24}}-\w+\.(try|slow|alone)|{LEASE.pattern}"
 )
 _TEMPORARY = re.compile(r"(?P<folder>(.+/)?)\.(?P<name>[^/]+)\.\w{8}\.tmp")
 _Kind = TypeVar("_Kind")

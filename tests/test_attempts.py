@@ -18,13 +18,13 @@ DIE = """
 import os, sys
 from crackbatch.attempts import Attempts
 from test_attempts import BLOCK
-with Attempts(sys.argv[1]).attempt(BLOCK):
-    os._exit(9)
-"""
+attempts = Attempts(sys.argv[1])
+with attempts.attempt(BLOCK) as (name, past):
+    """
 
 
-def die(folder: str) -> None:
-    died = subprocess.run([sys.executable, "-c", DIE, folder], cwd=os.path.dirname(__file__), check=False)
+def die(folder: str, when: str = "os._exit(9)") -> None:
+    died = subprocess.run([sys.executable, "-c", DIE + when, folder], cwd=os.path.dirname(__file__), check=False)
     assert died.returncode == 9
 
 
@@ -41,6 +41,20 @@ def test_after_three_deaths_a_block_is_suspicious_and_after_a_good_end_it_is_not
         assert past.deaths == MAX_DEATHS == 3
     with Attempts(folder).attempt(BLOCK) as (_, past):
         assert past.deaths == 0
+
+
+def test_a_row_with_which_a_worker_died_that_decoded_it_alone_is_known(out: str) -> None:
+    folder = storage.join(out, "attempts")
+    with Attempts(folder).attempt(BLOCK) as (name, past):
+        assert past.killers == frozenset()
+        with Attempts(folder).alone(name, 0):
+            pass
+        with pytest.raises(ZeroDivisionError), Attempts(folder).alone(name, 1):
+            raise ZeroDivisionError
+    die(folder, "with attempts.alone(name, 2): os._exit(9)")
+    with Attempts(folder).attempt(BLOCK) as (_, past):
+        assert (past.deaths, past.killers) == (1, {2})
+    assert storage.list_files(folder) == []
 
 
 def test_an_exception_is_no_death(tmp_path: os.PathLike[str]) -> None:
