@@ -126,7 +126,7 @@ class Devices:
     tasks read at once.
 
     On CPUs an actor asks for less than half of what it uses, so that one whose node died finds room beside another (its
-    blocks would wait for it for ever), and both leave room for reading.
+    blocks would wait for it for ever), or another run's, and both leave room for reading.
     """
 
     kind: str
@@ -153,7 +153,7 @@ def lay_out(nodes: list[dict[str, float]]) -> Devices:
     size = min([*cpus, _MAX_THREADS])
     num = sum(count // size for count in cpus)
     num_readers = sum(max(1, int(count * _SHARE_READING / IO_CPUS)) for count in cpus)
-    num_cpus = max(IO_CPUS, (size - 2 * IO_CPUS) / 2)
+    num_cpus = max(IO_CPUS, size / 2 - max(IO_CPUS, size * _SHARE_READING))
     return Devices("cpu", num, num_cpus, size, calls=size, num_readers=num_readers)
 
 
@@ -171,6 +171,7 @@ def data_context(ahead: int | None = None) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
+    context.execution_no_progress_timeout_s = -1  # a run may wait for another's devices, or for one slow image
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_STARTS
     context.target_max_block_size = _MAX_BLOCK_BYTES
     context.op_resource_reservation_ratio = _RESERVED_SHARE
@@ -209,7 +210,7 @@ def _check_answers(address: str) -> None:
         return
     try:
         socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise RunError(
             f"no Ray cluster answers at {address} ({error}); give the address of its head node as --address or in"
             " RAY_ADDRESS, or none to start Ray on this machine"

@@ -6,15 +6,18 @@ Identity is in every row, so nothing here depends on the order or the grouping o
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import results
+from crackbatch import results, storage
 from crackbatch.attempts import Attempts, Past, Watch
 from crackbatch.bundle import read_bundle_and_weights
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
@@ -22,10 +25,12 @@ from crackbatch.decoder import Decoded, Decoder, IsolatedDecoder, too_slow
 from crackbatch.errors import BundleError, RunError
 from crackbatch.fetch import fetch
 from crackbatch.image import Picture
+from crackbatch.redaction import redact
 from crackbatch.request import Request
 from crackbatch.results import Run
 from crackbatch.retry import num_retries
 from crackbatch.shards import read_shard
+from crackbatch.source import root_of
 
 
 def run_pipeline(
@@ -34,9 +39,11 @@ def run_pipeline(
     """One dictionary of counts for each part, as parts are written."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data.exceptions import SystemException
     from ray.exceptions import RayError
 
     devices = cluster.devices()
+    seen = _Seen(_node(), [root_of(source) for source in request.sources if storage.is_local(source)])
     labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
     with data_context(read_ahead(devices)):
         # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
@@ -47,7 +54,7 @@ def run_pipeline(
                 _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_kwargs={"folder": run.plan_folder},
+                fn_kwargs={"folder": run.plan_folder, "seen": seen},
                 compute=TaskPoolStrategy(size=devices.num_readers),
                 num_cpus=IO_CPUS,
             )
@@ -88,14 +95,50 @@ def run_pipeline(
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from pa.table(batch).to_pylist()
-    except RayError as error:
+    except (RayError, SystemException) as error:
         raise RunError(f"the run broke off ({cause_of(error)}); the same command continues it") from error
 
 
-def _fetch_shards(batch: pa.Table, folder: str) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class _Seen:
+    """What the driver sees on its own disks, and on which node; others must see it too."""
+
+    node: str
+    roots: list[str]
+
+    def check(self) -> None:
+        """Raise RunError on a node where a source is not, whose images would all be said to be missing."""
+        if _node() == self.node:
+            return
+        for root in self.roots:
+            if not os.path.lexists(root):
+                raise RunError(
+                    f"node {socket.gethostname()} does not see {redact(root)}; name sources by URLs or by paths that"
+                    " all nodes share"
+                )
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _read_shard(folder: str, index: int, seen: _Seen) -> pa.Table:
+    seen.check()
+    try:
+        return read_shard(folder, index)
+    except FileNotFoundError:
+        raise RunError(
+            f"node {socket.gethostname()} does not see the run's folder {redact(folder)}; give --out as a URL or a path"
+            " that all nodes share"
+        ) from None
+
+
+def _fetch_shards(batch: pa.Table, folder: str, seen: _Seen) -> Iterator[pa.Table]:
     for index in batch.column("shard").to_pylist():
         started, retries = time.perf_counter(), num_retries()
-        for block in fetch(read_shard(folder, index)):
+        for block in fetch(_read_shard(folder, index, seen)):
             block = _shared(block, "_fetch_retries", num_retries() - retries)
             yield _shared(block, "_fetch_seconds", time.perf_counter() - started)
             started, retries = time.perf_counter(), num_retries()
@@ -127,7 +170,10 @@ class _Scorer:
         from crackbatch.predict import Labels, Predictor
 
         torch.set_num_threads(1)
-        bundle, weights = read_bundle_and_weights(location)
+        try:
+            bundle, weights = read_bundle_and_weights(location)
+        except BundleError as error:  # the driver found it in order
+            raise BundleError(f"on node {socket.gethostname()}, {error}") from None
         if bundle.model_id != labels["model_id"]:
             raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
         model = Model(bundle, weights, device)
@@ -142,7 +188,7 @@ class _Scorer:
     def __call__(self, block: pa.Table) -> pa.Table:
         started = time.perf_counter()
         with self._attempts.attempt(block) as (name, past):
-            rows = self._score_suspicious(block) if past.is_suspicious else self._score(block, name, past)
+            rows = self._score_suspicious(block, name, past) if past.is_suspicious else self._score(block, name, past)
         for name in ("_fetch_seconds", "_fetch_retries"):
             rows = rows.append_column(name, block.column(name))
         return _shared(rows, "_predict_seconds", time.perf_counter() - started)
@@ -156,13 +202,15 @@ class _Scorer:
 
         return self._predict(block, decode)
 
-    def _score_suspicious(self, block: pa.Table) -> pa.Table:
+    def _score_suspicious(self, block: pa.Table, name: str, past: Past) -> pa.Table:
         """Each image decoded in a process of its own, which a poisonous one kills instead of this."""
         lock = threading.Lock()  # on GPUs several threads decode a block
         with IsolatedDecoder(self._decoder, self._decode_timeout_s) as isolated:
 
-            def decode(_: int, data: bytes) -> Decoded:
-                with lock:
+            def decode(row: int, data: bytes) -> Decoded:
+                if row in past.killers:
+                    return Picture("crashed", "it kills its worker even from a process of its own"), None
+                with lock, self._attempts.alone(name, row):
                     return isolated(data)
 
             return self._predict(block, decode)

@@ -392,3 +392,16 @@ def test_actors_leave_room_for_reading_and_writing(nodes: list[dict], layout: tu
         # Also those of a node that died: twice as many on a node, and still room for reading.
         assert all(node["CPU"] - 2 * int(node["CPU"] / found.threads) * found.num_cpus >= IO_CPUS
                    for node in nodes if node["CPU"])  # fmt: skip
+        # And another run's beside one that reads and predicts.
+        taken = found.num_actors * found.num_cpus + found.num_readers * IO_CPUS
+        assert 2 * taken <= sum(node["CPU"] for node in nodes)
+
+
+def test_a_node_that_does_not_see_what_the_driver_sees_says_so_and_no_image_is_missing(tmp_path: Path) -> None:
+    from crackbatch.pipeline import _node, _read_shard, _Seen
+
+    elsewhere = _Seen("another node", [str(tmp_path), str(tmp_path / "photos")])
+    with pytest.raises(RunError, match=rf"does not see {tmp_path}/photos; name sources by URLs or by paths that all"):
+        _read_shard(str(tmp_path), 0, elsewhere)
+    with pytest.raises(RunError, match=rf"does not see the run's folder {tmp_path}; give --out as a URL or a path"):
+        _read_shard(str(tmp_path), 0, _Seen(_node(), elsewhere.roots))
