@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from crackbatch.summary import RunSummary
     from crackbatch.training import TrainResult, train
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Cleaning",
     "Comparison",

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from crackbatch import results, storage
+from crackbatch import __version__, results, storage
 from crackbatch.bundle import Bundle, read_bundle
 from crackbatch.errors import OptionError
 from crackbatch.image import EXTENSIONS
@@ -122,7 +122,8 @@ def describe(request: Request) -> dict[str, Any]:
         "limit": request.limit,
         "new_only": request.new_only,
         "versions": {
-            **{name: installed_version(name) for name in ("crackbatch", "ray", "torch", "torchvision", "pyarrow")},
+            "crackbatch": __version__,
+            **{name: installed_version(name) for name in ("ray", "torch", "torchvision", "pyarrow")},
             "python": platform.python_version(),
         },
     }

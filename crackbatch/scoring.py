@@ -16,12 +16,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version as installed_version
 from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import results, storage
+from crackbatch import __version__, results, storage
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
@@ -156,7 +155,7 @@ def _failed(planning: Any) -> bool:
 
 def _about(request: Request) -> dict[str, Any]:
     return {
-        "version": installed_version("crackbatch"),
+        "version": __version__,
         "model_id": request.bundle.model_id,
         "operating_points": {name: asdict(point) for name, point in request.bundle.operating_points.items()},
     }
