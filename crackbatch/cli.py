@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -28,6 +29,7 @@ from crackbatch.console import (
 )
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError, RunError
 from crackbatch.progress import REDRAW
+from crackbatch.redaction import redact
 from crackbatch.retry import giving_up
 
 app = typer.Typer(
@@ -375,7 +377,11 @@ def main() -> None:
     except Interrupted as error:  # which was said when it happened
         os._exit(error.exit_code)  # a listing thread that is still at work must not hold the process
     except CrackbatchError as error:
-        print(f"crackbatch: {error}", file=sys.stderr)
+        print(f"crackbatch: {redact(str(error))}", file=sys.stderr)
+        if any(not thread.daemon for thread in threading.enumerate()[1:]):  # here too
+            with suppress(OSError):
+                sys.stdout.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
 
 
@@ -398,19 +404,21 @@ def _interruptible(mend: str) -> Iterator[None]:
         for number in (*_STOPPING, signal.SIGALRM):
             signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
         signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
-        redraw = REDRAW if terminal.isatty() else ""  # instead of the line that says how far it is
-        print(f"{redraw}crackbatch: interrupted; {mend}", file=terminal, flush=True)
+        redraw = REDRAW if os.isatty(terminal) else ""  # instead of the line that says how far it is
+        with suppress(OSError):  # `2>&1 | tee log`, whose reader the same Ctrl-C has ended
+            os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())
         raise KeyboardInterrupt
 
-    with os.fdopen(os.dup(2), "w") as terminal:  # while Ray starts, standard error itself leads nowhere
-        before = {number: signal.signal(number, stop) for number in _STOPPING}
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise Interrupted(mend) from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    terminal = os.dup(2)  # while Ray starts, standard error itself leads nowhere
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(mend) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(terminal)
 
 
 def _parse_weights(weights: list[str]) -> dict[str, float]:

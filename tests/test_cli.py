@@ -40,7 +40,7 @@ def test_help_and_wrong_usage_are_answered_without_torch_or_ray(arguments: list[
     assert result.returncode == (2 if "--no-such-option" in arguments else 0)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379", "two..dots:6379"])
 def test_a_cluster_that_does_not_answer_is_said_at_once_and_leaves_nothing(
     address: str, tmp_path: Path, image: Path
 ) -> None:
@@ -189,6 +189,22 @@ def interrupted(process: subprocess.Popen[str], number: signal.Signals) -> str:
 
 
 STOPPED = "crackbatch: interrupted; what is done is kept, and the same command continues the run\n"
+
+
+def test_ctrl_c_ends_a_command_also_when_nobody_reads_what_it_says() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; from crackbatch import cli; cli.score = None\n"
+         "try:\n"
+         "    with cli._interruptible('mend'): print(flush=True); time.sleep(60)\n"
+         "except cli.Interrupted as error: cli.os._exit(error.exit_code)"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
