@@ -97,14 +97,15 @@ def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, byte
 
     The location of a shipped model stays its name, which means the same on every machine.
     """
-    description = _parse_description(_read(location, DESCRIPTION, _MAX_DESCRIPTION_BYTES), location)
+    shown = redact(location)
+    description = _parse_description(_read(location, DESCRIPTION, _MAX_DESCRIPTION_BYTES), shown)
     weights = _read(location, WEIGHTS, _MAX_WEIGHTS_BYTES)
-    _check_safetensors(weights, location)
+    _check_safetensors(weights, shown)
     digest = hashlib.sha256(weights).hexdigest()
     stated = description.get("weights_sha256")
     if stated != digest:
         raise BundleError(
-            f"model {location}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
+            f"model {shown}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
             f" (sha256 {digest[:12]}…, expected {str(stated)[:12]}…); copy the bundle again"
         )
     bundle = _from_description(description, location if location in shipped_models() else resolve(location))
@@ -155,24 +156,24 @@ def _read(location: str, name: str, limit: int) -> bytes:
     return data
 
 
-def _parse_description(data: bytes, location: str) -> dict[str, Any]:
+def _parse_description(data: bytes, shown: str) -> dict[str, Any]:
     try:
         description = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"model {location}: {DESCRIPTION} is not JSON ({error})") from None
+        raise BundleError(f"model {shown}: {DESCRIPTION} is not JSON ({error})") from None
     if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
         found = description.get("format_version") if isinstance(description, dict) else None
         raise BundleError(
-            f"model {location}: {DESCRIPTION} has format_version {found!r}, this crackbatch reads {FORMAT_VERSION}"
+            f"model {shown}: {DESCRIPTION} has format_version {found!r}, this crackbatch reads {FORMAT_VERSION}"
         )
     return description
 
 
-def _check_safetensors(weights: bytes, location: str) -> None:
+def _check_safetensors(weights: bytes, shown: str) -> None:
     """The header of a safetensors file: its length in 8 bytes, then JSON; anything else (a pickle, say) is refused."""
     length = struct.unpack("<Q", weights[:8])[0] if len(weights) >= 8 else 0
     if not 2 <= length <= len(weights) - 8 or weights[8:9] != b"{":
-        raise BundleError(f"model {location}: {WEIGHTS} is not a safetensors file; export it again with crackbatch")
+        raise BundleError(f"model {shown}: {WEIGHTS} is not a safetensors file; export it again with crackbatch")
 
 
 def _from_description(description: dict[str, Any], location: str) -> Bundle:
@@ -193,7 +194,7 @@ def _from_description(description: dict[str, Any], location: str) -> Bundle:
         )
         _check_values(bundle)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"model {location}: {DESCRIPTION} is incomplete or wrong ({error!r})") from None
+        raise BundleError(f"model {redact(location)}: {DESCRIPTION} is incomplete or wrong ({error!r})") from None
     return bundle
 
 

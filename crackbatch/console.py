@@ -41,6 +41,8 @@ def print_summary(summary: RunSummary) -> None:
     if summary.added:
         speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
         print(f"run {summary.run_id}: {summary.added:,} images in {summary.seconds:,.1f} s{speed}")
+    elif summary.stopped_early:
+        print(f"run {summary.run_id}: nothing done, {summary.images:,} images have their rows")
     elif not summary.images:
         print(f"run {summary.run_id}: nothing new, every image has its row from an earlier run")
     else:

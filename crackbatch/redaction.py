@@ -15,7 +15,7 @@ _SECRET_PARAMETERS = re.compile(
 _CONNECTION_SECRETS = re.compile(r"\b(AccountKey|SharedAccessKey|SharedAccessSignature)=[^;\s'\"]+", re.IGNORECASE)
 # A URL, whose parts are looked at, or the name of a secret (groups 1 and 2) and the secret itself.
 _URLS_AND_SECRETS = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+"
+    r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s'\"]+"
     r"|(\b(?:sig|access_token|refresh_token|id_token|client_secret)=|\bBearer )[^&;\s'\"]{16,}"
     r"|(?<=['\"])((?:access_token|refresh_token|id_token|client_secret|private_key)['\"]:\s*['\"])[^'\"]+",
     re.IGNORECASE,

@@ -46,6 +46,7 @@ TOKEN = "ya29.a0no-token-of-anybody"
         ("s3://bucket/sig=1/token=2/a.jpg", "s3://bucket/sig=1/token=2/a.jpg"),
         (f"s3://{KEY}@bucket/a.jpg", "s3://bucket/a.jpg"),
         (f"https://user:{KEY}@host/a.jpg", "https://host/a.jpg"),
+        (f"https://o'{KEY}@host/a.jpg", "https://host/a.jpg"),
         (f"https://host/a.jpg?X-Amz-Signature={SIGNATURE}&size=2", "https://host/a.jpg?size=2"),
         (f"zip://m.jpg::https://host/a.zip?sig={SIGNATURE}&sv=1", "zip://m.jpg::https://host/a.zip?sv=1"),
         (f"abfs://c/a.jpg?sv=2024&sig={SIGNATURE}", "abfs://c/a.jpg?sv=2024"),
