@@ -20,7 +20,7 @@ EXPIRED = (
     b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 )
 DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>not for your eyes</Message></Error>"
-FAULTS = ("500", "503", "429", "reset", "cut", "silence")
+FAULTS = ("500", "503", "429", "reset", "cut", "silence", "lost")
 
 
 @dataclass
@@ -80,7 +80,7 @@ class FaultyProxy:
             return _send(request, 400, EXPIRED)
         if faults.denied and faults.denied in request.path and request.command in ("GET", "HEAD"):
             return _send(request, 403, DENIED)
-        if fault:
+        if fault and fault != "cut":
             with self._lock:
                 faults.made[fault] += 1
         if faults.delay_s:
@@ -97,8 +97,13 @@ class FaultyProxy:
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
-        _send(request, answer.status, data, answer.getheaders(), cut=fault == "cut" and len(data) > 1)
-        return None
+        if fault == "lost":  # the store has done it, and nobody learns of it
+            return _reset(request.connection)
+        cut = fault == "cut" and len(data) > 1
+        if cut:
+            with self._lock:
+                faults.made[fault] += 1
+        return _send(request, answer.status, data, answer.getheaders(), cut=cut)
 
 
 def _send(
