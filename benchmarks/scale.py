@@ -44,19 +44,25 @@ def main() -> None:
 
 
 def compare(sizes: list[int], folder: Path) -> None:
-    print(f"{'images':>12}{'pipeline':>14}{'whole process':>16}{'driver at most':>16}")
-    costs = []
+    print(f"{'images':>12}{'pipeline':>14}{'whole process':>16}{'each further':>16}{'driver at most':>16}")
+    costs, further, before = [], [], (0, 0.0)
     for size in sizes:
         archive = write_zip(folder / f"{size}.zip", size)
         found = run_apart(archive, folder / "out", str(size))
         costs.append(found["pipeline_s"] / size)
+        # Between two sizes the start, which is nearly all of the smallest run, cancels out.
+        further.append((found["seconds"] - before[1]) / (size - before[0]))
+        before = (size, found["seconds"])
         print(
-            f"{size:>12,}{costs[-1] * 1e6:>9.0f} us/im{found['seconds']:>14.1f} s{found['peak_gb']:>13.2f} GB",
+            f"{size:>12,}{costs[-1] * 1e6:>9.0f} us/im{found['seconds']:>14.1f} s{further[-1] * 1e6:>11.0f} us/im"
+            f"{found['peak_gb']:>13.2f} GB",
             flush=True,
         )
+    growths = costs[-1] / costs[0], further[-1] / further[min(1, len(sizes) - 1)]
     print(
-        f"an image of the largest run costs {costs[-1] / costs[0]:.2f} times one of the smallest (asked {ASKED_GROWTH})"
+        f"an image of the largest run costs {growths[0]:.2f} times one of the smallest (asked {ASKED_GROWTH} at most),"
     )
+    print(f"each further image of the whole process {growths[1]:.2f} times one between the two smallest")
     print(f"the driver took {found['peak_gb']:.2f} GB at most (asked {ASKED_GB:g})")
     again = run_apart(archive, folder / "out", "again", "--new-only")
     assert again["images"] == 0
@@ -64,7 +70,7 @@ def compare(sizes: list[int], folder: Path) -> None:
         f"--new-only with {sizes[-1]:,} images, all of them published: {again['seconds']:.1f} s (asked"
         f" {ASKED_PLAN_S:g}), {again['peak_gb']:.2f} GB"
     )
-    if costs[-1] > ASKED_GROWTH * costs[0] or found["peak_gb"] > ASKED_GB or again["seconds"] > ASKED_PLAN_S:
+    if max(growths) > ASKED_GROWTH or found["peak_gb"] > ASKED_GB or again["seconds"] > ASKED_PLAN_S:
         sys.exit(1)
 
 
