@@ -135,11 +135,11 @@ def list_labelled(
     """The images that have a label, none of them read; raises SourceError where there are none."""
     rules, report = rules or LabelRules(), Report()
     tables = []
-    for source, name in zip(sources, _source_names(sources), strict=True):
+    for source, name, collection in zip(sources, _source_names(sources), _collections(sources, rules), strict=True):
         plan = make_plan([source], EXTENSIONS, scratch=scratch)
         report.problems.extend(plan.listing.problems)
         report.listed_twice += plan.listing.passed_over["images listed twice"]
-        tables.append(_label(plan.table, source, name, rules, report))
+        tables.append(_label(plan.table, source, name, collection, rules, report))
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise SourceError(
@@ -202,15 +202,28 @@ def _source_names(sources: Sequence[str]) -> list[str]:
     ]
 
 
-def _label(table: pa.Table, source: str, name: str, rules: LabelRules, report: Report) -> pa.Table:
-    """The plan's rows that have a label, with source, path, label and group."""
+def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
+    """What each source's groups are called after: its own name, or where that is a label, that of the folder above.
+
+    A photo's cracked tiles lie in `data/Positive`, its sound ones in `data/Negative`: both are of `data`.
+    """
+    roots = [root_of(source) for source in sources]
+    names = {root: PurePosixPath(redact(root)).name for root in roots}
+    tops = [posixpath.dirname(root) if rules.label(f"{names[root]}/an image") else root for root in roots]
+    names = {top: PurePosixPath(redact(top)).name or top for top in tops}
+    return [redact(top) if list(names.values()).count(names[top]) > 1 else names[top] for top in tops]
+
+
+def _label(table: pa.Table, source: str, name: str, collection: str, rules: LabelRules, report: Report) -> pa.Table:
+    """The plan's rows that have a label, with source, path, label and group, which is `collection`'s."""
     uris = table.column("image_uri").to_pylist()
     root = root_of(source)
     paths, whole = _paths(uris, storage.public(root), name)
     from_paths = [rules.label(path) for path in paths]
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
-    parts = [name if found is None else found[1] or _parent_name(root) for found in from_paths]
-    groups = [rules.group(path) for path in whole]
+    parts = [name if found is None else found[1] or collection for found in from_paths]
+    above = posixpath.basename(posixpath.dirname(root))
+    groups = [rules.group(path, above) for path in whole]
     told = ["blocks of neighbouring names" if group is None else "photos that paths name" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
@@ -220,7 +233,7 @@ def _label(table: pa.Table, source: str, name: str, rules: LabelRules, report: R
         told = [name if cell is None else column for cell, name in zip(cells, told, strict=True)]
     if len(set(parts)) > _MAX_PARTS:
         parts = [name] * len(uris)
-    known = [f"{name}/{group or block}" for group, block in zip(groups, name_blocks(paths), strict=True)]
+    known = [f"{collection}/{group or block}" for group, block in zip(groups, name_blocks(paths), strict=True)]
     labelled = pa.table(
         {
             **{field.name: table.column(field.name) for field in PLAN_SCHEMA},
@@ -260,11 +273,6 @@ def _paths(uris: list[str], root: str, name: str) -> tuple[list[str], list[str]]
         for paths in (below, whole)
     )
     return named, wholly
-
-
-def _parent_name(root: str) -> str:
-    """What to call images whose label is the name of the source itself: `data/Positive` is of `data`."""
-    return PurePosixPath(root).parent.name or root
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ _WORDS = {
     **dict.fromkeys(["0", "false", "no", "none", *NEGATIVE], 0),
 }
 
-# SDNET2018: surface, then a folder of cracked or uncracked ones, then photo-tile.
-_SDNET = re.compile(r"(?:^|/)([DPW])/[CU][DPW]/(\d+)-\d+\.[^/]*$")
+# SDNET2018: surface, a folder of cracked or uncracked ones (in an archive of that name, maybe), photo-tile.
+_SDNET = re.compile(r"(?:^|/)([DPW])/(?:[CU][DPW]/)+(\d+)-\d+\.[^/]*$")
 # METU's photos gave about 44 tiles each of 20,000; blocks longer than that keep most photos in one piece.
 _MAX_BLOCK = 100
 _MIN_BLOCKS = 50
@@ -67,10 +67,16 @@ class LabelRules:
                     return label, "/".join(folders[: depth - 1])
         return None
 
-    def group(self, path: str) -> str | None:
-        """The photo that an image was cut from, None where the path does not say."""
-        pattern = re.compile(self.group_pattern) if self.group_pattern else _SDNET
-        found = pattern.search(path)
+    def group(self, path: str, above: str = "") -> str | None:
+        """The photo that an image was cut from, None where the path does not say.
+
+        A published data set is also known by `above`, the name of the folder that the path begins in.
+        """
+        if self.group_pattern:
+            found = re.search(self.group_pattern, path)
+        else:
+            *folders, name = (above, *path.split("/"))
+            found = _SDNET.search("/".join([*map(_without_archive_suffix, folders), name]))
         if found is None:
             return None
         return "/".join(part or "" for part in found.groups()) if found.groups() else found[0]

@@ -180,6 +180,33 @@ def test_sources_are_kept_apart_by_the_folders_above_their_labels(tmp_path: Path
     assert set(dataset.table.column("source").to_pylist()) == {"north/D", "south/D"}
 
 
+@pytest.mark.parametrize("pattern", [None, r"(\d+)-\d+"])
+@pytest.mark.parametrize("sources", [("CD", "UD"), ("CD.zip", "UD"), ("CD.zip", "UD.zip")])
+def test_cracked_and_sound_tiles_of_a_photo_are_one_group_also_where_each_class_is_a_source(
+    sources: tuple[str, str], pattern: str | None, tmp_path: Path
+) -> None:
+    deck = make_photos(tmp_path) / "D"
+    for label, above in (("CD", deck), ("UD", deck / "UD")):  # an archive of a folder begins with it, or with its files
+        with zipfile.ZipFile(deck / f"{label}.zip", "w") as archive:
+            for file in (deck / label).iterdir():
+                archive.write(file, file.relative_to(above))
+    rules = LabelRules(group_pattern=pattern)
+    dataset = with_split(read_dataset([str(deck / source) for source in sources], rules))
+    groups = sides(dataset, "group")
+    assert {group.rpartition("/")[2] for group in groups} == {str(7000 + photo) for photo in range(12)}
+    assert len(groups) == 12
+    assert all(len(splits) == 1 for splits in groups.values())
+
+
+def test_class_folders_of_several_places_are_grouped_by_place(tmp_path: Path) -> None:
+    for place, seed in (("north", 0), ("south", 100)):
+        make_photos(tmp_path / place, 3, seed=seed)
+    folders = [tmp_path / place / "D" / label for place, label in (("north", "CD"), ("north", "UD"), ("south", "UD"))]
+    groups = set(read_dataset(list(map(str, folders))).table.column("group").to_pylist())
+    assert {Path(group).relative_to(tmp_path).parts[0] for group in groups} == {"north", "south"}
+    assert len(groups) == 6
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [

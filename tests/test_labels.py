@@ -44,6 +44,8 @@ def test_patterns_name_other_folders() -> None:
         (None, "sdnet.tar/D/CD/7001-115.jpg", "D/7001"),
         (None, "sdnet.tar/D/UD/7001-3.jpg", "D/7001"),  # cracked and sound tiles of one photo are one group
         (None, "sdnet.tar/W/UW/7001-3.jpg", "W/7001"),
+        (None, "D/UD.zip/UD/7001-3.jpg", "D/7001"),
+        (None, "sdnet/D.tar.gz/CD/7001-3.jpg", "D/7001"),
         (None, "metu.zip/Positive/00001.jpg", None),
         (r"(bridge-\d+)/.*_(\d+)_tile", "x/bridge-12/a_7_tile3.jpg", "bridge-12/7"),
         (r"IMG_\d+", "x/IMG_0042_3.jpg", "IMG_0042"),
