@@ -40,6 +40,7 @@ LABEL_COLUMN = "label"
 _MAX_PARTS = 12
 _MAX_EXAMPLES = 5
 _BATCH = 256
+_GUESS = "blocks of neighbouring names"
 
 
 @dataclass
@@ -57,6 +58,13 @@ class Report:
     near_duplicates: int = 0
     problems: list[str] = field(default_factory=list)
     grouped: Counter[str] = field(default_factory=Counter)
+
+    def groupings(self) -> list[str]:
+        """What told the groups, and where they are no more than a guess."""
+        doubt = {_GUESS: ", for want of names that say which photos they are of: a guess (see --group-pattern)"}
+        return [
+            f"{count:,} images are grouped by {name}{doubt.get(name, '')}" for name, count in self.grouped.most_common()
+        ]
 
     def lines(self) -> list[str]:
         """The report as a person reads it; nothing where nothing was left out."""
@@ -224,7 +232,7 @@ def _label(table: pa.Table, source: str, name: str, collection: str, rules: Labe
     parts = [name if found is None else found[1] or collection for found in from_paths]
     above = posixpath.basename(posixpath.dirname(root))
     groups = [rules.group(path, above) for path in whole]
-    told = ["blocks of neighbouring names" if group is None else "photos that paths name" for group in groups]
+    told = [_GUESS if group is None else "photos that paths name" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
     if (cells := _carried(table, rules.group_column)) is not None:

@@ -17,10 +17,11 @@ from crackbatch.archive import kind_of
 from crackbatch.errors import OptionError
 
 # Folder names of published crack datasets and of what people make themselves; SDNET2018's are (C)racked and
-# (U)ncracked (D)ecks, (P)avements and (W)alls.
+# (U)ncracked (D)ecks, (P)avements and (W)alls, or these words in full.
 POSITIVE = ("positive", "crack", "cracks", "cracked", "with_crack", "cd", "cp", "cw")
 NEGATIVE = (
     "negative", "no_crack", "no_cracks", "nocrack", "non_crack", "non-crack", "noncrack", "no-crack", "no crack",
+    "non_cracked", "non-cracked", "noncracked", "non cracked",
     "uncracked", "without_crack", "sound", "intact", "ud", "up", "uw",
 )  # fmt: skip
 _WORDS = {
@@ -29,7 +30,10 @@ _WORDS = {
 }
 
 # SDNET2018: surface, a folder of cracked or uncracked ones (in an archive of that name, maybe), photo-tile.
-_SDNET = re.compile(r"(?:^|/)([DPW])/(?:[CU][DPW]/)+(\d+)-\d+\.[^/]*$")
+_SDNET = re.compile(
+    r"(?:^|/)([DPW])(?:(?:/[CU][DPW])+|(?:ecks|avements|alls)(?:/(?:(?:non|un)[-_ ]?)?cracked)+)/(\d+)-\d+\.[^/]*$",
+    re.IGNORECASE,
+)
 # METU's photos gave about 44 tiles each of 20,000; blocks longer than that keep most photos in one piece.
 _MAX_BLOCK = 100
 _MIN_BLOCKS = 50

@@ -25,8 +25,8 @@ _SHOWN = 8
 class Overview:
     """Counts of labelled images.
 
-    `counts` maps (source, label, split) to (images, groups), with labels `crack` and `no_crack`; `notes` say what was
-    left out and why; `digest` is that of the split.
+    `counts` maps (source, label, split) to (images, groups), with labels `crack` and `no_crack`; `notes` say what told
+    the groups, and what was left out and why; `digest` is that of the split.
     """
 
     counts: dict[tuple[str, str, str], tuple[int, int]]
@@ -60,7 +60,8 @@ def describe_dataset(
         files = [storage.join(location, name) for name in ("split.parquet", "dataset.png")]
         write_split(dataset.table, files[0])
         storage.write_whole(files[1], _sheet(dataset, seed))
-    return Overview(_count(dataset), dataset.report.lines(), dataset.digest, files)
+    notes = [*dataset.report.groupings(), *dataset.report.lines()]
+    return Overview(_count(dataset), notes, dataset.digest, files)
 
 
 def _count(dataset: Dataset) -> dict[tuple[str, str, str], tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -276,6 +277,20 @@ def test_an_overview_counts_every_image_and_draws_them(tmp_path: Path) -> None:
     ]
     table = pq.read_table(tmp_path / "out" / "split.parquet").to_pandas()
     assert train == [table[(table["split"] == "train") & (table["label"] == 1)]["group"].nunique()]
+
+
+def test_an_overview_says_what_told_the_groups(tmp_path: Path) -> None:
+    make_photos(tmp_path / "site" / "deck")
+    assert describe_dataset(str(tmp_path / "site"), str(tmp_path / "known")).notes == [
+        "48 images are grouped by photos that paths name"
+    ]
+    for index in range(4):
+        (tmp_path / "site" / "deck" / "D" / "UD" / f"{index}.jpg").write_bytes(draw_tile(500 + index, cracked=False))
+    known, guessed = describe_dataset(str(tmp_path / "site"), str(tmp_path / "guessed")).notes
+    assert known == "48 images are grouped by photos that paths name"
+    assert re.fullmatch(
+        r"4 images are grouped by blocks of neighbouring names, .* a guess \(see --group-pattern\)", guessed
+    )
 
 
 def test_a_group_pattern_keeps_what_it_names_together(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from crackbatch.labels import LabelRules, name_blocks, parse_label
         ("cracks/2024/sound/a.jpg", 0, "cracks/2024"),  # the innermost folder that says anything
         ("site/Positive.zip/a.jpg", 1, "site"),
         ("site/negative.tar.gz/a.jpg", 0, "site"),
+        ("archive/Decks/Cracked/7001-115.jpg", 1, "archive/Decks"),
+        ("archive/Decks/Non-cracked/7001-3.jpg", 0, "archive/Decks"),
+        ("archive/Walls/non cracked/7001-3.jpg", 0, "archive/Walls"),
     ],
 )
 def test_the_innermost_folder_that_says_anything_is_the_label(path: str, label: int, above: str) -> None:
@@ -46,6 +49,11 @@ def test_patterns_name_other_folders() -> None:
         (None, "sdnet.tar/W/UW/7001-3.jpg", "W/7001"),
         (None, "D/UD.zip/UD/7001-3.jpg", "D/7001"),
         (None, "sdnet/D.tar.gz/CD/7001-3.jpg", "D/7001"),
+        (None, "archive/Decks/Cracked/7001-115.jpg", "D/7001"),
+        (None, "archive/Decks/Non-cracked/7001-3.jpg", "D/7001"),
+        (None, "Walls/Non-cracked.zip/non-cracked/7001-3.jpg", "W/7001"),
+        (None, "piers/Cracked/7001-115.jpg", None),
+        (None, "W/Cracked/2024-11.jpg", None),
         (None, "metu.zip/Positive/00001.jpg", None),
         (r"(bridge-\d+)/.*_(\d+)_tile", "x/bridge-12/a_7_tile3.jpg", "bridge-12/7"),
         (r"IMG_\d+", "x/IMG_0042_3.jpg", "IMG_0042"),
