@@ -33,7 +33,7 @@ from crackbatch.pixels import number_rows, stream_pixels
 from crackbatch.plots import Tile, contact_sheet, plot_confusion, plot_ranking, plot_reliability
 from crackbatch.predictions import read_predictions
 from crackbatch.redaction import redact
-from crackbatch.seen import read_seen, splits_of
+from crackbatch.seen import LEARNT, read_learnt, splits_of
 from crackbatch.source import check_sources
 
 ALL = "all"
@@ -89,17 +89,17 @@ def evaluate(
 
 
 def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Table, dict[str, int]]:
-    """The images to measure on, and how many of the model's own were left out, by split."""
+    """The images to measure on, and how many were left out that made the model or those it was made from, by split."""
     table = dataset.table
-    splits = splits_of(table.column("sha256").to_pylist(), read_seen(bundle.location))
-    known = {split: splits.count(split) for split in ("train", "validation") if splits.count(split)}
+    splits = splits_of(table.column("sha256").to_pylist(), read_learnt(bundle.location))
+    known = {split: splits.count(split) for split in LEARNT if splits.count(split)}
     if include_seen or not known:
         return table, {}
     kept = [row for row, split in enumerate(splits) if split not in known]
     if not kept:
         raise SourceError(
-            f"model {bundle.name} was trained or tuned on all {table.num_rows:,} images, so that they say nothing of"
-            " how good it is; give others, or --include-seen to measure all the same"
+            f"model {bundle.name}, or one that it was made from, was trained or tuned on all {table.num_rows:,} images,"
+            " so that they say nothing of how good it is; give others, or --include-seen to measure all the same"
         )
     return table.take(pa.array(kept)), known
 

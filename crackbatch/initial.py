@@ -13,6 +13,7 @@ from crackbatch.bundle import DESCRIPTION, absolute, read_bundle_and_weights, sh
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.model import build_network
 from crackbatch.redaction import reason_of, redact
+from crackbatch.seen import read_learnt
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,15 @@ def initial_network(name: str, init: str, input_size: int = 224, seed: int = 0) 
     state, origin = (_imagenet(name), "imagenet") if init == "imagenet" else _read_state(init)
     _load(network, head, state, init, name)
     return Initial(network, head, origin)
+
+
+def learnt_before(init: str) -> dict[int, str]:
+    """What the bundle that training starts from was trained and tuned on; nothing where it starts from no bundle."""
+    return read_learnt(init) if init not in WORDS and _is_bundle(init) else {}
+
+
+def _is_bundle(init: str) -> bool:
+    return init in shipped_models() or storage.exists(storage.join(absolute(init), DESCRIPTION))
 
 
 def _try_network(name: str, input_size: int) -> torch.nn.Module:
@@ -91,13 +101,12 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
     """Tensors by name from a bundle or a file, and what to call them; nothing is unpickled but tensors."""
     from safetensors.torch import load
 
-    location = absolute(init)
-    if init in shipped_models() or storage.exists(storage.join(location, DESCRIPTION)):
+    if _is_bundle(init):
         bundle, weights = read_bundle_and_weights(init)
         return dict(load(weights)), bundle.model_id
     shown = redact(init)
     try:
-        data = storage.read_bytes(location)
+        data = storage.read_bytes(absolute(init))
     except CrackbatchError:
         raise
     except Exception as error:  # each storage raises its own

@@ -2,6 +2,7 @@
 
     OUT/model.safetensors model.json MODEL_CARD.md   the bundle, written last
     OUT/seen.parquet                                 which images it was trained and tuned on, by their digests
+    OUT/seen_before.parquet                          which others the model that it began with had seen, if any
     OUT/metrics.parquet training.png                 one row for each epoch, and its curves
     OUT/split.parquet                                which image was in which split
     OUT/training/                                    checkpoints while it runs, removed at the end
@@ -37,7 +38,7 @@ from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import Dataset, list_labelled, read_listed, with_given_split, with_split
 from crackbatch.errors import OptionError, RunError
 from crackbatch.fitting import Figures, Fit, best_epoch, fit
-from crackbatch.initial import WORDS, Initial, initial_network
+from crackbatch.initial import WORDS, Initial, initial_network, learnt_before
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.lease import Holding
@@ -48,7 +49,7 @@ from crackbatch.progress import duration
 from crackbatch.recipe import MEAN, STD, Recipe
 from crackbatch.redaction import redact
 from crackbatch.retry import giving_up
-from crackbatch.seen import write_seen
+from crackbatch.seen import splits_of, write_seen
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
 from crackbatch.trainer import fit_on_ray
@@ -170,9 +171,9 @@ def _train(
     fingerprint = results.fingerprint_of(request)
     if (finished := _finished(out, fingerprint)) is not None:
         return TrainResult(finished, _read_history(out), trained=False)
-    folder = storage.join(out, "training")
+    folder, before = storage.join(out, "training"), learnt_before(recipe.init)
     _begin(folder, {"fingerprint": fingerprint, **request})
-    for line in [*dataset.report.lines(), *_describe(dataset)]:
+    for line in [*dataset.report.lines(), *_describe(dataset), *_describe_learnt(dataset, before, recipe.init)]:
         _say(line)
     rows, train_rows = (number_rows(dataset.part(split)) for split in ("validation", "train"))
     validation: Callable[[], Iterable[Pixels]] = partial(stream_pixels, rows, recipe.image_size)
@@ -185,7 +186,8 @@ def _train(
     about = {"fingerprint": fingerprint, "recipe": described, "data": data, "split": split}
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(), validation)
-    write_seen(out, *(dataset.table.column(name).to_pylist() for name in ("sha256", "split")))
+    images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
+    write_seen(out, images, splits, before)
     write_split(dataset.table, storage.join(out, "split.parquet"))
     _write_history(out, history)
     write_card(bundle)
@@ -229,6 +231,18 @@ def _describe(dataset: Dataset) -> list[str]:
         for split, part in counts.items()
     )
     return [f"{dataset.table.num_rows:,} images: {shown}"]
+
+
+def _describe_learnt(dataset: Dataset, before: dict[int, str], init: str) -> list[str]:
+    """A warning where images that are held out trained the model that this training begins with."""
+    images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
+    held_out = [image for image, split in zip(images, splits, strict=True) if split != "train"]
+    if not (num := splits_of(held_out, before).count("train")):
+        return []
+    return [
+        f"warning: {num:,} of the {len(held_out):,} images to validate and test on have trained {redact(init)} already,"
+        f" and flatter what comes of it: give --split {redact(init)}, or images that are all new to it"
+    ]
 
 
 def _fit_here(

@@ -13,6 +13,7 @@ import pytest
 
 from crackbatch import evaluate, load_model, score, train
 from crackbatch.cli import app
+from crackbatch.dataset import read_dataset, with_given_split
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
 from test_dataset import make_photos
@@ -114,6 +115,35 @@ def test_a_model_is_not_measured_on_what_it_was_trained_on(photos: Path, tmp_pat
         target.write_bytes(Path(uri).read_bytes())
     with pytest.raises(SourceError, match="--include-seen"):
         evaluate(str(train_only), str(tmp_path / "none"), model=model)
+
+
+def test_what_the_model_that_a_training_began_with_has_seen_stays_seen(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {"workers": 0, "network": "mobilenet_v3_small", "image_size": 32, "epochs": 1, "batch_size": 64}
+    others = make_photos(tmp_path / "others", seed=5000)
+    first, second, third, fourth = (str(tmp_path / name) for name in ("first", "second", "third", "fourth"))
+    train(str(photos), first, init="none", **options)
+    train(str(others), second, init=first, **options)
+    train(str(photos), fourth, init=first, split=first, **options)
+    assert "have trained" not in capfd.readouterr().err
+    train(str(photos), third, init=second, seed=1, **options)  # which draws another split
+    held_out = _images_of(third, "validation", "test")
+    num = len(held_out & _images_of(first, "train"))
+    warned = f"warning: {num} of the {len(held_out)} images to validate and test on have trained {second} already"
+    assert re.search(rf"^{re.escape(warned)}.*--split {re.escape(second)}, ", capfd.readouterr().err, re.MULTILINE)
+
+    found = evaluate([str(photos), str(others)], str(tmp_path / "out"), model=third).metrics
+    seen = set.union(*(_images_of(model, "train", "validation") for model in (first, second, third)))
+    assert found["images"] == 82 + 48 - len(seen)
+    assert sum(found["left_out"].values()) == len(seen)
+    assert with_given_split(read_dataset([str(photos)]), third), "its split is of the images that it was given itself"
+    assert not (tmp_path / "fourth" / "seen_before.parquet").exists(), "the same split, so that it has seen no others"
+
+
+def _images_of(model: str, *splits: str) -> set[str]:
+    table = pq.read_table(Path(model) / "split.parquet").to_pandas()
+    return set(table[table["split"].isin(splits)]["sha256"])
 
 
 def test_a_source_of_one_class_has_what_can_be_measured(tmp_path: Path) -> None:
