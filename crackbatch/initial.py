@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crackbatch import storage
 from crackbatch.bundle import DESCRIPTION, absolute, read_bundle_and_weights, shipped_models
 from crackbatch.errors import BundleError, CrackbatchError
-from crackbatch.model import build_network
+from crackbatch.model import build_network, load_tensors
 from crackbatch.redaction import reason_of, redact
 from crackbatch.seen import read_learnt
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 WORDS = ("imagenet", "none")
+# torchvision's own densenet weights have names that its densenets no longer have: denselayer1.norm.1 is norm1 now.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 class Initial(NamedTuple):
@@ -138,6 +141,7 @@ def _parse_state(data: bytes, shown: str) -> dict[str, Any]:
 
 def _load(network: torch.nn.Module, head: str, state: dict[str, Any], init: str, name: str) -> None:
     wanted = network.state_dict()
+    state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
     fitting = {key: value for key, value in state.items() if key in wanted and value.shape == wanted[key].shape}
     missing = [key for key in wanted if key not in fitting and not key.startswith(f"{head}.")]
     if missing:
@@ -146,4 +150,4 @@ def _load(network: torch.nn.Module, head: str, state: dict[str, Any], init: str,
             f"--init {redact(init)} does not fit a {name}: {len(missing)} tensors differ, such as {missing[0]}"
             f" (expected {tuple(wanted[missing[0]].shape)}, found {found})"
         )
-    network.load_state_dict(fitting, strict=False)
+    load_tensors(network, fitting, strict=False)

@@ -47,6 +47,14 @@ def build_network(name: str, input_size: int = 224) -> torch.nn.Module:
     return network
 
 
+def load_tensors(network: torch.nn.Module, tensors: dict[str, torch.Tensor], strict: bool = True) -> None:
+    """Give a network tensors by name as they are on disk, of its own version; torch raises errors of several kinds."""
+    state = network.state_dict()  # carries the layers' versions, which MNASNet asks for and safetensors does not keep
+    state.clear()
+    state.update(tensors)
+    network.load_state_dict(state, strict=strict)
+
+
 class Model:
     """A network ready to score: `predict` for people, `logits` for pipelines.
 
@@ -114,7 +122,7 @@ def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> N
     from safetensors.torch import load
 
     try:
-        network.load_state_dict(load(weights))
+        load_tensors(network, load(weights))
     except Exception as error:  # safetensors and torch each raise their own
         first_line = str(error).strip().splitlines()[0]
         raise BundleError(

@@ -444,6 +444,7 @@ def test_an_unknown_source_is_refused(tmp_path: Path) -> None:
     "name",
     [
         "mobilenet_v3_small",
+        "mnasnet0_5",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("resnet34", "resnet50", "efficientnet_b0", "convnext_tiny", "vit_b_16", "googlenet")
@@ -483,6 +484,18 @@ def test_a_torchvision_state_dict_is_where_training_starts(wrapped: bool, tmp_pa
     assert origin.startswith("r.pth@")
     assert torch.equal(network.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
     assert network.state_dict()["fc.weight"].shape == (2, 512)
+
+
+@pytest.mark.parametrize("network", ["mnasnet0_5", "densenet121"])
+def test_weights_that_torchvision_reads_in_a_way_of_its_own_are_where_training_starts(
+    network: str, tmp_path: Path
+) -> None:
+    state = initial_network(network, "none", 64, seed=1).network.state_dict()
+    named_as_once = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): state[key] for key in state}
+    assert named_as_once.keys() != state.keys() or network == "mnasnet0_5"
+    safetensors.torch.save_file(named_as_once, tmp_path / "weights.safetensors")
+    found = initial_network(network, str(tmp_path / "weights.safetensors"), 64).network.state_dict()
+    assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 class _Exploding:
