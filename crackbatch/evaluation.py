@@ -124,9 +124,9 @@ def _score(rows: pa.Table, model: Model) -> np.ndarray:
 
 def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> np.ndarray:
     """(images,) probabilities that a run gave with this model to these images, known again by their bytes."""
-    columns = ["sha256", "crack_probability", "model_id", "status"]
-    frame = read_predictions(out, run_id=run_id, columns=columns)
-    frame = frame[(frame["status"] == "ok") & (frame["model_id"] == bundle.model_id)]
+    columns = ["sha256", "crack_probability", "status"]
+    frame = read_predictions(out, run_id=run_id, columns=columns, _model_id=bundle.model_id)
+    frame = frame[frame["status"] == "ok"]
     known = dict(zip(frame["sha256"], frame["crack_probability"], strict=True))
     digests = rows.column("sha256").to_pylist()
     if missing := sum(digest not in known for digest in digests):

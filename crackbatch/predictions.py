@@ -25,6 +25,7 @@ def read_predictions(
     date: str | None = None,
     min_probability: float | None = None,
     columns: Sequence[str] | None = None,
+    _model_id: str | None = None,
 ) -> pd.DataFrame:
     """Published rows as a DataFrame, most probable cracks first; by default the newest row of each image.
 
@@ -40,10 +41,14 @@ def read_predictions(
     wanted = _check_columns(columns, dataset.schema)
     condition = _condition(run_id, date)
     needed = list(dict.fromkeys([*wanted, "image_uri", "scored_at", "crack_probability"]))
+    if _model_id is not None and "model_id" not in needed:
+        needed.append("model_id")
     table = dataset.to_table(columns=needed, filter=condition)
     if not table.num_rows and condition is not None:
         known = sorted(dataset.to_table(columns=["run_id"]).column("run_id").unique().to_pylist())
         raise OptionError(f"no rows of run {run_id or 'any'} on date {date or 'any'}; runs: {', '.join(known)}")
+    if _model_id is not None:  # before the newest row of an image is taken: that may be another model's
+        table = table.filter(pc.field("model_id") == _model_id)
     if run_id is None:
         table = _newest(table)
     if min_probability is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +19,7 @@ from crackbatch.cli import app
 from crackbatch.dataset import read_dataset, with_given_split
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
+from crackbatch.table import schema_with
 from test_dataset import make_photos
 
 
@@ -96,6 +100,33 @@ def test_published_rows_are_measured_without_scoring_again(
             evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"))
     finally:
         (photos / "D" / "CD" / "7999-1.jpg").unlink()
+
+
+def test_published_rows_of_a_model_are_found_also_where_another_scored_the_images_later(
+    photos: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    model = load_model()
+    found = model.predict(files)
+    for day, (model_id, probabilities) in enumerate(
+        [(model.bundle.model_id, found), ("other@0", [0.5] * len(files))], 1
+    ):
+        rows = [
+            {
+                "image_uri": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "status": "ok",
+                "crack_probability": probability, "model_id": model_id, "run_id": f"run-{day}",
+                "scored_at": datetime(2026, 1, day, tzinfo=UTC),
+            }
+            for file, probability in zip(files, probabilities, strict=True)
+        ]  # fmt: skip
+        folder = tmp_path / "results" / "predictions" / f"date=2026-01-0{day}"
+        folder.mkdir(parents=True)
+        schema = schema_with([])
+        columns = {name: [row.get(name) for row in rows] for name in schema.names}
+        pq.write_table(pa.table(columns, schema=schema), folder / "part.parquet")
+    measured = evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"), threshold=0.5)
+    before = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
+    assert measured.metrics["sources"]["deck/D"]["confusion"] == before["confusion"]
 
 
 def test_a_model_is_not_measured_on_what_it_was_trained_on(photos: Path, tmp_path: Path) -> None:
