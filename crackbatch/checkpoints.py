@@ -8,7 +8,6 @@ OUT/training/best.pt          the averaged weights of the best epoch so far
 from __future__ import annotations
 
 import io
-import pickle
 import re
 from typing import Any
 
@@ -34,10 +33,8 @@ class Checkpoints:
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, None where there is none."""
         for epoch in reversed(self._epochs()):
-            try:
-                return _parse(storage.read_bytes(self._location(epoch)))
-            except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # cut off: not written whole
-                continue
+            if (state := _parse(storage.read_bytes(self._location(epoch)))) is not None:
+                return state
         return None
 
     def save_best(self, weights: dict[str, Any]) -> None:
@@ -47,9 +44,12 @@ class Checkpoints:
     def best(self) -> dict[str, Any]:
         """The best weights so far; raises RunError where they are gone."""
         try:
-            return _parse(storage.read_bytes(storage.join(self.folder, "best.pt")))
+            weights = _parse(storage.read_bytes(storage.join(self.folder, "best.pt")))
         except FileNotFoundError:
-            raise RunError(f"{redact(self.folder)}/best.pt is gone; remove the folder and train again") from None
+            weights = None
+        if weights is None:
+            raise RunError(f"{redact(self.folder)}/best.pt is gone or damaged; remove the folder and train again")
+        return weights
 
     def _epochs(self) -> list[int]:
         files = storage.list_files(self.folder, ".pt")
@@ -68,8 +68,12 @@ def _dump(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def _parse(data: bytes) -> dict[str, Any] | None:
+    """What was dumped, None where the file is cut off or damaged."""
     import torch
 
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:  # torch's reader raises whatever the bytes lead it to
+        return None
     return state

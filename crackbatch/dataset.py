@@ -158,9 +158,14 @@ def list_labelled(
 
 
 def read_listed(listed: Listed) -> Dataset:
-    """The images that can be read, each once; raises SourceError where none can be."""
+    """The images that can be read, each once; raises SourceError where none can be, or all are under both labels."""
     table, hashes = _read_all(listed.table, listed.report)
     table, hashes = _drop_duplicates(table, hashes, listed.report)
+    if not table.num_rows:
+        raise SourceError(
+            f"no images are left: all {len(listed.report.contradictions):,} stand under both labels, such as"
+            f" {listed.report.contradictions[0]}; leave each in one folder"
+        )
     return Dataset(_join_near_duplicates(table, hashes, listed.report), listed.report)
 
 

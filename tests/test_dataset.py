@@ -226,6 +226,16 @@ def test_data_of_one_class_are_refused_in_one_line(tmp_path: Path, folders: dict
     assert "\n" not in str(raised.value)
 
 
+def test_images_that_all_stand_under_both_labels_are_refused_in_one_line(tmp_path: Path) -> None:
+    for label in ("crack", "no_crack"):
+        (tmp_path / "site" / label).mkdir(parents=True)
+        for index in range(3):
+            (tmp_path / "site" / label / f"{index}.jpg").write_bytes(draw_tile(index, True))
+    with pytest.raises(SourceError, match=r"all 3 stand under both labels, such as .*/0\.jpg; leave each") as raised:
+        read_dataset([str(tmp_path / "site")])
+    assert "\n" not in str(raised.value)
+
+
 def test_one_photo_cannot_be_split(tmp_path: Path) -> None:
     folder = make_photos(tmp_path / "deck", num_photos=1)
     with pytest.raises(SourceError, match=r"one group \(deck/D/7000\).*--group-pattern"):

@@ -26,6 +26,7 @@ import torch
 from crackbatch import augment, load_model, train
 from crackbatch.augment import Augmentation
 from crackbatch.bundle import read_bundle
+from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
 from crackbatch.initial import initial_network
@@ -498,6 +499,19 @@ def test_weights_that_torchvision_reads_in_a_way_of_its_own_are_where_training_s
     assert all(torch.equal(found[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("damaged", [b"", b".", b"hello", b"PK\x03\x04", None])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged: bytes | None, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, {"history": [1]})
+    checkpoints.save(2, {"history": [1, 2]})
+    file = tmp_path / "epoch-0002.pt"
+    file.write_bytes(file.read_bytes()[:100] if damaged is None else damaged)
+    assert checkpoints.latest() == {"history": [1]}
+    shutil.copy(file, tmp_path / "best.pt")
+    with pytest.raises(RunError, match=r"best\.pt is gone or damaged; remove the folder"):
+        checkpoints.best()
+
+
 class _Exploding:
     def __reduce__(self):
         return (open, ("exploded", "w"))
@@ -509,6 +523,8 @@ class _Exploding:
         (lambda path: path.write_bytes(pickle.dumps(_Exploding())), "is not loaded"),
         (lambda path: torch.save({"a": _Exploding()}, path), "is not loaded"),
         (lambda path: path.write_bytes(b""), "is not loaded"),
+        (lambda path: path.write_bytes(b"."), "is not loaded"),
+        (lambda path: path.write_bytes(b"hello"), "is not loaded"),
         (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit a resnet18"),
         (lambda path: torch.save([1, 2], path), "is no state dict"),
         (lambda path: None, "no bundle and no weights there"),
