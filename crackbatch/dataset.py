@@ -13,7 +13,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -47,7 +47,8 @@ _GUESS = "blocks of neighbouring names"
 class Report:
     """What was found in the sources and left out: counts, and examples of what needs a person's look.
 
-    `grouped` counts labelled images by what told their groups.
+    `grouped` counts labelled images by what told their groups; `cut` are components (groups, joined by near-duplicates)
+    that stand on several sides of the split, None where there is no split.
     """
 
     unlabelled: int = 0
@@ -58,6 +59,7 @@ class Report:
     near_duplicates: int = 0
     problems: list[str] = field(default_factory=list)
     grouped: Counter[str] = field(default_factory=Counter)
+    cut: list[str] | None = None
 
     def groupings(self) -> list[str]:
         """What told the groups, and where they are no more than a guess."""
@@ -84,7 +86,14 @@ class Report:
             examples = "; ".join(self.contradictions[:_MAX_EXAMPLES])
             said.append(f"{len(self.contradictions):,} images stand under both labels and were dropped: {examples}")
         if self.near_duplicates:
-            said.append(f"{self.near_duplicates:,} pairs of near-duplicates are kept on one side of the split")
+            where = "are kept on one side of the split" if self.cut == [] else "were found"
+            said.append(f"{self.near_duplicates:,} pairs of near-duplicates {where}")
+        if self.cut:
+            said.append(
+                f"warning: {len(self.cut):,} groups (told by {', '.join(self.grouped)}), such as {self.cut[0]}, have"
+                " images or near-duplicates of them on several sides of the given split, so that measures look better"
+                " than they are; without --split one is drawn that keeps them together"
+            )
         return said + [f"damaged: {problem}" for problem in self.problems]
 
 
@@ -175,7 +184,7 @@ def with_split(dataset: Dataset, seed: int = 0) -> Dataset:
     drawn = draw_split(
         table.column("source").to_pylist(), dataset.labels, table.column("component").to_pylist(), seed
     )  # fmt: skip
-    return Dataset(_with_column(table, "split", pa.array(drawn, pa.string())), dataset.report)
+    return Dataset(_with_column(table, "split", pa.array(drawn, pa.string())), replace(dataset.report, cut=[]))
 
 
 def with_given_split(dataset: Dataset, location: str) -> Dataset:
@@ -192,7 +201,14 @@ def with_given_split(dataset: Dataset, location: str) -> Dataset:
     if others := num_known - len(set(images)):
         raise SourceError(f"split {shown} names {others:,} images that are not in the data; give the same sources")
     check_split(splits, dataset.labels, f"split {shown}")
-    return Dataset(_with_column(dataset.table, "split", pa.array(splits, pa.string())), dataset.report)
+    report = replace(dataset.report, cut=_cut(dataset.table.column("component").to_pylist(), splits))
+    return Dataset(_with_column(dataset.table, "split", pa.array(splits, pa.string())), report)
+
+
+def _cut(components: list[str], splits: list[str | None]) -> list[str]:
+    """The components that have images in several splits."""
+    counts = Counter(component for component, _ in set(zip(components, splits, strict=True)))
+    return sorted(component for component, count in counts.items() if count > 1)
 
 
 def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], int]:
