@@ -2,7 +2,7 @@
 
 OUT/training/request.json     what was asked
 OUT/training/epoch-0003.pt    all that the next epoch needs
-OUT/training/best.pt          the averaged weights of the best epoch so far
+OUT/training/best-0003.pt     the averaged weights of the best epoch so far
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ class Checkpoints:
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Write an epoch's checkpoint, then remove all but the last two."""
+    def save(self, epoch: int, state: dict[str, Any], best: set[int]) -> None:
+        """Write an epoch's checkpoint, then remove all but the last two, and all but the weights of the best epochs."""
         storage.write_whole(self._location(epoch), _dump(state))
         for old in self._epochs()[:-_KEPT]:
             storage.remove(self._location(old))
+        needed = {_name(self.best_location(epoch)) for epoch in best}
+        for file in storage.list_files(self.folder, ".pt"):
+            if re.fullmatch(r"best(-\d+)?\.pt", _name(file)) and _name(file) not in needed:
+                storage.remove(file)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, None where there is none."""
@@ -37,27 +41,40 @@ class Checkpoints:
                 return state
         return None
 
-    def save_best(self, weights: dict[str, Any]) -> None:
-        """Keep these weights as the best so far."""
-        storage.write_whole(storage.join(self.folder, "best.pt"), _dump(weights))
+    def save_best(self, epoch: int, weights: dict[str, Any]) -> None:
+        """Keep the weights of an epoch that is the best so far; those before stay until it has its checkpoint."""
+        storage.write_whole(storage.join(self.folder, f"best-{epoch:04d}.pt"), _dump(weights))
 
-    def best(self) -> dict[str, Any]:
-        """The best weights so far; raises RunError where they are gone."""
+    def best_location(self, epoch: int) -> str:
+        """Where the weights of the best epoch lie."""
+        location = storage.join(self.folder, f"best-{epoch:04d}.pt")
+        # A training that an older crackbatch began has them under one name, whatever the epoch.
+        return location if storage.exists(location) else storage.join(self.folder, "best.pt")
+
+    def best(self, epoch: int) -> dict[str, Any]:
+        """The weights of the best epoch; raises RunError where they are gone or damaged."""
         try:
-            weights = _parse(storage.read_bytes(storage.join(self.folder, "best.pt")))
+            weights = _parse(storage.read_bytes(self.best_location(epoch)))
         except FileNotFoundError:
             weights = None
         if weights is None:
-            raise RunError(f"{redact(self.folder)}/best.pt is gone or damaged; remove the folder and train again")
+            raise RunError(
+                f"the weights of epoch {epoch}, the best, are gone from {redact(self.folder)} or damaged; remove the"
+                " folder and train again"
+            )
         return weights
 
     def _epochs(self) -> list[int]:
         files = storage.list_files(self.folder, ".pt")
-        found = (re.fullmatch(r"epoch-(\d+)\.pt", file.rsplit("/", 1)[-1]) for file in files)
+        found = (re.fullmatch(r"epoch-(\d+)\.pt", _name(file)) for file in files)
         return sorted(int(match[1]) for match in found if match)
 
     def _location(self, epoch: int) -> str:
         return storage.join(self.folder, f"epoch-{epoch:04d}.pt")
+
+
+def _name(file: str) -> str:
+    return file.rsplit("/", 1)[-1]
 
 
 def _dump(state: dict[str, Any]) -> bytes:

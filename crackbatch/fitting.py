@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from crackbatch import storage
 from crackbatch.batches import HeldBatches, StreamedBatches
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.errors import RunError
@@ -71,17 +70,23 @@ def _lower_rate(job: Fit, history: list[Figures]) -> str:
     """What to do about a loss that is no number."""
     if not history:
         return "give a lower --learning-rate"
-    best = redact(storage.join(job.checkpoints.folder, "best.pt"))
+    best = redact(job.checkpoints.best_location(best_epoch(history)))
     return f"give a lower --learning-rate and another --out; --init {best} goes on from the best epoch so far"
 
 
-def best_epoch(history: list[Figures]) -> Figures:
-    """The first epoch with the least validation loss."""
+def best_figures(history: list[Figures]) -> Figures:
+    """Those of the first epoch with the least validation loss."""
     return min(history, key=lambda figures: figures["validation_loss"])
 
 
+def best_epoch(history: list[Figures]) -> int:
+    """The number of the first epoch with the least validation loss."""
+    return int(best_figures(history)["epoch"])
+
+
 def _save(job: Fit, epoch: int, history: list[Figures]) -> None:
-    if best_epoch(history)["epoch"] == epoch:
-        job.checkpoints.save_best(job.learner.weights())
+    if best_epoch(history) == epoch:
+        job.checkpoints.save_best(epoch, job.learner.weights())
     state: dict[str, Any] = {"learner": job.learner.state(), "history": history}
-    job.checkpoints.save(epoch, state)
+    # The checkpoint before this one stays too, and wants its own best weights should it be gone on from.
+    job.checkpoints.save(epoch, state, {best_epoch(history[:end]) for end in (epoch - 1, epoch) if end})

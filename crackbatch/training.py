@@ -37,7 +37,7 @@ from crackbatch.card import write_card
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import Dataset, list_labelled, read_listed, with_given_split, with_split
 from crackbatch.errors import OptionError, RunError
-from crackbatch.fitting import Figures, Fit, best_epoch, fit
+from crackbatch.fitting import Figures, Fit, best_epoch, best_figures, fit
 from crackbatch.initial import WORDS, Initial, initial_network, learnt_before
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
@@ -185,7 +185,7 @@ def _train(
     data = [_short(source) for source in sources]
     about = {"fingerprint": fingerprint, "recipe": described, "data": data, "split": split}
     bundle = _bundle(out, name, recipe, dataset, history, about)
-    bundle, weights = _calibrate(bundle, Checkpoints(folder).best(), validation)
+    bundle, weights = _calibrate(bundle, Checkpoints(folder).best(best_epoch(history)), validation)
     images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     write_seen(out, images, splits, before)
     write_split(dataset.table, storage.join(out, "split.parquet"))
@@ -318,7 +318,7 @@ def _bundle(
             **about,
             "images": {split: dataset.part(split).num_rows for split in SPLITS},
             "split_digest": dataset.digest,
-            "best": best_epoch(history),
+            "best": best_figures(history),
             "versions": {
                 **{library: installed_version(library) for library in ("crackbatch", "ray", "torch", "torchvision")},
                 "python": platform.python_version(),

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from crackbatch.bundle import read_bundle
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
+from crackbatch.fitting import Fit, best_epoch, fit
 from crackbatch.initial import initial_network
 from crackbatch.lease import Holding
 from crackbatch.pixels import deal, fits_memory, free_memory, number_rows, stream_pixels
@@ -369,12 +371,12 @@ def test_an_unfinished_training_with_other_options_is_kept(photos: str, tmp_path
 
 
 def test_a_loss_that_is_no_number_in_a_later_epoch_keeps_what_was_learnt_before(photos: str, tmp_path: Path) -> None:
-    out, best = tmp_path / "out", tmp_path / "out" / "training" / "best.pt"
+    out, best = tmp_path / "out", tmp_path / "out" / "training" / "best-0001.pt"
     with pytest.raises(
         RunError, match=rf"the loss is nan in epoch 2: .*--learning-rate.*another --out; --init {best} "
     ):
         train(photos, str(out), workers=0, **{**SMALL, "batch_size": 64}, learning_rate=12)
-    assert {path.name for path in best.parent.glob("*.pt")} == {"best.pt", "epoch-0001.pt"}
+    assert {path.name for path in best.parent.glob("*.pt")} == {"best-0001.pt", "epoch-0001.pt"}
     kept = initial_network("resnet18", str(best), 64).network.state_dict()
     assert all(torch.isfinite(value).all() for value in kept.values())
 
@@ -502,14 +504,67 @@ def test_weights_that_torchvision_reads_in_a_way_of_its_own_are_where_training_s
 @pytest.mark.parametrize("damaged", [b"", b".", b"hello", b"PK\x03\x04", None])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged: bytes | None, tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path))
-    checkpoints.save(1, {"history": [1]})
-    checkpoints.save(2, {"history": [1, 2]})
+    checkpoints.save(1, {"history": [1]}, set())
+    checkpoints.save(2, {"history": [1, 2]}, set())
     file = tmp_path / "epoch-0002.pt"
     file.write_bytes(file.read_bytes()[:100] if damaged is None else damaged)
     assert checkpoints.latest() == {"history": [1]}
-    shutil.copy(file, tmp_path / "best.pt")
-    with pytest.raises(RunError, match=r"best\.pt is gone or damaged; remove the folder"):
-        checkpoints.best()
+    shutil.copy(file, tmp_path / "best-0001.pt")
+    with pytest.raises(RunError, match=r"the weights of epoch 1, the best, are gone .* or damaged; remove the folder"):
+        checkpoints.best(1)
+
+
+class _Scripted:
+    """A learner whose epochs have the losses that it is told, and whose weights are the number of the epoch."""
+
+    def __init__(self, losses: list[float]) -> None:
+        self._losses, self._epoch = losses, 0
+
+    def train_epoch(self, epoch: int, batches: object) -> float:
+        self._epoch = epoch
+        return 0.0
+
+    def validate(self, blocks: object, epoch: int) -> dict[str, float]:
+        return {"validation_loss": self._losses[epoch - 1], "validation_accuracy": 0.0}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {"epoch": torch.tensor(self._epoch)}
+
+    def state(self) -> dict[str, int]:
+        return {"epoch": self._epoch}
+
+    def load_state(self, state: dict[str, int]) -> None:
+        self._epoch = state["epoch"]
+
+
+def run_epochs(folder: Path, losses: list[float], epochs: int) -> list[dict[str, float]]:
+    batches = SimpleNamespace(num_steps=1, batch_size=1, epoch=lambda epoch: ())
+    return fit(Fit(_Scripted(losses), batches, tuple, Checkpoints(str(folder)), epochs, 1), lambda figures: None)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_best_weights_are_those_of_the_best_epoch_of_the_history(is_damaged: bool, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path))
+    run_epochs(tmp_path, [3.0, 2.0, 2.5, 1.0], 4)
+    assert {file.name for file in tmp_path.glob("best*")} == {"best-0002.pt", "best-0004.pt"}
+    if is_damaged:
+        (tmp_path / "epoch-0004.pt").write_bytes(b"cut off")
+    else:
+        (tmp_path / "epoch-0004.pt").unlink()  # killed after its weights, before its checkpoint
+    history = run_epochs(tmp_path, [3.0, 2.0, 2.5, 2.4, 2.3], 5)  # another kind of machine, which rounds otherwise
+    assert checkpoints.best(best_epoch(history)) == {"epoch": torch.tensor(2)}
+    assert {file.name for file in tmp_path.glob("best*")} == {"best-0002.pt"}
+
+
+def test_a_training_that_an_older_version_began_goes_on_with_its_best_weights(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [3.0, 2.0], 2)
+    (tmp_path / "best-0001.pt").unlink()
+    (tmp_path / "best-0002.pt").rename(tmp_path / "best.pt")
+    history = run_epochs(tmp_path, [3.0, 2.0, 2.5, 2.4], 4)
+    assert Checkpoints(str(tmp_path)).best(best_epoch(history)) == {"epoch": torch.tensor(2)}
+    history = run_epochs(tmp_path, [3.0, 2.0, 2.5, 2.4, 1.0, 1.1], 6)
+    assert Checkpoints(str(tmp_path)).best(best_epoch(history)) == {"epoch": torch.tensor(5)}
+    assert not (tmp_path / "best.pt").exists()
 
 
 class _Exploding:
