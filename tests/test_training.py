@@ -556,6 +556,11 @@ def test_the_best_weights_are_those_of_the_best_epoch_of_the_history(is_damaged:
     assert {file.name for file in tmp_path.glob("best*")} == {"best-0002.pt"}
 
 
+def test_torch_is_told_to_compute_alike_on_gpus_alone(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [1.0], 1)
+    assert torch.are_deterministic_algorithms_enabled() == torch.cuda.is_initialized()
+
+
 def test_a_training_that_an_older_version_began_goes_on_with_its_best_weights(tmp_path: Path) -> None:
     run_epochs(tmp_path, [3.0, 2.0], 2)
     (tmp_path / "best-0001.pt").unlink()
