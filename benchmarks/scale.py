@@ -5,9 +5,9 @@ does nothing.
 
 Each run is a process of its own: planning, Ray, fetching, writing parts and publishing are what they always are, only
 decoding and the network are left out. Printed are microseconds an image of the pipeline, seconds of the whole process,
-the peak memory of the driver, and how long the largest run takes with --new-only when all its images are published
-already; the exit code is 1 where one of them is more than was asked. What these figures mean for 100 million images:
-docs/scale.md.
+microseconds of each image more than in the run before, the peak memory of the driver, and how long the largest run
+takes with --new-only when all its images are published already; the exit code is 1 where one of them is more than was
+asked. What these figures mean for 100 million images: docs/scale.md.
 """
 
 from __future__ import annotations

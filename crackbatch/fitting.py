@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -40,7 +39,6 @@ def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
     Only the worker with the validation images writes; `on_epoch` is called by each, and may wait for the others.
     Raises RunError, in every worker, where a loss is no number.
     """
-    _compute_alike()
     history: list[Figures] = []
     if (checkpoint := job.checkpoints.latest()) is not None:
         job.learner.load_state(checkpoint["learner"])
@@ -56,17 +54,6 @@ def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
             _save(job, epoch, history)
         on_epoch(figures)
     return history
-
-
-def _compute_alike() -> None:
-    """Where this process computes on a GPU, add in the same order each time, for a seed to give the same weights."""
-    import torch
-
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)  # some networks have a layer that knows no other way
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # takes time
 
 
 def _run_epoch(job: Fit, epoch: int) -> Figures:

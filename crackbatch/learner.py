@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,8 @@ class Learner:
         self._recipe = recipe
         self._device = torch.device(device)
         self._bfloat16 = runs_bfloat16(self._device.type)
-        if self._device.type == "cuda":  # else cuDNN takes what is fastest at the moment, and adds in any order
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        if self._device.type == "cuda":
+            _compute_alike()
         self._network = network.to(self._device).to(memory_format=torch.channels_last)
         if recipe.freeze:
             for name, parameter in self._network.named_parameters():
@@ -191,6 +192,14 @@ def _rate(step: int, num_steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, num_steps - warm_up))))
+
+
+def _compute_alike() -> None:
+    """Have CUDA add in the same order each time, for a seed to give the same weights; else it takes what is fastest."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some networks have a layer that knows no other way
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # takes time
 
 
 def _check(loss: float, epoch: int) -> None:

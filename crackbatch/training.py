@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import results, storage
+from crackbatch import __version__, results, storage
 from crackbatch.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
@@ -320,7 +320,8 @@ def _bundle(
             "split_digest": dataset.digest,
             "best": best_figures(history),
             "versions": {
-                **{library: installed_version(library) for library in ("crackbatch", "ray", "torch", "torchvision")},
+                "crackbatch": __version__,
+                **{library: installed_version(library) for library in ("ray", "torch", "torchvision")},
                 "python": platform.python_version(),
             },
         },
