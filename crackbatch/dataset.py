@@ -213,7 +213,7 @@ def _cut(components: list[str], splits: list[str | None]) -> list[str]:
 
 def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], int]:
     """The split of each image, None for one that is not named, and how many images are named."""
-    if location.lower().endswith(".parquet"):
+    if storage.file_name(location).lower().endswith(".parquet"):
         known = read_split(location)
         return [known.get(image) for image in images], len(known)
     if not (seen := read_seen(location)):

@@ -21,6 +21,7 @@ from crackbatch.errors import OptionError, SourceError
 from crackbatch.labels import LabelRules
 from crackbatch.seen import write_seen
 from crackbatch.split import write_split
+from test_fetch import WholeFiles, serving
 
 
 def make_photos(folder: Path, num_photos: int = 12, tiles_each: int = 4, seed: int = 0) -> Path:
@@ -251,6 +252,8 @@ def test_a_given_split_is_the_same_wherever_the_files_lie(tmp_path: Path) -> Non
     write_seen(str(tmp_path / "model"), images, splits)
     assert with_given_split(there, str(tmp_path / "model")).digest == here.digest, "that of a model is the same"
     assert pq.read_schema(tmp_path / "split.parquet").names == ["image_uri", "label", "group", "split", "sha256"]
+    with serving(tmp_path, WholeFiles) as base:
+        assert with_given_split(there, f"{base}/split.parquet?signature=a.b/c").digest == here.digest
 
 
 def test_a_split_of_other_images_is_refused(tmp_path: Path) -> None:
