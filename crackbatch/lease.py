@@ -92,6 +92,10 @@ class Holding:
         """Raise LeaseLostError where another process took over: this one must not publish any more."""
         if not self._lost:
             newest = self._newest()
+            if not newest and not storage.exists(self._folder):
+                raise LeaseLostError(
+                    f"{redact(self._folder)} is gone; bring it back, and the same command continues the run"
+                )
             # Gone, or of another process: it took over and has ended since, while this one stood still.
             if newest != self._lease.number or not self._is_mine():
                 self._lost = f"another process took {self._what} over"

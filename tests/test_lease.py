@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -110,8 +111,16 @@ def test_a_holder_that_was_taken_over_does_not_publish(folder: str, number: int)
 
 def test_a_holder_whose_lease_is_gone_does_not_publish(folder: str) -> None:
     with Holding(folder, "run r") as holding:
-        storage.remove(folder)
+        storage.write_whole(storage.join(folder, "run.json"), b"{}")
+        storage.remove_file(storage.join(folder, "lease-00001.json"))
         with pytest.raises(LeaseLostError, match="took run r over"):
+            holding.check()
+
+
+def test_a_holder_whose_folder_is_gone_says_so(folder: str) -> None:
+    with Holding(folder, "run r") as holding:
+        storage.remove(folder)
+        with pytest.raises(LeaseLostError, match=f"^{re.escape(folder)} is gone; bring it back"):
             holding.check()
 
 
