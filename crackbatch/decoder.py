@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from crackbatch.image import NO_MEMORY, Picture, read_image, to_input
+from crackbatch.memory import free_memory
 
 Decoded = tuple[Picture, np.ndarray | None]
 
@@ -142,7 +142,7 @@ def serve() -> None:
     """The child: reads images from standard input, one after another, and writes back what became of each."""
     decoder = Decoder(int(sys.argv[1]), float(sys.argv[2]))
     most = _BASE_BYTES + int(decoder.max_megapixels * 1e6) * _BYTES_PER_PIXEL
-    most = min(most, max(_BASE_BYTES, _memory_left() // 2))  # the system must not come to end this process's parent
+    most = min(most, max(_BASE_BYTES, free_memory() // 2))  # the system must not come to end this process's parent
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -157,18 +157,6 @@ def serve() -> None:
             fields = {**asdict(picture), "pixels": None}
             _send(answers, json.dumps(fields, default=datetime.isoformat).encode())
             _send(answers, b"" if pixels is None else pixels.tobytes())
-
-
-def _memory_left() -> int:
-    """Bytes of memory that this machine has left, or its container (control groups, version 2)."""
-    found = [2**62]
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    with suppress(OSError, ValueError):  # "max": no limit
-        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        found.append(max(0, most - used))
-    return min(found)
 
 
 def _send(pipe: IO[bytes], data: bytes) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +13,13 @@ import pyarrow as pa
 from crackbatch.dataset import LABEL_COLUMN, Encoded, read_encoded
 from crackbatch.errors import RunError
 from crackbatch.image import Picture, read_image, to_input
+from crackbatch.memory import free_memory
 
 # Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data: as many
 # to each worker at least, lest all of a class, whose images are neighbours, go to one.
 _RUN = 64
 _MIN_RUNS = 16
 _MEMORY_SHARE = 0.4
-_MEMORY, _LIMIT, _USED = map(Path, ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"))
 
 
 @dataclass(frozen=True)
@@ -134,17 +133,6 @@ def fits_memory(num_images: int, size: int, neighbours: int) -> bool:
     It is one of `neighbours` workers on this machine, which have as many images.
     """
     return num_images * size * size * 3 <= _MEMORY_SHARE * free_memory() / neighbours
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, or what its container is allowed."""
-    if not _MEMORY.exists():  # not Linux: what is free is told by no file, so half of what there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    with open(_MEMORY) as file:
-        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
-        free = min(free, int(allowed) - int(_USED.read_text()))
-    return max(free, 0)
 
 
 def _decode_input(image: Encoded, size: int, uri: str) -> np.ndarray:

@@ -54,7 +54,7 @@ class Request:
             }
         )
 
-    def has_failed(self, num_failed: int) -> bool:
+    def fails_too_often(self, num_failed: int) -> bool:
         """Whether more images failed than `max_errors` allows."""
         return self.max_errors is not None and num_failed > self.max_errors
 

@@ -237,7 +237,7 @@ def _summarize(
 def _fails_too_much(request: Request, statuses: dict[str, int]) -> bool:
     images = sum(statuses.values())
     failed = images - statuses.get("ok", 0)
-    return failed > request.max_error_rate * images or request.has_failed(failed)
+    return failed > request.max_error_rate * images or request.fails_too_often(failed)
 
 
 def _score_rows(
@@ -247,7 +247,7 @@ def _score_rows(
     seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
     rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
     failed = results.count_failed(run) if request.max_errors is not None else 0
-    if request.has_failed(failed):
+    if request.fails_too_often(failed):
         return Work(stopped_early=True)
     cluster.start()
     storage.remove(run.plan_folder)
@@ -259,7 +259,7 @@ def _score_rows(
             rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
             for stage in seconds:
                 seconds[stage] += part[f"{stage}_seconds"]
-            if request.has_failed(failed):
+            if request.fails_too_often(failed):
                 stopped_early = rows < todo.num_rows
                 break
     seconds = {"pipeline": time.monotonic() - begun, **seconds}

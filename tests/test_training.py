@@ -33,7 +33,8 @@ from crackbatch.errors import BundleError, HeldError, OptionError, RunError, Sou
 from crackbatch.fitting import Fit, best_epoch, fit
 from crackbatch.initial import initial_network
 from crackbatch.lease import Holding
-from crackbatch.pixels import deal, fits_memory, free_memory, number_rows, stream_pixels
+from crackbatch.memory import free_memory
+from crackbatch.pixels import deal, fits_memory, number_rows, stream_pixels
 from crackbatch.recipe import Recipe
 from crackbatch.trainer import _Watch, describe_device
 from test_dataset import make_photos
@@ -409,7 +410,7 @@ def test_neighbours_share_the_memory_of_their_machine(neighbours: int, fits: boo
 
 
 def test_memory_is_told_also_where_no_file_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crackbatch.pixels._MEMORY", tmp_path / "not on this system")
+    monkeypatch.setattr("crackbatch.memory._MEMORY", tmp_path / "not on this system")
     assert 1 << 28 < free_memory() < 1 << 50
 
 
