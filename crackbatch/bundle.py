@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crackbatch import storage
+from crackbatch import ranges, storage
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.redaction import redact
 
@@ -142,7 +142,7 @@ def absolute(location: str, words: Sequence[str] = ()) -> str:
 def _read(location: str, name: str, limit: int) -> bytes:
     shown = redact(location)
     try:
-        with storage.open_file(storage.join(resolve(location), name)) as file:
+        with ranges.open_file(storage.join(resolve(location), name)) as file:
             data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_models()) or "none"

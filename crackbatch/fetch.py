@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import storage
+from crackbatch import ranges, storage
 from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
 from crackbatch.errors import RunError
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
@@ -152,8 +152,8 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
 
 def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
     if size is not None:
-        return storage.read_range(filesystem, path, 0, size + 1) if size else b""
-    with storage.open_stream(filesystem, path) as file:  # a server that does not say how long it is
+        return ranges.read_range(filesystem, path, 0, size + 1) if size else b""
+    with ranges.open_stream(filesystem, path) as file:  # a server that does not say how long it is
         return file.read(MAX_IMAGE_BYTES + 1)
 
 
@@ -221,7 +221,7 @@ def _read_remote_ranges(location: str, runs: list[tuple[int, int, list[int]]]) -
 
     def read(start: int, stop: int) -> bytes:
         stop = stop if size is None else min(stop, size)
-        return retrying(lambda: storage.read_range(filesystem, path, start, stop))
+        return retrying(lambda: ranges.read_range(filesystem, path, start, stop))
 
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
         return list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))
@@ -279,7 +279,7 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[_Content]:
     failure, served = _changed_archive(location), 0
     try:
         if listed in ("", _stat_version(location)):
-            with storage.open_file(location) as file:
+            with ranges.open_file(location) as file:
                 for contents in _in_blocks(_parquet_cells(pq.ParquetFile(file), rows)):
                     if listed not in ("", _stat_version(location)):  # afterwards, as of ranges
                         break

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from crackbatch import storage
+from crackbatch import ranges, storage
 from crackbatch.errors import SourceError
 from crackbatch.redaction import redact
 
@@ -33,7 +33,7 @@ def read_manifest(location: str) -> Manifest | None:
     shown = redact(location)
     try:
         if storage.file_name(location).lower().endswith(".parquet"):
-            with storage.open_file(location) as file:
+            with ranges.open_file(location) as file:
                 parquet = pq.ParquetFile(file)
                 if URI_COLUMN not in parquet.schema_arrow.names:
                     return None

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch import storage
+from crackbatch import ranges, storage
 from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet, list_tar, list_zip
 from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.redaction import as_text, reason_of, redact
@@ -194,7 +194,7 @@ def _members(
 
     assert found.kind is not None
     with _asking_storage():
-        opened = storage.open_file(location)
+        opened = ranges.open_file(location)
     with opened:
         if not found.kind.startswith("tar."):
             with _asking_storage():

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crackbatch import storage
+from crackbatch import ranges, storage
 from crackbatch.errors import OptionError, OutputError, PublishError
 from crackbatch.redaction import redact
 from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of, identity_keys
@@ -283,7 +283,7 @@ def read_columns(location: str, columns: list[str]) -> pa.Table:
 def read_part(location: str, columns: list[str]) -> pa.Table | None:
     """A few columns of a part; None for half a file, as a full disk or a broken copy leaves it."""
     try:
-        with storage.open_file(location) as file:
+        with ranges.open_file(location) as file:
             # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
             return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
     except (pa.ArrowInvalid, KeyError):

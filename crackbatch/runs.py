@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import results, storage
+from crackbatch import ranges, results, storage
 from crackbatch.errors import OutputError
 from crackbatch.lease import read_lease
 from crackbatch.redaction import redact
@@ -212,7 +212,7 @@ def _count_part(location: str) -> dict[str, int] | None:
 
 def _num_rows(location: str) -> int:
     try:
-        with storage.open_file(location) as file:
+        with ranges.open_file(location) as file:
             return int(pq.read_metadata(file).num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise OutputError(f"{location} cannot be read ({error})") from None

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch import storage
+from crackbatch import ranges, storage
 
 _SHARDS_PER_FILE = 512
 _MAX_SHARD_BYTES = 32 << 20
@@ -71,7 +71,7 @@ def write_shards(table: pa.Table, folder: str) -> int:
 def read_shard(folder: str, index: int) -> pa.Table:
     """One shard of a plan."""
     location = _shard_file(folder, index // _SHARDS_PER_FILE)
-    with storage.open_file(location) as file, pa.ipc.open_file(file) as reader:
+    with ranges.open_file(location) as file, pa.ipc.open_file(file) as reader:
         return pa.Table.from_batches([reader.get_batch(index % _SHARDS_PER_FILE)])
 
 

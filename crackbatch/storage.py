@@ -6,7 +6,6 @@ its scheme, so that `fsspec.open(location)` works on what stands in the table.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tempfile
@@ -25,9 +24,7 @@ from crackbatch.retry import MAX_TRIES, is_credential, is_unexplained, retrying
 
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_PIECE_BYTES = 4 << 20
-_GONE = (404, 410)  # what a web server says of a file that it does not have
-_WHOLE_FILES_ONLY = "its server sends whole files only; download it and name the copy"
+GONE = (404, 410)  # what a web server says of a file that it does not have
 
 
 def scheme(location: str) -> str:
@@ -144,19 +141,19 @@ def info(location: str) -> dict[str, Any]:
 
 def look_up(found: Any, path: str) -> dict[str, Any]:
     """What a filesystem says of an object; asked for once."""
-    with _told_apart(path):
+    with told_apart(path):
         said: dict[str, Any] = found.info(path)
     return said
 
 
 @contextmanager
-def _told_apart(path: str) -> Iterator[None]:
-    """What is refused, or fails, and what is not there: to fsspec's HTTP all of it is a file that is not found."""
+def told_apart(path: str) -> Iterator[None]:
+    """Raise what a web server said, and FileNotFoundError only where there is no file: to fsspec all of it is that."""
     try:
         yield
     except FileNotFoundError as error:
         cause = error.__cause__
-        if cause is None or not is_web(path) or getattr(cause, "status", None) in _GONE:
+        if cause is None or not is_web(path) or getattr(cause, "status", None) in GONE:
             raise
         raise cause from cause.__cause__
 
@@ -199,88 +196,6 @@ def read_bytes(location: str) -> bytes:
     found, path = filesystem(location)
     data: bytes = retrying(lambda: found.cat_file(path))
     return data
-
-
-def open_file(location: str) -> IO[bytes]:
-    """A file to read from; elsewhere in pieces of a few megabytes, each asked for again where that fails.
-
-    One whose size nobody knows comes as `open_stream` opens it.
-    """
-    if is_local(location):
-        return open(normalize(location), "rb")
-    found, path = filesystem(location)
-    size = info(location).get("size")
-    if size is None:  # a server that does not say how long it is has no ranges either
-        return retrying(lambda: open_stream(found, path))
-    return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
-
-
-def open_stream(found: Any, path: str) -> IO[bytes]:
-    """A file that can only be read from its beginning on; asked for once.
-
-    Seeking in it raises UnsupportedOperation. What fsspec's HTTP opens gives fewer bytes than are asked for, as many
-    as have arrived; this waits for all of them.
-    """
-    with _told_apart(path):
-        return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
-
-
-def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
-    """The bytes from `start` to `stop` of an object, fewer where it ends before; asked for once.
-
-    Raises UnsupportedOperation where a web server sends whole files only, which would be taken for what was asked for.
-    """
-    if start >= stop:
-        return b""
-    if not is_web(path):
-        return bytes(found.cat_file(path, start=start, end=stop))
-    try:  # the file and not `cat_file`, which reads whatever comes, all of it
-        with found.open(path, "rb", size=stop, cache_type="none") as file:
-            file.seek(start)
-            return bytes(file.read(stop - start))
-    except ValueError:
-        raise io.UnsupportedOperation(_WHOLE_FILES_ONLY) from None
-    except Exception as error:
-        if getattr(error, "status", None) in _GONE:
-            raise FileNotFoundError(path) from None
-        raise
-
-
-class _Stream(io.BufferedReader):
-    """A file without ranges."""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        raise io.UnsupportedOperation(_WHOLE_FILES_ONLY)
-
-
-class _Ranges(io.RawIOBase):
-    """An object read by ranges; read ahead it is by the buffer around it."""
-
-    def __init__(self, found: Any, path: str, size: int) -> None:
-        self._found, self._path, self._size = found, path, size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        start, stop = self._at, min(self._at + len(buffer), self._size)
-        if start >= stop:
-            return 0
-        data = retrying(lambda: read_range(self._found, self._path, start, stop))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def write_whole(location: str, data: bytes) -> None:
