@@ -112,10 +112,11 @@ class _Seen:
             return
         for root in self.roots:
             if not os.path.lexists(root):
-                raise RunError(
-                    f"node {socket.gethostname()} does not see {redact(root)}; name sources by URLs or by paths that"
-                    " all nodes share"
-                )
+                raise _not_seen(redact(root), "name sources by URLs or by paths that all nodes share")
+
+
+def _not_seen(what: str, mend: str) -> RunError:
+    return RunError(f"node {socket.gethostname()} does not see {what}; {mend}")
 
 
 def _node() -> str:
@@ -129,10 +130,8 @@ def _read_shard(folder: str, index: int, seen: _Seen) -> pa.Table:
     try:
         return read_shard(folder, index)
     except FileNotFoundError:
-        raise RunError(
-            f"node {socket.gethostname()} does not see the run's folder {redact(folder)}; give --out as a URL or a path"
-            " that all nodes share"
-        ) from None
+        mend = "give --out as a URL or a path that all nodes share"
+        raise _not_seen(f"the run's folder {redact(folder)}", mend) from None
 
 
 def _fetch_shards(batch: pa.Table, folder: str, seen: _Seen) -> Iterator[pa.Table]:

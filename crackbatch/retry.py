@@ -116,6 +116,11 @@ def is_storage_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether a server said this, and not who failed to reach one."""
+    return any(_status(cause) is not None for cause in _chain(error))
+
+
 def is_credential(error: BaseException) -> bool:
     """Whether the storage refuses the caller, and would refuse everything else as well."""
     return any(

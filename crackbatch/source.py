@@ -19,7 +19,7 @@ from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.listing import Entry, list_objects
 from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import FIRST_TRIES, is_credential, is_transient, retrying
+from crackbatch.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
 _WRITTEN = ("predictions", "runs")  # what scoring makes in its output
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
@@ -244,7 +244,8 @@ def _unlisted(error: BaseException, location: str, source: str, is_known: bool) 
     """SourceError where a source cannot be listed, RunError where another time it can."""
     storage.check_credentials(error, location)
     why = f"cannot read {redact(source)}: {reason_of(error)}"
-    return RunError(f"{why}; run again") if is_known and is_transient(error) else SourceError(why)
+    can_pass = is_transient(error) and (is_known or is_answer(error))
+    return RunError(f"{why}; run again") if can_pass else SourceError(why)
 
 
 def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
