@@ -153,7 +153,8 @@ def list_labelled(
     rules, report = rules or LabelRules(), Report()
     tables = []
     for source, name, collection in zip(sources, _source_names(sources), _collections(sources, rules), strict=True):
-        plan = make_plan([source], EXTENSIONS, scratch=scratch)
+        # A line for each of its labels stays, for both to be reported.
+        plan = make_plan([source], EXTENSIONS, scratch=scratch, apart=[CARRIED + LABEL_COLUMN])
         report.problems.extend(plan.listing.problems)
         report.listed_twice += plan.listing.passed_over["images listed twice"]
         tables.append(_label(plan.table, source, name, collection, rules, report))
@@ -238,9 +239,14 @@ def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
     """
     roots = [root_of(source) for source in sources]
     names = {root: PurePosixPath(redact(root)).name for root in roots}
-    tops = [posixpath.dirname(root) if rules.label(f"{names[root]}/an image") else root for root in roots]
+    tops = [_above(root) if rules.label(f"{names[root].removesuffix('.csv')}/an image") else root for root in roots]
     names = {top: PurePosixPath(redact(top)).name or top for top in tops}
     return [redact(top) if list(names.values()).count(names[top]) > 1 else names[top] for top in tops]
+
+
+def _above(root: str) -> str:
+    """The folder that a source lies in."""
+    return posixpath.dirname(storage.without_query(root))
 
 
 def _label(table: pa.Table, source: str, name: str, collection: str, rules: LabelRules, report: Report) -> pa.Table:
@@ -251,8 +257,7 @@ def _label(table: pa.Table, source: str, name: str, collection: str, rules: Labe
     from_paths = [rules.label(path) for path in paths]
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
     parts = [name if found is None else found[1] or collection for found in from_paths]
-    above = posixpath.basename(posixpath.dirname(root))
-    groups = [rules.group(path, above) for path in whole]
+    groups = [rules.group(path, posixpath.basename(_above(root))) for path in whole]
     told = [_GUESS if group is None else "photos that paths name" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -54,11 +54,13 @@ def make_plan(
     scratch: str | None = None,
     limit: int | None = None,
     any_image: threading.Event | None = None,
+    apart: Sequence[str] = (),
 ) -> Plan:
     """List every image in the sources, each once, ordered by container and offset.
 
     Images of compressed tars (and of `memory://`) are copied below `scratch`; without it (a dry run) they are only
-    listed. `any_image` is set as soon as there is one. Raises SourceError where a source is absent, or where there
+    listed. `any_image` is set as soon as there is one. Lines of a manifest that name one image are one row, but where
+    they differ in the columns `apart`. Raises SourceError where a source is absent, or where there
     is no image in any of them.
     """
     planner = _Planner(extensions, scratch, any_image or threading.Event())
@@ -68,7 +70,7 @@ def make_plan(
             for found in list_source(source, extensions, planner.listing, skip):
                 planner.add(found)
             planner.end_source(is_ordered=storage.is_local(source))
-        plan = planner.finish()
+        plan = planner.finish(apart)
     finally:
         planner.stop()
     if limit is not None:
@@ -124,7 +126,7 @@ class _Planner:
         self._done.extend(done for _, done in archives)
         self._loose, self._archives = Rows(), []
 
-    def finish(self) -> Plan:
+    def finish(self, apart: Sequence[str]) -> Plan:
         tables = self._tables or [SCHEMA.empty_table()]
         for done in self._done:
             if isinstance(done, Future):
@@ -141,7 +143,7 @@ class _Planner:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowException as error:
             raise SourceError(f"two manifests have a column of one name and different types ({error})") from None
-        return Plan(_drop_repeated(table, self.listing), self.listing, self._num_archives)
+        return Plan(_drop_repeated(table, self.listing, apart), self.listing, self._num_archives)
 
     def stop(self) -> None:
         """Read no more archives, and those that are being read only to their next member; waits for these."""
@@ -248,12 +250,13 @@ def _member_name(uri: str) -> str:
     return uri.partition("://")[2].partition("::")[0]
 
 
-def _drop_repeated(table: pa.Table, listing: Listing) -> pa.Table:
+def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str]) -> pa.Table:
     """Keep the first row of each place, since sources may overlap; two places of one name are told apart by version."""
     if table.num_rows == len(pc.unique(table.column("image_uri"))):
         return table
     numbered = table.append_column("row", pa.array(np.arange(table.num_rows)))
-    place = numbered.group_by([*IDENTITY, "container", "start"], use_threads=False)
+    keys = [*IDENTITY, "container", "start", *(name for name in apart if name in table.column_names)]
+    place = numbered.group_by(keys, use_threads=False)
     first = place.aggregate([("row", "min")]).column("row_min").combine_chunks().sort()
     if len(first) < table.num_rows:
         listing.pass_over("images listed twice", table.num_rows - len(first))
