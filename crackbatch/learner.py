@@ -48,7 +48,7 @@ class Learner:
         self._device = torch.device(device)
         self._bfloat16 = runs_bfloat16(self._device.type)
         if self._device.type == "cuda":
-            _compute_alike()
+            compute_alike()
         self._network = network.to(self._device).to(memory_format=torch.channels_last)
         if recipe.freeze:
             for name, parameter in self._network.named_parameters():
@@ -194,8 +194,10 @@ def _rate(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, num_steps - warm_up))))
 
 
-def _compute_alike() -> None:
+def compute_alike() -> None:
     """Have CUDA add in the same order each time, for a seed to give the same weights; else it takes what is fastest."""
+    import torch
+
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
     torch.use_deterministic_algorithms(True, warn_only=True)  # some networks have a layer that knows no other way
