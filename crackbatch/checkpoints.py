@@ -3,6 +3,7 @@
 OUT/training/request.json     what was asked
 OUT/training/epoch-0003.pt    all that the next epoch needs
 OUT/training/best-0003.pt     the averaged weights of the best epoch so far
+OUT/training/seen.parquet     which images they have seen
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from crackbatch.errors import RunError
 from crackbatch.redaction import redact
 
 _KEPT = 2
+_OLD_BEST = "best.pt"  # a training that an older crackbatch began has its best weights so, whatever their epoch
 
 
 class Checkpoints:
@@ -27,11 +29,15 @@ class Checkpoints:
     def save(self, epoch: int, state: dict[str, Any], best: set[int]) -> None:
         """Write an epoch's checkpoint, then remove all but the last two, and all but the weights of the best epochs."""
         storage.write_whole(self._location(epoch), _dump(state))
-        for old in self._epochs()[:-_KEPT]:
-            storage.remove(self._location(old))
-        needed = {_name(self.best_location(epoch)) for epoch in best}
-        for file in storage.list_files(self.folder, ".pt"):
-            if re.fullmatch(r"best(-\d+)?\.pt", _name(file)) and _name(file) not in needed:
+        names = {_name(file): file for file in storage.list_files(self.folder, ".pt")}
+        # Later epochs are those that could not be read when this training went on from an earlier one.
+        for number in self._epochs():
+            if number > epoch or number <= epoch - _KEPT:
+                storage.remove(self._location(number))
+        # From the listing: that one file is not there is said by some storages where they only failed to look.
+        needed = {name if (name := _best_name(number)) in names else _OLD_BEST for number in best}
+        for name, file in names.items():
+            if is_best(name) and name not in needed:
                 storage.remove(file)
 
     def latest(self) -> dict[str, Any] | None:
@@ -43,13 +49,12 @@ class Checkpoints:
 
     def save_best(self, epoch: int, weights: dict[str, Any]) -> None:
         """Keep the weights of an epoch that is the best so far; those before stay until it has its checkpoint."""
-        storage.write_whole(storage.join(self.folder, f"best-{epoch:04d}.pt"), _dump(weights))
+        storage.write_whole(storage.join(self.folder, _best_name(epoch)), _dump(weights))
 
     def best_location(self, epoch: int) -> str:
         """Where the weights of the best epoch lie."""
-        location = storage.join(self.folder, f"best-{epoch:04d}.pt")
-        # A training that an older crackbatch began has them under one name, whatever the epoch.
-        return location if storage.exists(location) else storage.join(self.folder, "best.pt")
+        location = storage.join(self.folder, _best_name(epoch))
+        return location if storage.exists(location) else storage.join(self.folder, _OLD_BEST)
 
     def best(self, epoch: int) -> dict[str, Any]:
         """The weights of the best epoch; raises RunError where they are gone or damaged."""
@@ -77,6 +82,15 @@ def _name(file: str) -> str:
     return file.rsplit("/", 1)[-1]
 
 
+def is_best(name: str) -> bool:
+    """Whether a file of that name holds the best weights of an epoch."""
+    return re.fullmatch(r"best(-\d+)?\.pt", name) is not None
+
+
+def _best_name(epoch: int) -> str:
+    return f"best-{epoch:04d}.pt"
+
+
 def _dump(state: dict[str, Any]) -> bytes:
     import torch
 
@@ -91,6 +105,8 @@ def _parse(data: bytes) -> dict[str, Any] | None:
 
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception:  # torch's reader raises whatever the bytes lead it to
         return None
     return state

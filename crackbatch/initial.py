@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crackbatch import storage
-from crackbatch.bundle import DESCRIPTION, absolute, read_bundle_and_weights, shipped_models
+from crackbatch.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle_and_weights, shipped_models
+from crackbatch.checkpoints import is_best
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.model import build_network, load_tensors
 from crackbatch.redaction import reason_of, redact
@@ -51,8 +52,16 @@ def initial_network(name: str, init: str, input_size: int = 224, seed: int = 0) 
 
 
 def learnt_before(init: str) -> dict[int, str]:
-    """What the bundle that training starts from was trained and tuned on; nothing where it starts from no bundle."""
-    return read_learnt(init) if init not in WORDS and _is_bundle(init) else {}
+    """What the weights that training starts from were trained and tuned on; nothing where they are not crackbatch's.
+
+    They are a bundle, its weights alone, or the best weights of a training that broke off.
+    """
+    if init in WORDS:
+        return {}
+    if _is_bundle(init):
+        return read_learnt(init)
+    folder, _, name = init.rpartition("/")
+    return read_learnt(folder) if name == WEIGHTS or is_best(name) else {}
 
 
 def _is_bundle(init: str) -> bool:

@@ -15,8 +15,6 @@ from crackbatch.errors import BundleError
 from crackbatch.redaction import redact
 
 FILE = "seen.parquet"
-# What the model that a training began with had seen, beside what the training itself has.
-BEFORE_FILE = "seen_before.parquet"
 # A model that was trained on an image has seen it, and one that was tuned on it too.
 LEARNT = ("train", "validation")
 
@@ -28,39 +26,46 @@ def write_seen(
 
     `before` is what the model that the training began with has learnt from, as `read_learnt` gives it.
     """
-    own = dict(zip(map(_code, sha256), splits, strict=True))
-    if further := {image: split for image, split in (before or {}).items() if own.get(image) not in LEARNT}:
-        _write(location, BEFORE_FILE, further)
-    _write(location, FILE, own)
+    own, learnt = dict(zip(map(_code, sha256), splits, strict=True)), before or {}
+    images = sorted(own.keys() | learnt.keys())
+    columns = {
+        "split": pa.array([own.get(image) for image in images], pa.string()).dictionary_encode(),
+        "before": pa.array([learnt.get(image) for image in images], pa.string()).dictionary_encode(),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": np.array(images, np.uint64), **columns}), sink, compression="zstd")
+    storage.write_whole(storage.join(location, FILE), sink.getvalue().to_pybytes())
 
 
 def read_seen(location: str) -> dict[int, str]:
     """Code of an image → its split, of a bundle; empty for one that does not say."""
-    return _read(location, FILE)
+    return _read(location)[0]
 
 
 def read_learnt(location: str) -> dict[int, str]:
     """Code of an image → `train` or `validation`, of a bundle and of those that its training began with."""
-    own = {image: split for image, split in read_seen(location).items() if split in LEARNT}
-    return {**_read(location, BEFORE_FILE), **own}
+    own, before = _read(location)
+    return {**before, **{image: split for image, split in own.items() if split in LEARNT}}
 
 
-def _write(location: str, name: str, seen: Mapping[int, str]) -> None:
-    images = np.array(sorted(seen), np.uint64)
-    splits = pa.array([seen[image] for image in images.tolist()], pa.string()).dictionary_encode()
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"image": images, "split": splits}), sink, compression="zstd")
-    storage.write_whole(storage.join(location, name), sink.getvalue().to_pybytes())
-
-
-def _read(location: str, name: str) -> dict[int, str]:
+def _read(location: str) -> tuple[dict[int, str], dict[int, str]]:
+    """The splits of a bundle's own images, and of those that the model before it had learnt from."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(resolve(location), name))))
-        return dict(zip(table.column("image").to_pylist(), table.column("split").to_pylist(), strict=True))
-    except FileNotFoundError:
-        return {}
-    except (pa.ArrowException, KeyError) as error:
-        raise BundleError(f"model {redact(location)}: {name} cannot be read ({error})") from None
+        data = storage.read_bytes(storage.join(resolve(location), FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, {}
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        images = table.column("image").to_pylist()
+        # A model that none came before, as older versions made them all, has no column for it.
+        columns = [table.column("split"), *([table.column("before")] if "before" in table.column_names else [])]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise BundleError(f"model {redact(location)}: {FILE} cannot be read ({error})") from None
+    found = [
+        {image: split for image, split in zip(images, column.to_pylist(), strict=True) if split is not None}
+        for column in columns
+    ]
+    return found[0], found[1] if len(found) > 1 else {}
 
 
 def splits_of(sha256: Sequence[str], seen: dict[int, str]) -> list[str | None]:

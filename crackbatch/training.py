@@ -2,7 +2,6 @@
 
     OUT/model.safetensors model.json MODEL_CARD.md   the bundle, written last
     OUT/seen.parquet                                 which images it was trained and tuned on, by their digests
-    OUT/seen_before.parquet                          which others the model that it began with had seen, if any
     OUT/metrics.parquet training.png                 one row for each epoch, and its curves
     OUT/split.parquet                                which image was in which split
     OUT/training/                                    checkpoints while it runs, removed at the end
@@ -121,11 +120,13 @@ def train(
             listed = list_labelled(names, rules, scratch)
             # Importing torch and fetching weights take seconds, reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
+            before = learnt_before(recipe.init)
             dataset = read_listed(listed)
             dataset = with_given_split(dataset, absolute(split)) if split else with_split(dataset, seed)
             _check_weights(recipe, dataset)
             said = f"given by {_short(split)}" if split else _describe_draw(dataset, seed)
-            return _train(location, name or location.rsplit("/", 1)[-1], recipe, dataset, said, names, built, where)
+            named = name or location.rsplit("/", 1)[-1]
+            return _train(location, named, recipe, dataset, said, names, built, before, where)
     finally:
         storage.remove_folders(made)  # a request that is refused leaves nothing behind
 
@@ -158,6 +159,7 @@ def _train(
     split: str,
     sources: Sequence[str],
     built: Initial,
+    before: dict[int, str],
     where: Where,
 ) -> TrainResult:
     """Train what OUT does not hold yet, and write the bundle."""
@@ -171,8 +173,10 @@ def _train(
     fingerprint = results.fingerprint_of(request)
     if (finished := _finished(out, fingerprint)) is not None:
         return TrainResult(finished, _read_history(out), trained=False)
-    folder, before = storage.join(out, "training"), learnt_before(recipe.init)
+    folder = storage.join(out, "training")
+    images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     _begin(folder, {"fingerprint": fingerprint, **request})
+    write_seen(folder, images, splits, before)
     for line in [*dataset.report.lines(), *_describe(dataset), *_describe_learnt(dataset, before, recipe.init)]:
         _say(line)
     rows, train_rows = (number_rows(dataset.part(split)) for split in ("validation", "train"))
@@ -186,7 +190,6 @@ def _train(
     about = {"fingerprint": fingerprint, "recipe": described, "data": data, "split": split}
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(best_epoch(history)), validation)
-    images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     write_seen(out, images, splits, before)
     write_split(dataset.table, storage.join(out, "split.parquet"))
     _write_history(out, history)

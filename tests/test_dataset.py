@@ -17,11 +17,11 @@ import pytest
 from crackbatch import describe_dataset
 from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_split
 from crackbatch.demo import draw_tile
-from crackbatch.errors import OptionError, SourceError
+from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.labels import LabelRules
 from crackbatch.seen import write_seen
 from crackbatch.split import write_split
-from test_fetch import WholeFiles, serving
+from test_fetch import Ranges, WholeFiles, serving
 
 
 def make_photos(folder: Path, num_photos: int = 12, tiles_each: int = 4, seed: int = 0) -> Path:
@@ -125,14 +125,16 @@ def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
         for index in range(24):
             (tmp_path / f"{index}.jpg").write_bytes(draw_tile(index, cracked=index % 2 == 0))
             rows.writerow([f"{index}.jpg", "crack" if index % 2 == 0 else "no_crack", f"pier {index // 4}"])
-        rows.writerow(["0.jpg", "no_crack", "pier 9"])
+        rows.writerow(["0.jpg", "no_crack", "pier 0"])
+        rows.writerow(["1.jpg", "no_crack", "pier 9"])
         (tmp_path / "unknown.jpg").write_bytes(draw_tile(99, cracked=True))
         rows.writerow(["unknown.jpg", "", "pier 9"])
     dataset = with_split(read_dataset([str(tmp_path / "labels.csv")], LabelRules(group_column="pier")))
-    assert dataset.labels.sum() == 12
+    assert dataset.labels.sum() == 11
+    assert dataset.report.contradictions == [str(tmp_path / "0.jpg")]
     assert set(dataset.table.column("group").to_pylist()) == {f"labels.csv/pier {pier}" for pier in range(6)}
     assert (dataset.report.unlabelled, dataset.report.listed_twice) == (1, 1)
-    assert dataset.report.grouped == {"a manifest's column pier": 24}
+    assert dataset.report.grouped == {"a manifest's column pier": 25}
     assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
 
 
@@ -200,6 +202,32 @@ def test_cracked_and_sound_tiles_of_a_photo_are_one_group_also_where_each_class_
     assert all(len(splits) == 1 for splits in groups.values())
 
 
+def test_photos_that_manifests_of_either_class_name_are_one_group(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "deck")
+    for name, label in (("cracked.csv", "CD"), ("sound.csv", "UD")):
+        with open(tmp_path / name, "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["image_uri", "label", "group"])
+            for path in sorted((folder / "D" / label).iterdir()):
+                rows.writerow([path.relative_to(tmp_path), name.removesuffix(".csv"), f"pier {path.name[:4]}"])
+    dataset = with_split(read_dataset([str(tmp_path / "cracked.csv"), str(tmp_path / "sound.csv")]))
+    groups = sides(dataset, "group")
+    assert len(groups) == 12
+    assert all(len(splits) == 1 for splits in groups.values())
+
+
+def test_class_archives_behind_signed_urls_are_of_one_photo(tmp_path: Path) -> None:
+    deck = make_photos(tmp_path / "www") / "D"
+    for label in ("CD", "UD"):
+        with zipfile.ZipFile(deck / f"{label}.zip", "w") as archive:
+            for file in (deck / label).iterdir():
+                archive.write(file, file.name)
+    with serving(tmp_path / "www", Ranges) as base:
+        table = read_dataset([f"{base}/D/CD.zip?sig=a/b", f"{base}/D/UD.zip?sig=c/d"]).table
+    assert len(table) == 48
+    assert len(set(table.column("group").to_pylist())) == 12
+
+
 def test_class_folders_of_several_places_are_grouped_by_place(tmp_path: Path) -> None:
     for place, seed in (("north", 0), ("south", 100)):
         make_photos(tmp_path / place, 3, seed=seed)
@@ -254,6 +282,20 @@ def test_a_given_split_is_the_same_wherever_the_files_lie(tmp_path: Path) -> Non
     assert pq.read_schema(tmp_path / "split.parquet").names == ["image_uri", "label", "group", "split", "sha256"]
     with serving(tmp_path, WholeFiles) as base:
         assert with_given_split(there, f"{base}/split.parquet?signature=a.b/c").digest == here.digest
+
+
+def test_what_is_no_split_is_refused_in_one_line(tmp_path: Path) -> None:
+    dataset = read_dataset([str(make_photos(tmp_path / "deck"))])
+    (tmp_path / "split.csv").write_text("sha256,split")
+    with pytest.raises(SourceError, match=r"--split .*split\.csv is no \.parquet, nor a model"):
+        with_given_split(dataset, str(tmp_path / "split.csv"))
+    (tmp_path / "model").mkdir()
+    write_seen(str(tmp_path / "model"), dataset.table.column("sha256").to_pylist(), ["train"] * len(dataset.table))
+    file = tmp_path / "model" / "seen.parquet"
+    for damaged in (file.read_bytes()[:-20], bytes(40) + file.read_bytes()[40:], b"", b"PAR1"):
+        file.write_bytes(damaged)
+        with pytest.raises(BundleError, match=r"model .*: seen\.parquet cannot be read"):
+            with_given_split(dataset, str(tmp_path / "model"))
 
 
 def test_a_split_of_other_images_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from crackbatch.cli import app
 from crackbatch.dataset import read_dataset, with_given_split
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
+from crackbatch.initial import learnt_before
 from crackbatch.table import schema_with
 from test_dataset import make_photos
 
@@ -169,7 +170,8 @@ def test_what_the_model_that_a_training_began_with_has_seen_stays_seen(
     assert found["images"] == 82 + 48 - len(seen)
     assert sum(found["left_out"].values()) == len(seen)
     assert with_given_split(read_dataset([str(photos)]), third), "its split is of the images that it was given itself"
-    assert not (tmp_path / "fourth" / "seen_before.parquet").exists(), "the same split, so that it has seen no others"
+    assert learnt_before(f"{third}/model.safetensors") == learnt_before(third), "the weights are those of the bundle"
+    assert len(learnt_before(third)) == len(seen)
 
 
 def _images_of(model: str, *splits: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 from crackbatch import augment, load_model, train
 from crackbatch.augment import Augmentation
@@ -31,7 +33,8 @@ from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
 from crackbatch.fitting import Fit, best_epoch, fit
-from crackbatch.initial import initial_network
+from crackbatch.initial import initial_network, learnt_before
+from crackbatch.learner import compute_alike
 from crackbatch.lease import Holding
 from crackbatch.memory import free_memory
 from crackbatch.pixels import deal, fits_memory, number_rows, stream_pixels
@@ -380,6 +383,8 @@ def test_a_loss_that_is_no_number_in_a_later_epoch_keeps_what_was_learnt_before(
     assert {path.name for path in best.parent.glob("*.pt")} == {"best-0001.pt", "epoch-0001.pt"}
     kept = initial_network("resnet18", str(best), 64).network.state_dict()
     assert all(torch.isfinite(value).all() for value in kept.values())
+    split = with_split(read_dataset([photos])).table.column("split").to_pylist()
+    assert Counter(learnt_before(str(best)).values()) == Counter(part for part in split if part != "test")
 
 
 def test_weights_that_validate_as_no_number_are_not_kept_and_other_options_take_their_place(
@@ -388,7 +393,7 @@ def test_weights_that_validate_as_no_number_are_not_kept_and_other_options_take_
     one_step = {**SMALL, "batch_size": 96, "epochs": 1}
     with pytest.raises(RunError, match=r"the loss is nan in epoch 1: give a lower --learning-rate$"):
         train(photos, str(tmp_path / "out"), workers=0, **one_step, learning_rate=1e30)
-    assert [path.name for path in (tmp_path / "out" / "training").iterdir()] == ["request.json"]
+    assert {path.name for path in (tmp_path / "out" / "training").iterdir()} == {"request.json", "seen.parquet"}
     assert train(photos, str(tmp_path / "out"), workers=0, **one_step, learning_rate=0.01).trained
 
 
@@ -557,9 +562,41 @@ def test_the_best_weights_are_those_of_the_best_epoch_of_the_history(is_damaged:
     assert {file.name for file in tmp_path.glob("best*")} == {"best-0002.pt"}
 
 
-def test_torch_is_told_to_compute_alike_on_gpus_alone(tmp_path: Path) -> None:
-    run_epochs(tmp_path, [1.0], 1)
-    assert torch.are_deterministic_algorithms_enabled() == torch.cuda.is_initialized()
+def test_where_one_file_cannot_be_looked_for_no_best_weights_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_epochs(tmp_path, [1.0, 2.0, 3.0], 2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "info", fail)  # a disk of the network that is away for a moment
+        Checkpoints(str(tmp_path)).save(3, {"history": []}, {1})
+    assert Checkpoints(str(tmp_path)).best(1) == {"epoch": torch.tensor(1)}
+
+
+def test_where_several_checkpoints_are_damaged_those_of_the_epochs_trained_again_stay(tmp_path: Path) -> None:
+    run_epochs(tmp_path, [3.0, 2.0, 1.0], 3)
+    for epoch in (2, 3):
+        (tmp_path / f"epoch-{epoch:04d}.pt").write_bytes(b"cut off")
+    run_epochs(tmp_path, [3.0], 1)
+    assert Checkpoints(str(tmp_path)).latest() is not None
+    history = run_epochs(tmp_path, [3.0, 2.0], 2)
+    assert [figures["epoch"] for figures in history] == [1, 2]
+    assert Checkpoints(str(tmp_path)).best(2) == {"epoch": torch.tensor(2)}
+
+
+def test_torch_is_told_to_compute_alike_for_gpus() -> None:
+    try:
+        compute_alike()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def test_a_training_that_an_older_version_began_goes_on_with_its_best_weights(tmp_path: Path) -> None:
