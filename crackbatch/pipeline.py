@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import results, storage
+from crackbatch import results
 from crackbatch.attempts import Attempts, Past, Watch
 from crackbatch.bundle import read_bundle_and_weights
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
@@ -30,20 +30,19 @@ from crackbatch.request import Request
 from crackbatch.results import Run
 from crackbatch.retry import num_retries
 from crackbatch.shards import read_shard
-from crackbatch.source import root_of
 
 
 def run_pipeline(
-    request: Request, run: Run, num_rows: int, num_shards: int, cluster: Cluster
+    request: Request, run: Run, num_rows: int, num_shards: int, roots: list[str], cluster: Cluster
 ) -> Iterator[dict[str, Any]]:
-    """One dictionary of counts for each part, as parts are written."""
+    """One dictionary of counts for each part, as parts are written; `roots` are the local folders that it reads."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.data.exceptions import SystemException
     from ray.exceptions import RayError
 
     devices = cluster.devices()
-    seen = _Seen(_node(), [root_of(source) for source in request.sources if storage.is_local(source)])
+    seen = _Seen(_node(), roots)
     labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
     with data_context(read_ahead(devices)):
         # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for

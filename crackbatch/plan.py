@@ -6,9 +6,10 @@ Sources → objects (`source.py`) → members of archives (`archive.py`) → row
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ from crackbatch.errors import RunError, SourceError
 from crackbatch.manifest import URI_COLUMN, Manifest
 from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive, look_at
 from crackbatch.redaction import as_text, redact
-from crackbatch.source import Object, list_source, pass_over_name
+from crackbatch.source import ARCHIVE_SCHEMES, Object, list_source, pass_over_name, root_of
 from crackbatch.table import CARRIED, IDENTITY, identity_keys
 
 _SORTED_ROWS = 1_000_000
@@ -178,19 +179,14 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
     folder = storage.without_query(manifest.location).rsplit("/", 1)[0]
     others = manifest.table.drop_columns([URI_COLUMN])
     loose: list[tuple[int, str]] = []
-    inside: dict[str, dict[str, int]] = {}  # archive → member name → manifest row
-    repeated = 0
+    inside: dict[str, dict[str, list[int]]] = {}  # archive → member name → manifest rows
     for row, uri in enumerate(manifest.table.column(URI_COLUMN).to_pylist()):
         protocol, _, rest = uri.partition("://")
-        if "::" in uri and protocol in ("zip", "tar", "parquet"):
+        if "::" in uri and protocol in ARCHIVE_SCHEMES:
             name, _, container = rest.partition("::")
-            known = inside.setdefault(_absolute(container, folder), {})
-            repeated += name in known
-            known.setdefault(name, row)
+            inside.setdefault(_absolute(container, folder), {}).setdefault(name, []).append(row)
         else:
             loose.append((row, _absolute(uri, folder)))
-    if repeated:
-        listing.pass_over("images listed twice", repeated)
     rows, order = Rows(), []
     with ThreadPoolExecutor(_LISTING_THREADS) as threads:
         for (row, _), found in zip(loose, threads.map(lambda item: look_at(item[1]), loose), strict=True):
@@ -199,8 +195,9 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
     tables = [rows.table()]
     for container, names in inside.items():
         table = _pick_members(container, names, listing, scratch)
-        tables.append(table)
-        order.extend(names[_member_name(uri)] for uri in table.column("image_uri").to_pylist())
+        lines = [names[_member_name(uri)] for uri in table.column("image_uri").to_pylist()]
+        tables.append(table.take(np.repeat(np.arange(len(lines)), [len(each) for each in lines])))
+        order.extend(itertools.chain.from_iterable(lines))
     planned = pa.concat_tables(tables)
     carried = others.take(pa.array(order, pa.int64()))
     for column in carried.schema:
@@ -214,7 +211,7 @@ def _absolute(uri: str, folder: str) -> str:
     return storage.normalize(uri)
 
 
-def _pick_members(container: str, names: dict[str, int], listing: Listing, scratch: str | None) -> pa.Table:
+def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
     found = look_at(container)._replace(kind=kind_of(storage.file_name(container)))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
@@ -250,7 +247,7 @@ def _member_name(uri: str) -> str:
     return uri.partition("://")[2].partition("::")[0]
 
 
-def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str]) -> pa.Table:
+def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ()) -> pa.Table:
     """Keep the first row of each place, since sources may overlap; two places of one name are told apart by version."""
     if table.num_rows == len(pc.unique(table.column("image_uri"))):
         return table
@@ -271,6 +268,25 @@ def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str]) -> p
         if number > 1:
             versions[row] = f"{identity[1]}#{number}"
     return table.set_column(table.column_names.index("version"), "version", pa.array(versions, pa.string()))
+
+
+def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
+    """Where on this machine's disks the rows of a plan lie: sources, and the folder that all others are below.
+
+    A manifest or a compressed archive is no such place: it has been read already.
+    """
+    waiting = table.filter(table.column("status").is_null()).column("container")
+    paths = pc.unique(waiting.filter(pc.invert(pc.match_substring(waiting, "://"))))
+    found = []
+    for root in (root_of(source) for source in sources if storage.is_local(source)):
+        below = pc.starts_with(paths, os.fsencode(storage.join(root, "")))
+        is_there = pc.or_(below, pc.equal(paths, os.fsencode(root)))
+        found += [root] if pc.any(is_there).as_py() else []
+        paths = paths.filter(pc.invert(is_there))
+    if len(paths):
+        bounds = pc.min_max(paths).as_py()  # what the first and the last begin with, all do
+        found.append(os.path.commonpath([os.path.dirname(os.fsdecode(path)) for path in bounds.values()]))
+    return found
 
 
 def subtract(table: pa.Table, done: pa.Table) -> pa.Table:

@@ -27,7 +27,7 @@ from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestErr
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
-from crackbatch.plan import Plan, intersect, make_plan, subtract
+from crackbatch.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.progress import Progress
 from crackbatch.redaction import redact
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
@@ -251,9 +251,9 @@ def _score_rows(
         return Work(stopped_early=True)
     cluster.start()
     storage.remove(run.plan_folder)
-    num_shards = write_shards(todo, run.plan_folder)
+    num_shards, roots = write_shards(todo, run.plan_folder), local_roots(todo, request.sources)
     with Progress(num_expected, num_expected - todo.num_rows) as progress:
-        for part in run_pipeline(request, run, todo.num_rows, num_shards, cluster):
+        for part in run_pipeline(request, run, todo.num_rows, num_shards, roots, cluster):
             holding.check()
             progress.add(part["rows"], part["failed"])
             rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]

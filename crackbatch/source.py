@@ -21,7 +21,8 @@ from crackbatch.manifest import Manifest, read_manifest
 from crackbatch.redaction import reason_of, redact
 from crackbatch.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
-_WRITTEN = ("predictions", "runs")  # what scoring makes in its output
+_WRITTEN = ("predictions", "runs")  # where scoring keeps what it makes in its output
+ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # of images in archives, as the table names them
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
 
 
@@ -43,26 +44,33 @@ def check_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[s
         raise SourceError("no source: name a folder, an archive, an image or a manifest")
     if not all(names):
         raise SourceError("a source is an empty name; write . for this folder")
+    if inside := [name for name in names if storage.scheme(name) in ARCHIVE_SCHEMES]:
+        raise SourceError(f"{redact(inside[0])} lies in an archive: name the archive, or list its images in a manifest")
     return names
 
 
 def list_source(
     source: str, extensions: frozenset[str], listing: Listing, skip: Iterable[str] = ()
 ) -> Iterator[Object | Manifest]:
-    """Everything in one source but what runs wrote; `skip` are outputs, whose other files may be images like any.
+    """Everything in one source but what runs wrote; `skip` are outputs, in which images may lie as anywhere.
 
     What lies on this machine comes in the order of its names, what lies elsewhere in no order.
 
     Raises SourceError where the source itself is not there or cannot be read, RunError where its store fails.
     """
     location = storage.normalize(source)
-    written = [storage.join(storage.normalize(out), name) for out in skip for name in _WRITTEN]
-    if storage.is_local(location):
-        yield from _list_local(location, source, extensions, listing, frozenset(written))
-    else:
-        # As on this machine, what is named is looked into.
-        below = tuple(folder for folder in written if not f"{location}/".startswith(f"{folder}/"))
-        yield from _list_remote(location, source, extensions, listing, below)
+    written = (storage.join(storage.normalize(out), name, "") for out in skip for name in _WRITTEN)
+    below = tuple(folder for folder in written if not f"{location}/".startswith(folder))  # what is named is looked into
+    list_all = _list_local if storage.is_local(location) else _list_remote
+    yield from list_all(location, source, extensions, listing, below)
+
+
+def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str]) -> bool:
+    """Whether it is a run that made a file: but for the published tables none has the name of an image or archive."""
+    if not location.startswith(below):
+        return False
+    interesting, kind = _classify(storage.file_name(location), extensions)
+    return not interesting or (kind == "parquet" and re.search(r"/predictions/date=[^/]*/[^/]*$", location) is not None)
 
 
 def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:
@@ -79,10 +87,10 @@ def pass_over_name(name: str, listing: Listing) -> None:
 
 
 def _list_local(
-    location: str, source: str, extensions: frozenset[str], listing: Listing, skip: frozenset[str]
+    location: str, source: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
     if os.path.isdir(location):
-        yield from _walk_local(location, extensions, listing, skip)
+        yield from _walk_local(location, extensions, listing, written)
     elif os.path.lexists(location):
         yield from _single(location, source, extensions, _local_object)
     elif _is_glob(location):
@@ -95,7 +103,7 @@ def _list_local(
 
 
 def _walk_local(
-    top: str, extensions: frozenset[str], listing: Listing, skip: frozenset[str]
+    top: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
     """Files below a folder; symbolic links are followed, and each real folder is entered once, so loops end."""
     entered: set[tuple[int, int]] = set()
@@ -113,6 +121,8 @@ def _walk_local(
         except OSError as error:
             if folder == top:
                 raise SourceError(f"cannot read {top}: {error.strerror}") from None
+            if folder.startswith(written) and isinstance(error, FileNotFoundError):  # a run that ends tidies up
+                continue
             listing.problems.append(f"{redact(folder)}: cannot be listed ({error.strerror})")
             continue
         folders = []
@@ -120,8 +130,10 @@ def _walk_local(
             if _is_folder(entry):
                 if is_hidden(entry.name):
                     listing.pass_over("hidden folders")
-                elif entry.path not in skip:
+                else:
                     folders.append(entry.path)
+            elif _is_written(entry.path, written, extensions):
+                continue
             elif is_hidden(entry.name):
                 listing.pass_over("hidden files")
             else:
@@ -200,7 +212,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _list_remote(
-    location: str, source: str, extensions: frozenset[str], listing: Listing, skip: tuple[str, ...]
+    location: str, source: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
     filesystem, path = storage.filesystem(location)
 
@@ -226,7 +238,7 @@ def _list_remote(
         for entry in entries:
             is_empty = False
             full = storage.locate(entry.path, location)
-            if not any(full.startswith(storage.join(other, "")) for other in skip):
+            if not _is_written(full, written, extensions):
                 yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
         if error.__cause__ is not None:

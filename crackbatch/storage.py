@@ -44,7 +44,8 @@ def is_web(location: str) -> bool:
 
 
 def normalize(location: str) -> str:
-    """The one spelling of a location: absolute if local, no trailing slash."""
+    """The one spelling of a location: absolute if local, no trailing slash, the scheme in small letters."""
+    location = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda found: found[0].lower(), location)
     if is_local(location):
         return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", location)))
     return location.rstrip("/") if "?" not in location else location

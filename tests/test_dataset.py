@@ -138,6 +138,19 @@ def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
     assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
 
 
+def test_a_member_that_a_manifest_lists_under_both_labels_is_reported(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for index in range(4):
+            archive.writestr(f"{index}.jpg", draw_tile(index, cracked=index % 2 == 0))
+    lines = [f"zip://{index}.jpg::a.zip,{'crack' if index % 2 == 0 else 'no_crack'}" for index in range(4)]
+    lines += ["zip://0.jpg::a.zip,no_crack", "zip://1.jpg::a.zip,no_crack"]
+    (tmp_path / "labels.csv").write_text("\n".join(["image_uri,label", *lines]))
+    dataset = read_dataset([str(tmp_path / "labels.csv")])
+    assert [Path(str(path)).name for path in dataset.table.column("path").to_pylist()] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert dataset.report.contradictions == [f"zip://0.jpg::{tmp_path}/a.zip"]
+    assert dataset.report.listed_twice == 1
+
+
 @pytest.fixture
 def photos_manifest(tmp_path: Path) -> Path:
     """A manifest without labels of photos whose folders say them, below a folder that says something else."""

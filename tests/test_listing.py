@@ -32,7 +32,8 @@ def bucket(s3: str) -> str:
     keys += [f"large/{number:05d}.jpg" for number in range(2100)]  # more than two pages
     keys += ["a/b/c/d/e/f.jpg", "a/b.jpg", "a.jpg", "a-b/c.jpg", "a//double.jpg", "ü/ß.jpg", "photo (1).JPG", "😀.png"]
     keys += [".hidden/x.jpg", "a/._x.jpg", "readme.txt", "noext", "marker/", "a/marker.jpg/"]
-    keys += ["results/runs/x.jpg", "results/predictions/x.jpg"]
+    keys += ["results/runs/x/x.jpg", "results/predictions/x.jpg"]
+    keys += ["results/runs/x/plan/0", "results/runs/x/run.json", "results/predictions/date=2026-11-20/x.parquet"]
     for key in keys:
         client.put_object(Bucket="listed", Key=key, Body=b"" if key.endswith("/") else key.encode())
     return "s3://listed"
@@ -66,7 +67,7 @@ def test_the_plan_has_the_order_of_names_and_is_the_same_each_time(bucket: str) 
     first = plan_of(bucket, skip=[f"{bucket}/results"])
     uris = first.table["image_uri"].to_pylist()
     assert uris == sorted(uris)
-    assert len(uris) == len(set(uris)) == 140 + 10 + 2100 + 8
+    assert len(uris) == len(set(uris)) == 140 + 10 + 2100 + 8 + 2
     assert dict(first.listing.passed_over) == {"hidden files": 2, ".txt files": 1, "files without an extension": 1}
     for _ in range(3):
         again = plan_of(bucket, skip=[f"{bucket}/results"])

@@ -14,9 +14,9 @@ import pytest
 
 from crackbatch.errors import SourceError
 from crackbatch.image import EXTENSIONS
-from crackbatch.plan import Plan, _Planner, make_plan, subtract
+from crackbatch.plan import Plan, _Planner, local_roots, make_plan, subtract
 from crackbatch.shards import read_shard, shard_sizes, write_shards
-from crackbatch.source import Object
+from crackbatch.source import Object, check_sources
 from test_archive import contents, tar_of, write_files, zip_with
 
 
@@ -126,8 +126,50 @@ def test_sources_that_overlap_give_each_image_once(tmp_path: Path, tiles: dict[s
 
 
 def test_the_output_is_no_source(tmp_path: Path) -> None:
-    write_files(tmp_path, {"a.jpg": b"1", "out/runs/x/scratch/b.jpg": b"2"})
-    assert plan_of(tmp_path, skip=[str(tmp_path / "out")]).table.num_rows == 1
+    out = tmp_path / "out"
+    write_files(out / "runs" / "x", {"run.json": b"{}", "scratch/0.images": b"2", "plan/0": b"3"})
+    write_files(out / "predictions" / "date=2026-11-20", {"x-00000.parquet": b"4"})
+    write_files(tmp_path, {"a.jpg": b"1", "out/runs/pier/b.jpg": b"5", "out/predictions/c.jpg": b"6"})
+    for source in (tmp_path, out):
+        plan = plan_of(source, skip=[str(out)])
+        names = {Path(uri).name for uri in plan.table["image_uri"].to_pylist()}
+        assert names == {"a.jpg", "b.jpg", "c.jpg"} - ({"a.jpg"} if source == out else set())
+        assert not plan.listing.passed_over, "what runs made is not even counted"
+        assert not plan.listing.problems
+
+
+def test_what_a_plan_reads_from_this_machine_is_known(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder, others = write_files(tmp_path / "in", tiles), write_files(tmp_path / "elsewhere" / "deep", tiles)
+    archive = tar_of(tmp_path / "a.tar", tiles)
+    compressed = tar_of(tmp_path / "b.tar.gz", tiles)
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/known/{name}": data for name, data in tiles.items()})
+
+    def roots(*sources: Path | str, **options: object) -> list[str]:
+        return local_roots(plan_of(*sources, **options).table, list(map(str, sources)))
+
+    assert roots(folder, archive, folder / "*.jpg") == [str(folder), str(archive)]
+    assert roots(compressed, scratch=str(tmp_path / "scratch")) == [str(tmp_path / "scratch")]
+    lines = [f"{others}/tile-00.jpg", f"{others.parent}/gone/gone.jpg", "/nowhere/a.jpg", "memory://known/tile-01.jpg"]
+    (tmp_path / "m.csv").write_text("\n".join(["image_uri", *lines]))
+    assert roots(tmp_path / "m.csv") == [str(others)]
+    (tmp_path / "n.csv").write_text("image_uri\nmemory://known/tile-01.jpg")
+    assert roots(tmp_path / "n.csv") == []
+    assert roots("memory://known") == []
+
+
+@pytest.mark.parametrize("source", ["zip://tile-00.jpg::ARCHIVE", "zip://*.jpg::ARCHIVE", "TAR://tile-00.jpg::ARCHIVE"])
+def test_a_source_inside_an_archive_is_refused_in_one_line(source: str, tmp_path: Path) -> None:
+    named = source.replace("ARCHIVE", str(tmp_path / "a.zip"))
+    with pytest.raises(
+        SourceError, match=r"://.*a\.zip lies in an archive: name the archive, or list its images in a "
+    ):
+        check_sources(named)
+
+
+def test_a_scheme_may_be_in_capitals() -> None:
+    fsspec.filesystem("memory").pipe("/capitals/a.jpg", b"1")
+    assert contents(plan_of("MEMORY://capitals")) == {"/capitals/a.jpg": b"1"}
 
 
 def test_every_uri_opens_its_image(tmp_path: Path, tiles: dict[str, bytes]) -> None:
