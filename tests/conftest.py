@@ -229,6 +229,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The table of `make test-faults`: each fault, how often it was made, and what it did to the rows."""
     made = config.stash.get(FAULTS_MADE, [])
     if made:
-        terminalreporter.write_line(f"\n{'fault':52}{'times made':>12}{'rows lost':>12}{'rows twice':>12}")
+        terminalreporter.write_line(f"\n{'fault':66}{'times made':>12}{'rows lost':>12}{'rows twice':>12}")
     for fault, times, lost, twice in made:
-        terminalreporter.write_line(f"{fault:52}{times:>12}{lost:>12}{twice:>12}")
+        terminalreporter.write_line(f"{fault:66}{times:>12}{lost:>12}{twice:>12}")

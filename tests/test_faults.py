@@ -317,21 +317,29 @@ PIL.Image.open = opened
 
 
 @pytest.mark.parametrize(
-    ("kind", "megapixels", "status", "message"),
+    ("kind", "places", "megapixels", "status", "message"),
     [
-        ("abort", "10", "crashed", "it kills its decoder (signal 6"),
-        ("memory", "10", "crashed", "decoding it takes more than"),
+        ("abort", [20, 50, 100], "10", "crashed", "it kills its decoder (signal 6"),
+        ("memory", [50], "10", "crashed", "decoding it takes more than"),
         # A process of its own may take more than is left to the machine, and its parent is killed for it.
-        ("memory", "200", "crashed", "it kills its worker even from a process of its own"),
-        ("sleep", "10", "failed", "decoding took longer than 2 s"),
+        ("memory", [50], "200", "crashed", "it kills its worker even from a process of its own"),
+        ("sleep", [20, 50, 100], "10", "failed", "decoding took longer than 2 s"),
     ],
 )
 def test_a_poisonous_image_costs_itself_alone(
-    kind: str, megapixels: str, status: str, message: str, tmp_path: Path, many: dict[str, bytes], record: Record
+    kind: str,
+    places: list[int],
+    megapixels: str,
+    status: str,
+    message: str,
+    tmp_path: Path,
+    many: dict[str, bytes],
+    record: Record,
 ) -> None:
     files = dict(list(many.items())[:120])
-    poisoned = list(files)[50]
-    files[poisoned] += f"POISON: {kind}".encode()
+    poisoned = sorted(list(files)[place] for place in places)
+    for name in poisoned:
+        files[name] += f"POISON: {kind}".encode()
     source = write_files(tmp_path / "in", files)
     write_files(tmp_path / "poison", {"sitecustomize.py": POISON.encode()})
     memory = psutil.virtual_memory()
@@ -343,11 +351,11 @@ def test_a_poisonous_image_costs_itself_alone(
     )  # fmt: skip
     finish(process)
     rows = crackbatch.read_predictions(str(tmp_path / "out"))
-    record(f"an image that kills its worker ({kind})", 1, rows, len(files))
+    record(f"images that kill their worker ({kind}, {megapixels} megapixels allowed)", len(places), rows, len(files))
     bad = rows[rows["status"] != "ok"]
-    assert list(bad["image_uri"]) == [str(source / poisoned)]
-    assert list(bad["status"]) == [status]
-    assert message in bad["error"].iloc[0]
+    assert sorted(bad["image_uri"]) == [str(source / name) for name in poisoned]
+    assert set(bad["status"]) == {status}
+    assert all(message in error for error in bad["error"])
     assert not list((tmp_path / "out").glob("runs/*/attempts"))
 
 
@@ -364,7 +372,7 @@ def test_two_runs_of_one_id_do_not_meet_and_two_ids_go_on_side_by_side(
     finish(first)
     for run_id in ("a", "b"):
         rows = crackbatch.read_predictions(str(out), run_id=run_id)
-        record("two runs into one OUT", 1, rows, len(many))
+        record(f"two runs into one OUT, run {run_id}", 1, rows, len(many))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
