@@ -108,7 +108,8 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
         return
     infos = sorted(archive.filelist, key=lambda info: info.header_offset)
     end = archive.start_dir
-    if _follows_a_zip(file, infos[0].header_offset if infos else end):
+    begin = infos[0].header_offset if infos else end  # negative where a zip lost its first bytes
+    if 0 < begin <= end and _follows_a_zip(file, begin):
         listing.problems.append("another zip stands before it in the same file, whose images are missing: split them")
     archive.filelist = []
     archive.NameToInfo = {}
@@ -117,6 +118,9 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
         info = infos.pop()
         following = infos[-1].header_offset if infos else end
         if member := _zip_member(info, following, listing, wanted):
+            if not 0 <= member.start < end:  # not asked for: the system's error would be that of its neighbours too
+                where = "the zip's directory says that it lies outside of the file"
+                member = member._replace(status="corrupt", error=where)
             yield member
 
 

@@ -420,6 +420,35 @@ def test_a_zip_behind_another_in_one_file_is_named_and_one_behind_a_program_is_n
     assert program.listing.problems == []
 
 
+@pytest.mark.parametrize("cut", [1, 100, 9000])
+def test_a_zip_without_its_first_bytes_loses_only_the_members_that_were_there(
+    tmp_path: Path, tiles: dict[str, bytes], cut: int
+) -> None:
+    whole = zip_with(zipfile.ZIP_STORED, tiles)
+    (tmp_path / "a.zip").write_bytes(whole[cut:])
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        lost = [info.filename for info in archive.infolist() if info.header_offset < cut]
+    plan = plan_of(tmp_path / "a.zip")
+    assert plan.listing.problems == []
+    assert contents(plan) == {**tiles, **dict.fromkeys(lost, "corrupt")}
+
+
+@pytest.mark.parametrize("senseless", [range(1, 2), range(12)])
+@pytest.mark.parametrize("offset", [2**62, 2**64 - 1])
+def test_a_zip_member_beyond_what_a_file_can_have_costs_no_other(
+    tmp_path: Path, tiles: dict[str, bytes], senseless: range, offset: int
+) -> None:
+    names = [f"tile-{number:02}.jpg" for number in senseless]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in tiles.items():
+            archive.writestr(name, data)
+        for name in names:
+            archive.getinfo(name).header_offset = offset
+    plan = plan_of(tmp_path / "a.zip")
+    assert plan.listing.problems == []
+    assert contents(plan) == {**tiles, **dict.fromkeys(names, "corrupt")}
+
+
 def test_what_is_no_image_in_an_archive_is_counted(tmp_path: Path, tiles: dict[str, bytes]) -> None:
     extra = {"__MACOSX/._a.jpg": b"x", "._b.jpg": b"x", ".hidden/c.jpg": b"x", "notes.txt": b"x", "inner.zip": b"x"}
     (tmp_path / "a.zip").write_bytes(zip_with(zipfile.ZIP_STORED, {**tiles, **extra}))
