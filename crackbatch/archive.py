@@ -36,7 +36,9 @@ KINDS = {
     ".zip": "zip",
     ".parquet": "parquet",
 }
-_DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {"tar.gz": gzip.open, "tar.bz2": bz2.open, "tar.xz": lzma.open}
+_DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
+    "tar.gz": lambda file: _GzipFile(None, "rb", fileobj=file), "tar.bz2": bz2.open, "tar.xz": lzma.open
+}  # fmt: skip
 # ValueError, its UnicodeError and OverflowError are what tarfile raises at senseless numbers and names in headers.
 _STREAM_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError)
 
@@ -50,6 +52,9 @@ _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "
 _CHUNK = 1 << 20
 _MAX_UNMEASURED = 20
 _MAX_TAR_HEADER = 1 << 20
+# Behind its end marker a tar fills its last record; even to tapes, records of more than a megabyte (tar -b 2048) are
+# hardly written.
+_MAX_TAR_PADDING = 4 << 20
 
 
 class Member(NamedTuple):
@@ -249,13 +254,14 @@ def list_tar(
 ) -> Iterator[Member]:
     """Images of a tar; a compressed one is read through once, its images copied to `spool`, where the ranges point.
 
-    Without a spool (a dry run) the ranges of a compressed tar mean nothing.
+    Without a spool (a dry run) the ranges of a compressed tar mean nothing. Tars that were joined by `cat` are read to
+    the last.
     """
     compressed = kind != "tar"
     seen: dict[str, Member] = {}  # what hard links may point to
     try:
         stream = _DECOMPRESSORS[kind](file) if compressed else file
-        tar = tarfile.open(  # noqa: SIM115 - the caller closes the file
+        tar = _StrictTarFile.open(
             fileobj=stream, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo, ignore_zeros=True
         )
         while (info := tar.next()) is not None:
@@ -319,11 +325,28 @@ def _write(spool: IO[bytes], chunk: bytes) -> None:
         ) from error
 
 
+class _GzipFile(gzip.GzipFile):
+    """Takes what is no gzip behind the last stream for the end, as gzip(1) does, and Python at bzip2 and xz."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            return self.read1(-1 if size is None else size)  # read() loses what it has where an error follows
+        except gzip.BadGzipFile as error:
+            if self.mtime is None or not str(error).startswith("Not a gzipped file"):
+                raise
+            return b""
+
+
+class _StrictTarFile(tarfile.TarFile):
+    zero_bytes = 0  # since the last header; where there are any, they are an end marker
+
+
 class _StrictTarInfo(tarfile.TarInfo):
     """A header that tells the end marker from a damaged or missing header, which tarfile takes for the end as well.
 
     Tars that were joined by `cat` are read to the last: with `ignore_zeros`, tarfile goes on behind an end marker, and
-    here the file may end behind one only.
+    here the file may end behind one only. POSIX allows any bytes there, to the end of a record: it is damage where they
+    are more than that, or hold the magic of a header.
     """
 
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
@@ -334,21 +357,26 @@ class _StrictTarInfo(tarfile.TarInfo):
         return super()._proc_member(tarfile_)  # type: ignore[misc,no-any-return]
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
-        """The next header; raises ReadError where the archive just stops."""
+    def fromtarfile(cls, tarfile_: _StrictTarFile) -> tarfile.TarInfo:  # type: ignore[override]
+        """The next header; raises ReadError where the archive just stops, and EmptyHeaderError at its end."""
+        file: Any = tarfile_.fileobj
+        block = file.read(tarfile.BLOCKSIZE)  # as tarfile's own does, which keeps the block to itself
         try:
-            header = super().fromtarfile(tarfile_)
-            tarfile_.is_ended = False  # type: ignore[attr-defined]
-            return header
+            header = cls.frombuf(block, tarfile_.encoding, tarfile_.errors)
+            tarfile_.zero_bytes = 0
+            header.offset = file.tell() - tarfile.BLOCKSIZE
+            return header._proc_member(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tarfile_.is_ended = True  # type: ignore[attr-defined]
+            tarfile_.zero_bytes += tarfile.BLOCKSIZE
             raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            if getattr(tarfile_, "is_ended", False):
-                raise
-            raise tarfile.ReadError("it has no end marker, as if it had been cut off") from None
+            if not tarfile_.zero_bytes:
+                raise tarfile.ReadError("it has no end marker, as if it had been cut off") from None
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"damaged member header: {error}") from None
+            rest = block + file.read(_MAX_TAR_PADDING) if tarfile_.zero_bytes else b""
+            if not rest or len(rest) > _MAX_TAR_PADDING or b"ustar" in rest:
+                raise tarfile.ReadError(f"damaged member header: {error}") from None
+        raise tarfile.EmptyHeaderError("the end")  # type: ignore[attr-defined]
 
 
 def image_column(schema: pa.Schema) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import copy
+import gzip
 import io
+import lzma
 import os
 import resource
 import shutil
@@ -397,12 +400,57 @@ def test_tars_joined_by_cat_are_read_to_the_last(tmp_path: Path, tiles: dict[str
     assert contents(plan) == tiles
 
 
-def test_a_tar_with_other_bytes_behind_it_is_named(tmp_path: Path, tiles: dict[str, bytes]) -> None:
-    archive = tar_of(tmp_path / "a.tar", tiles)
-    archive.write_bytes(archive.read_bytes() + b"what may be half of another tar" * 99)
-    plan = plan_of(archive)
-    assert plan.table.num_rows == len(tiles)
-    assert "breaks off (damaged member header" in plan.listing.problems[0]
+def end_of(tar: bytes) -> int:
+    """Where the two blocks of a tar's end marker end."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        opened.getmembers()
+        return opened.offset + 512
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
+@pytest.mark.parametrize("behind", [b"\n", b"\7" * 512, b"signed by whom it may concern" * 99])
+@pytest.mark.parametrize("record", [512, 10_240])
+def test_what_stands_behind_the_end_marker_of_a_tar_is_no_damage(
+    tmp_path: Path, tiles: dict[str, bytes], suffix: str, behind: bytes, record: int
+) -> None:
+    whole = tar_of(tmp_path / "part.tar", tiles).read_bytes()
+    end = end_of(whole)
+    whole = whole[: end + -end % record]
+    pack = {".tar": bytes, ".tar.gz": gzip.compress, ".tar.bz2": bz2.compress, ".tar.xz": lzma.compress}[suffix]
+    # Behind the marker, its record and the packed stream, where fewer than 13 might be the first of an .lzma file.
+    for data in (pack(whole[:end] + behind), pack(whole + behind), pack(whole) + behind * 13):
+        (tmp_path / f"a{suffix}").write_bytes(data)
+        plan = plan_of(tmp_path / f"a{suffix}")
+        assert plan.listing.problems == []
+        assert contents(plan) == tiles
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_damaged_tar_behind_another_is_named(tmp_path: Path, tiles: dict[str, bytes], suffix: str) -> None:
+    whole = tar_of(tmp_path / "whole.tar", tiles).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        header = tar.getmembers()[3].offset
+    damaged = {
+        "zeros instead of a header": whole[:header] + bytes(512) + whole[header + 512 :],
+        "its first header": whole + b"\xff" + whole[1:],
+        "its first half": whole + whole[len(whole) // 2 :],
+        "its second half": whole + whole[: len(whole) // 2],
+        "its place": whole + b"\n" + whole,
+        "more than fills a record": whole + b"\7" * (5 << 20),
+    }
+    for name, data in damaged.items():
+        (tmp_path / f"a{suffix}").write_bytes(gzip.compress(data, 1) if suffix == ".tar.gz" else data)
+        plan = plan_of(tmp_path / f"a{suffix}")
+        assert ["breaks off" in problem for problem in plan.listing.problems] == [True], name
+
+
+def test_a_gzip_stream_that_breaks_off_behind_another_is_named(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    whole = tar_of(tmp_path / "a.tar.gz", tiles).read_bytes()
+    for cut in (40, len(whole) // 2, len(whole) - 4):
+        (tmp_path / "a.tar.gz").write_bytes(whole + whole[:cut])
+        assert "breaks off" in plan_of(tmp_path / "a.tar.gz").listing.problems[0]
+    (tmp_path / "a.tar.gz").write_bytes(whole[:-8] + bytes(8))
+    assert "CRC check failed" in plan_of(tmp_path / "a.tar.gz").listing.problems[0]
 
 
 @pytest.mark.parametrize("comment", [b"", b"of the first" * 99])
