@@ -53,7 +53,7 @@ _CHUNK = 1 << 20
 _MAX_UNMEASURED = 20
 _MAX_TAR_HEADER = 1 << 20
 # Behind its end marker a tar fills its last record; even to tapes, records of more than a megabyte (tar -b 2048) are
-# hardly written.
+# hardly written. More zeros are room that was set aside on a disk, or a bomb: terabytes, for no image.
 _MAX_TAR_PADDING = 4 << 20
 
 
@@ -255,7 +255,7 @@ def list_tar(
     """Images of a tar; a compressed one is read through once, its images copied to `spool`, where the ranges point.
 
     Without a spool (a dry run) the ranges of a compressed tar mean nothing. Tars that were joined by `cat` are read to
-    the last.
+    the last, or to where more than 4 MiB of zeros lie between two, which are taken for the end.
     """
     compressed = kind != "tar"
     seen: dict[str, Member] = {}  # what hard links may point to
@@ -368,7 +368,8 @@ class _StrictTarInfo(tarfile.TarInfo):
             return header._proc_member(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             tarfile_.zero_bytes += tarfile.BLOCKSIZE
-            raise
+            if tarfile_.zero_bytes <= _MAX_TAR_PADDING:
+                raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             if not tarfile_.zero_bytes:
                 raise tarfile.ReadError("it has no end marker, as if it had been cut off") from None

@@ -453,6 +453,58 @@ def test_a_gzip_stream_that_breaks_off_behind_another_is_named(tmp_path: Path, t
     assert "CRC check failed" in plan_of(tmp_path / "a.tar.gz").listing.problems[0]
 
 
+class Zeros(io.RawIOBase):
+    """Bytes, and zeros behind them without end, to which nobody should read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (self._at if whence == 1 else 0)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0
+        found = self._data[self._at : self._at + size].ljust(size, b"\0")
+        self._at += size
+        assert self._at < len(self._data) + (5 << 20)
+        return found
+
+
+def test_zeros_behind_a_tar_are_not_read_to_the_last(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    file, listing = Zeros(tar_of(tmp_path / "a.tar", tiles).read_bytes()), Listing()
+    assert [member.name for member in list_tar(file, "tar", listing, lambda _: True)] == list(tiles)  # type: ignore[arg-type]
+    assert listing.problems == []
+    packed = gzip.compress((tmp_path / "a.tar").read_bytes() + bytes(64 << 20), 1)
+    with io.BytesIO(packed) as stream:
+        assert [member.name for member in list_tar(stream, "tar.gz", listing, lambda _: True)] == list(tiles)
+        assert listing.problems == []
+        assert len(packed) - stream.tell() > 100_000
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_tar_behind_the_padding_of_another_is_read(tmp_path: Path, tiles: dict[str, bytes], suffix: str) -> None:
+    names = list(tiles)
+    first, second = (
+        tar_of(tmp_path / "part.tar", {name: tiles[name] for name in some}).read_bytes()
+        for some in (names[::2], names[1::2])
+    )
+    joined = first + bytes(1 << 20) + second
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(joined, 1) if suffix == "tar.gz" else joined)
+    plan = plan_of(tmp_path / f"a.{suffix}")
+    assert plan.listing.problems == []
+    assert contents(plan) == tiles
+
+
 @pytest.mark.parametrize("comment", [b"", b"of the first" * 99])
 def test_a_zip_behind_another_in_one_file_is_named_and_one_behind_a_program_is_not(
     tmp_path: Path, tiles: dict[str, bytes], comment: bytes
