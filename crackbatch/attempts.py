@@ -1,12 +1,13 @@
 """Which images were being scored when their worker died, kept beside the run, where the next worker finds it.
 
-    <folder>/<block>-<attempt>.try       is being scored, or was when its worker died
-    <folder>/<block>-<row>.slow          this row's decoding took longer than it may
-    <folder>/<block>-<row>.alone         is being decoded in a process of its own, or was when its worker died
+    <folder>/<block>-<attempt>.try           is being scored, or was when its worker died
+    <folder>/<block>-<row>.slow              this row's decoding took longer than it may
+    <folder>/<block>-<row>-<attempt>.alone   is being decoded in a process of its own, or was when its worker died
 
 A block is named after its images. A worker that dies (a decoder that aborts, a machine out of memory) cannot say what
-of: after `MAX_DEATHS` of them the images of the block are decoded each in a process of its own (`decoder.py`). A worker
-that dies even then (a machine so short of memory that the system ends both) was killed by the image of that moment.
+of: after `MAX_DEATHS` of them the images of the block are decoded each in a process of its own (`decoder.py`). An image
+with which as many workers die even then (a machine so short of memory that the system ends both) is what kills them:
+its worker decodes nothing beside it, and a machine that is lost now and then meets another image each time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ _LOOK_S = 0.5
 @dataclass(frozen=True)
 class Past:
     """What is known of a block: how many workers died while they scored it, which of its rows are too slow, and with
-    which a worker died that had given them a process of their own."""
+    which as many died that had given them a process of their own."""
 
     deaths: int = 0
     slow: frozenset[int] = frozenset()
@@ -50,32 +52,47 @@ class Attempts:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._open: set[str] = set()
+        self._turn = threading.Lock()  # who decodes alone keeps it, all others give it back at once
+        self._ended = threading.Condition()
+        self._num_decoding = 0  # of those others
 
     @contextmanager
     def attempt(self, block: pa.Table) -> Iterator[tuple[str, Past]]:
         """(name, past) of a block while it is scored; if the process dies in between, that is remembered."""
         name = digest_of(block)
         before = [file for file in storage.list_files(self._folder, recursive=False) if f"/{name}-" in file]
-        past = Past(sum(file.endswith(".try") for file in before), _rows(before, "slow"), _rows(before, "alone"))
-        mine = storage.join(self._folder, f"{name}-{uuid.uuid4().hex}.try")
-        storage.write_whole(mine, b"")
-        self._open.add(mine)
+        slow, alone = _rows(before, r"\.slow"), _rows(before, r"-\w+\.alone")
+        past = Past(
+            sum(file.endswith(".try") for file in before),
+            frozenset(slow),
+            frozenset(row for row, deaths in alone.items() if deaths >= MAX_DEATHS),
+        )
+        with self._mark(f"{name}-{uuid.uuid4().hex}.try"):
+            try:
+                yield name, past
+            finally:
+                for file in before:
+                    storage.remove(file)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Decode in this process, among others that do, and while no image is decoded alone."""
+        with self._turn, self._ended:
+            self._num_decoding += 1
         try:
-            yield name, past
-        finally:  # an exception is no death
-            self._open.discard(mine)
-            for file in [mine, *before]:
-                storage.remove(file)
+            yield
+        finally:
+            with self._ended:
+                self._num_decoding -= 1
+                self._ended.notify()
 
     @contextmanager
     def alone(self, name: str, row: int) -> Iterator[None]:
-        """Remember the row while it is decoded in a process of its own."""
-        mark = storage.join(self._folder, f"{name}-{row}.alone")
-        storage.write_whole(mark, b"")
-        try:
-            yield
-        finally:  # an exception is no death
-            storage.remove(mark)
+        """Remember the row while it, and nothing else of this worker's, is decoded in a process of its own."""
+        with self._turn, self._ended:
+            self._ended.wait_for(lambda: self._num_decoding == 0)
+            with self._mark(f"{name}-{row}-{uuid.uuid4().hex}.alone"):
+                yield
 
     def give_up(self, name: str, row: int) -> None:
         """Remember that a row is too slow, and that this worker's end is no death of the others' making."""
@@ -83,10 +100,23 @@ class Attempts:
         for file in list(self._open):
             storage.remove(file)
 
+    @contextmanager
+    def _mark(self, file: str) -> Iterator[None]:
+        """A mark that stays if the process dies; an exception is no death."""
+        mark = storage.join(self._folder, file)
+        storage.write_whole(mark, b"")
+        self._open.add(mark)
+        try:
+            yield
+        finally:
+            self._open.discard(mark)
+            storage.remove(mark)
 
-def _rows(files: list[str], kind: str) -> frozenset[int]:
-    marks = (re.search(rf"-(\d+)\.{kind}$", file) for file in files)
-    return frozenset(int(mark[1]) for mark in marks if mark)
+
+def _rows(files: list[str], ending: str) -> Counter[int]:
+    """How many files of this ending each row has."""
+    marks = (re.search(rf"-(\d+){ending}$", file) for file in files)
+    return Counter(int(mark[1]) for mark in marks if mark)
 
 
 @dataclass
@@ -108,11 +138,12 @@ class Watch:
     def decoding(self, name: str, row: int) -> Iterator[None]:
         """Watch what this thread does in the block."""
         thread = threading.get_ident()
-        self._decoding[thread] = _Decoding(name, row)
-        try:
-            yield
-        finally:
-            del self._decoding[thread]
+        with self._attempts.decoding():
+            self._decoding[thread] = _Decoding(name, row)
+            try:
+                yield
+            finally:
+                del self._decoding[thread]
 
     def _look(self) -> None:
         while True:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -202,13 +201,12 @@ class _Scorer:
 
     def _score_suspicious(self, block: pa.Table, name: str, past: Past) -> pa.Table:
         """Each image decoded in a process of its own, which a poisonous one kills instead of this."""
-        lock = threading.Lock()  # on GPUs several threads decode a block
         with IsolatedDecoder(self._decoder, self._decode_timeout_s) as isolated:
 
             def decode(row: int, data: bytes) -> Decoded:
                 if row in past.killers:
                     return Picture("crashed", "it kills its worker even from a process of its own"), None
-                with lock, self._attempts.alone(name, row):
+                with self._attempts.alone(name, row):
                     return isolated(data)
 
             return self._predict(block, decode)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from crackbatch import storage
-from crackbatch.attempts import MAX_DEATHS, Attempts
+from crackbatch.attempts import MAX_DEATHS, Attempts, Watch
 from crackbatch.table import IDENTITY
 
 BLOCK = pa.table({name: [f"{name}-{row}" for row in range(3)] for name in IDENTITY})
@@ -43,7 +47,7 @@ def test_after_three_deaths_a_block_is_suspicious_and_after_a_good_end_it_is_not
         assert past.deaths == 0
 
 
-def test_a_row_with_which_a_worker_died_that_decoded_it_alone_is_known(out: str) -> None:
+def test_a_row_with_which_three_workers_died_that_decoded_it_alone_is_known(out: str) -> None:
     folder = storage.join(out, "attempts")
     with Attempts(folder).attempt(BLOCK) as (name, past):
         assert past.killers == frozenset()
@@ -51,10 +55,33 @@ def test_a_row_with_which_a_worker_died_that_decoded_it_alone_is_known(out: str)
             pass
         with pytest.raises(ZeroDivisionError), Attempts(folder).alone(name, 1):
             raise ZeroDivisionError
-    die(folder, "with attempts.alone(name, 2): os._exit(9)")
+    for row in (2, 1, 2, 2):  # one that was there when a worker or two died may be a good one
+        die(folder, f"assert not past.killers\n    with attempts.alone(name, {row}): os._exit(9)")
     with Attempts(folder).attempt(BLOCK) as (_, past):
-        assert (past.deaths, past.killers) == (1, {2})
+        assert (past.deaths, past.killers) == (4, {2})
     assert storage.list_files(folder) == []
+
+
+def test_a_worker_decodes_nothing_beside_an_image_that_it_decodes_alone(tmp_path: Path) -> None:
+    attempts = Attempts(str(tmp_path))
+    watch, start = Watch(attempts, 60), threading.Barrier(8)
+    together, beside = set(), []
+
+    def work(thread: int) -> None:
+        for row in range(20):
+            start.wait()
+            if thread % 2:
+                with watch.decoding("ordinary", row):
+                    together.add(thread)
+                    time.sleep(0)
+                    together.discard(thread)
+                continue
+            with attempts.alone(f"suspicious{thread}", row):
+                beside.append((len(storage.list_files(str(tmp_path), ".alone")), len(together)))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert beside == [(1, 0)] * 80
 
 
 def test_an_exception_is_no_death(tmp_path: os.PathLike[str]) -> None:
@@ -66,7 +93,8 @@ def test_an_exception_is_no_death(tmp_path: os.PathLike[str]) -> None:
 
 def test_a_row_that_is_too_slow_is_remembered_and_is_no_death(tmp_path: os.PathLike[str]) -> None:
     attempts = Attempts(str(tmp_path))
-    with attempts.attempt(BLOCK) as (name, _):
+    with attempts.attempt(BLOCK) as (name, _), attempts.alone(name, 1):
         attempts.give_up(name, 2)
+        assert storage.list_files(str(tmp_path)) == [f"{tmp_path}/{name}-2.slow"]
         with Attempts(str(tmp_path)).attempt(BLOCK) as (_, past):
             assert (past.deaths, past.slow) == (0, {2})
