@@ -158,11 +158,10 @@ class Holding:
                 renewed = time.monotonic()
                 if renewed - began > _SILENT_S:  # meanwhile another may have come and gone, and this wrote it anew
                     self._lost = f"the lease on {self._what} was renewed too late"
-            except LeaseLostError:
-                return
-            except Exception as error:  # each storage raises its own; the next renewal may succeed
-                if time.monotonic() - renewed > _SILENT_S:
+            except Exception as error:  # each storage raises its own; the next renewal may succeed, of a folder too
+                if not self._lost and time.monotonic() - renewed > _SILENT_S:
                     self._lost = f"the lease on {self._what} could not be renewed ({redact(str(error))})"
+                if self._lost:
                     return
 
 

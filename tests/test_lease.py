@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -127,11 +128,44 @@ def test_a_holder_whose_folder_is_gone_says_so(folder: str) -> None:
 def test_a_holder_renews_its_lease(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_RENEW_S", 0.05)
     with Holding(folder, "run r"):
-        first = read_lease(folder)
-        deadline = time.monotonic() + 30
-        while (found := read_lease(folder)) == first:
-            assert time.monotonic() < deadline
-        assert replace(found, renewed_at=first.renewed_at) == first
+        _wait_for_renewal(folder)
+
+
+@pytest.mark.parametrize(("silent_s", "is_held"), [(30.0, True), (0.2, False)])
+def test_a_holder_whose_folder_was_away_renews_its_lease_or_knows_that_it_was_silent_for_long(
+    silent_s: float, is_held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_RENEW_S", 0.05)
+    monkeypatch.setattr(lease, "_SILENT_S", silent_s)
+    share, folder = tmp_path / "share", str(tmp_path / "share" / "runs" / "r")
+    _link(share, tmp_path)
+    with Holding(folder, "run r") as holding:
+        _link(share, tmp_path / "not mounted")
+        holding._thread.join(1 if is_held else 30)
+        with pytest.raises(LeaseLostError, match="is gone"):
+            holding.check()
+        _link(share, tmp_path)
+        if not is_held:
+            with pytest.raises(LeaseLostError, match="the lease on run r could not be renewed"):
+                holding.check()
+            return
+        _wait_for_renewal(folder)
+        holding.check()
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make the link lead there, at one moment."""
+    new = link.with_name("new")
+    new.symlink_to(target)
+    new.replace(link)
+
+
+def _wait_for_renewal(folder: str) -> None:
+    first = read_lease(folder)
+    deadline = time.monotonic() + 30
+    while (found := read_lease(folder)) == first:
+        assert time.monotonic() < deadline
+    assert replace(found, renewed_at=first.renewed_at) == first
 
 
 def test_a_lease_that_is_being_written_is_not_free(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
