@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_MEMORY, _LIMIT, _USED = map(Path, ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"))
+_MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
@@ -14,6 +14,14 @@ def free_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with open(_MEMORY) as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    if _LIMIT.exists() and (allowed := _LIMIT.read_text().strip()) != "max":
-        free = min(free, int(allowed) - int(_USED.read_text()))
+    limit = _GROUP / "memory.max"
+    if limit.exists() and (allowed := limit.read_text().strip()) != "max":
+        free = min(free, int(allowed) - _used_by_group())
     return max(free, 0)
+
+
+def _used_by_group() -> int:
+    """Bytes that the container holds, without what it has read of files, which the system drops where it needs room."""
+    lines = (_GROUP / "memory.stat").read_text().splitlines()
+    files = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+    return max(int((_GROUP / "memory.current").read_text()) - files, 0)
