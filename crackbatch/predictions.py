@@ -18,6 +18,8 @@ from crackbatch.redaction import redact
 if TYPE_CHECKING:
     import pandas as pd
 
+_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+
 
 def read_predictions(
     out: str,
@@ -30,8 +32,8 @@ def read_predictions(
     """Published rows as a DataFrame, most probable cracks first; by default the newest row of each image.
 
     With `run_id`, all rows of that run; with `date`, the newest of each image on that day (YYYY-MM-DD).
-    `min_probability` keeps images whose row reaches it. Raises OutputError where nothing is published, OptionError
-    for a column, run or date that is not there.
+    `min_probability` keeps images whose row reaches it. Raises OutputError where nothing is published or a column has
+    types in several runs that do not go together, OptionError for a column, run or date that is not there.
     """
     root = storage.join(storage.normalize(out), "predictions")
     files = storage.list_files(root, ".parquet")
@@ -43,7 +45,7 @@ def read_predictions(
     needed = list(dict.fromkeys([*wanted, "image_uri", "scored_at", "crack_probability"]))
     if _model_id is not None and "model_id" not in needed:
         needed.append("model_id")
-    table = dataset.to_table(columns=needed, filter=condition)
+    table = _read(dataset, needed, condition)
     if not table.num_rows and condition is not None:
         known = sorted(dataset.to_table(columns=["run_id"]).column("run_id").unique().to_pylist())
         raise OptionError(f"no rows of run {run_id or 'any'} on date {date or 'any'}; runs: {', '.join(known)}")
@@ -59,7 +61,7 @@ def read_predictions(
     return frame
 
 
-def _open(root: str, files: list[str]) -> ds.Dataset:
+def _open(root: str, files: list[str]) -> ds.FileSystemDataset:
     """All files as one dataset; runs with different manifests have different columns, so every file is asked."""
     filesystem, base = storage.filesystem(root)
     options = ds.FileSystemFactoryOptions(base, ds.partitioning(flavor="hive"))
@@ -86,6 +88,37 @@ def _merge(schemas: Sequence[pa.Schema]) -> pa.Schema:
         except pa.ArrowTypeError:
             merged.append(pa.field(name, pa.string()))
     return pa.schema(merged)
+
+
+def _read(dataset: ds.FileSystemDataset, columns: list[str], condition: ds.Expression | None) -> pa.Table:
+    """The rows of all files; where their types do not go together, those of the files that hold such rows must."""
+    try:
+        return dataset.to_table(columns=columns, filter=condition)
+    except _NO_CAST:
+        files = list(dataset.get_fragments())
+        if condition is not None:
+            files = [file for file in files if file.scanner(dataset.schema, filter=condition).count_rows()]
+        own = _merge([file.physical_schema for file in files])
+        schema = pa.schema([own.field(field.name) if field.name in own.names else field for field in dataset.schema])
+        chosen = ds.FileSystemDataset(files, schema, dataset.format, dataset.filesystem)
+        for name in columns:
+            _check_column(chosen, name, condition)
+        return chosen.to_table(columns=columns, filter=condition)
+
+
+def _check_column(dataset: ds.FileSystemDataset, name: str, condition: ds.Expression | None) -> None:
+    """Raise OutputError where the column cannot be read because files give it different types."""
+    try:
+        dataset.to_table(columns=[name], filter=condition)
+    except _NO_CAST:
+        schemas = [file.physical_schema for file in dataset.get_fragments()]
+        types = sorted({str(schema.field(name).type) for schema in schemas if name in schema.names})
+        if len(types) < 2:
+            raise
+        raise OutputError(
+            f"column {name!r} is {' and '.join(types)} in different runs, which do not go together;"
+            " give run_id= to read one run, or columns= to leave it out"
+        ) from None
 
 
 def _check_columns(columns: Sequence[str] | None, schema: pa.Schema) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crackbatch import results, storage
-from crackbatch.errors import PublishError
+from crackbatch.errors import OutputError, PublishError
 from crackbatch.predictions import read_predictions
 from crackbatch.table import COLUMNS
 from test_runs import begin, publish, summary_of, write_part
@@ -36,14 +37,35 @@ def test_publishing_refuses_rows_that_are_not_the_plan(tmp_path: Path) -> None:
 
 
 def test_a_column_that_two_manifests_gave_different_types_is_read_as_text(tmp_path: Path) -> None:
-    for night, pier in {"2026-01-01": 7, "2026-01-02": "A1"}.items():
-        row = pa.Table.from_pylist([{"image_uri": night, "status": "ok"}], COLUMNS)
-        folder = tmp_path / "predictions" / f"date={night}"
-        folder.mkdir(parents=True)
-        pq.write_table(row.append_column("pier", pa.array([pier])), folder / "r-00000.parquet")
+    write_nights(tmp_path, 7, "A1")
     table = read_predictions(str(tmp_path))
     assert dict(zip(table["image_uri"], table["pier"], strict=True)) == {"2026-01-01": "7", "2026-01-02": "A1"}
     assert set(table["date"].astype(str)) == {"2026-01-01", "2026-01-02"}
+
+
+@pytest.mark.parametrize("pier", [[5], {"number": 1}, b"\xff", Decimal("1.5")])
+def test_a_column_whose_types_in_two_runs_do_not_go_together_is_named_and_each_run_is_read(
+    tmp_path: Path, pier: object
+) -> None:
+    write_nights(tmp_path, 7, pier)
+    message = "^column 'pier' is .*int64.* in different runs, .* give run_id= .* or columns= .*"
+    with pytest.raises(OutputError, match=message):
+        read_predictions(str(tmp_path))
+    assert len(read_predictions(str(tmp_path), columns=["image_uri"])) == 2
+    for night, expected in {"2026-01-01": 7, "2026-01-02": pier}.items():
+        for chosen in ({"run_id": night}, {"date": night}):
+            (found,) = read_predictions(str(tmp_path), **chosen)["pier"]
+            assert str(found) == str(expected)
+
+
+def write_nights(out: Path, *piers: object) -> None:
+    """A published run of one image for each night, whose manifest gave it such a pier."""
+    for night, pier in enumerate(piers, start=1):
+        date = f"2026-01-{night:02d}"
+        row = pa.Table.from_pylist([{"image_uri": date, "status": "ok", "run_id": date}], COLUMNS)
+        folder = out / "predictions" / f"date={date}"
+        folder.mkdir(parents=True)
+        pq.write_table(row.append_column("pier", pa.array([pier])), folder / f"{date}-00000.parquet")
 
 
 def test_publishing_never_replaces_a_published_file(tmp_path: Path) -> None:
