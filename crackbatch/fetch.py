@@ -227,10 +227,10 @@ def _read_remote_ranges(location: str, runs: list[tuple[int, int, list[int]]]) -
         return list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))
 
 
-def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+def _merge(spans: list[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
     """(start, stop, indices) of requests that cover the ranges; neighbours share one."""
     runs: list[tuple[int, int, list[int]]] = []
-    for index, (start, stop) in enumerate(ranges):
+    for index, (start, stop) in enumerate(spans):
         if runs and runs[-1][0] <= start <= runs[-1][1] + _MAX_GAP and stop - runs[-1][0] <= _MAX_MERGED:
             first, last, members = runs[-1]
             runs[-1] = (first, max(last, stop), [*members, index])
