@@ -282,12 +282,13 @@ def test_of_an_output_that_a_source_holds_only_what_runs_wrote_is_no_image(
 ) -> None:
     source, results = (storage.normalize(f"{out}/{part}".removesuffix("/.")) for part in LAYOUTS[layout])
     images = [f"{source}/a.jpg", f"{source}/b/runs/c.jpg", f"{results}/photos/d.jpg", f"{source}/predictions.jpg"]
+    images += [f"{results}/runs/pier 7/e.jpg", f"{results}/predictions/f.jpg"]
     for image in images:
         storage.write_whole(image, tiles["tile-00.jpg"])
     before = make_plan([source], EXTENSIONS, [results]).table
     assert set(before["image_uri"].to_pylist()) == {image for image in images if image.startswith(f"{source}/")}
     pq.write_table(pa.table({"bytes": [tiles["tile-01.jpg"]]}), tmp_path / "r.parquet")
-    for name in ("runs/r/scratch/e.jpg", "runs/r/run.json", "predictions/date=2026-01-01/r-00000.parquet"):
+    for name in ("runs/r/scratch/0.images", "runs/r/run.json", "predictions/date=2026-01-01/r-00000.parquet"):
         storage.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
     assert make_plan([source], EXTENSIONS, [results]).table.equals(before)
 
