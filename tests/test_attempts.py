@@ -47,8 +47,8 @@ def test_after_three_deaths_a_block_is_suspicious_and_after_a_good_end_it_is_not
         assert past.deaths == 0
 
 
-def test_a_row_with_which_three_workers_died_that_decoded_it_alone_is_known(out: str) -> None:
-    folder = storage.join(out, "attempts")
+def test_a_row_with_which_three_workers_died_that_decoded_it_alone_is_known(tmp_path: Path) -> None:
+    folder = str(tmp_path / "attempts")
     with Attempts(folder).attempt(BLOCK) as (name, past):
         assert past.killers == frozenset()
         with Attempts(folder).alone(name, 0):

@@ -193,6 +193,6 @@ def test_of_many_that_start_at_once_one_holds(folder: str) -> None:
             return None
 
     with ThreadPoolExecutor(8) as threads:
-        for _ in range(5):
+        for _ in range(2):
             (holder,) = filter(None, threads.map(take, range(8)))
             holder.__exit__(None, None, None)
