@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from crackbatch import options
 from crackbatch.console import (
     print_cleaning,
     print_comparison,
@@ -44,38 +45,6 @@ app = typer.Typer(
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE_S = 2.5  # `ray job stop` kills after three
-_DATA_HELP = "Labelled images, in sources as for score: folders or archives named after their label, or manifests."
-_Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
-]
-_Out = Annotated[str, typer.Argument(metavar="OUT", help="Where score put its results: a folder or URL.")]
-_Model = Annotated[str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")]
-_Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, or a model whose split it is.")]
-_Threshold = Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")]
-_OperatingPoint = Annotated[str | None, typer.Option(help="A threshold that the model names [default: balanced].")]
-_Init = Annotated[
-    str, typer.Option(help="Weights to start from: imagenet, none, a shipped model's name, a bundle or state dict.")
-]
-_Epochs = Annotated[int, typer.Option(help="Times to go through the training images.")]
-_BatchSize = Annotated[int, typer.Option(help="Images in a step, of all workers together.")]
-_ImageSize = Annotated[int, typer.Option(help="Width and height of the network's input, in pixels.")]
-_Seed = Annotated[
-    int,
-    typer.Option(
-        help="The same seed on the same machine gives the same weights, if memory holds the images both times or never."
-    ),
-]
-_Workers = Annotated[int, typer.Option(help="Workers of Ray Train; 0 trains in this process.")]
-_Positive = Annotated[
-    list[str] | None, typer.Option(help="Folder names (globs) of cracked images; may be repeated [default: crack, …].")
-]
-_Negative = Annotated[
-    list[str] | None, typer.Option(help="Folder names (globs) of sound images; may be repeated [default: no_crack, …].")
-]
-_GroupPattern = Annotated[
-    str | None, typer.Option(help="Regular expression that finds in a path which photo a tile was cut from.")
-]
-_GroupColumn = Annotated[str, typer.Option(help="A manifest's column that says the same.")]
 
 
 @app.callback()
@@ -93,11 +62,11 @@ def score(
         ),
     ],
     out: Annotated[str, typer.Option(help="Where the results go: a folder or URL.")] = "",
-    model: _Model = "concrete-resnet18",
+    model: options.Model = "concrete-resnet18",
     date: Annotated[str | None, typer.Option(help="Date of the run, YYYY-MM-DD [default: today, UTC].")] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run [default: date and fingerprint].")] = None,
-    threshold: _Threshold = None,
-    operating_point: _OperatingPoint = None,
+    threshold: options.Threshold = None,
+    operating_point: options.OperatingPoint = None,
     max_error_rate: Annotated[
         float, typer.Option(help="Share of images that may fail before the exit code is 3.")
     ] = 0.05,
@@ -114,7 +83,7 @@ def score(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score the first N images only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, and stop.")] = False,
-    address: _Address = None,
+    address: options.Address = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images in a forward pass [default: 8 on CPUs, 256 on GPUs].")
     ] = None,
@@ -151,34 +120,28 @@ def score(
 
 @app.command()
 def train(
-    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    sources: options.Data,
     out: Annotated[str, typer.Option(help="Where the model goes: a folder or URL.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the model [default: the last part of --out].")] = None,
     network: Annotated[str, typer.Option(help="A torchvision classifier, such as resnet50 or vit_b_16.")] = "resnet18",
-    init: _Init = "imagenet",
-    freeze: Annotated[bool, typer.Option("--freeze", help="Train the last layer alone.")] = False,
-    epochs: _Epochs = 10,
-    batch_size: _BatchSize = 64,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak [default: by network and --init].")] = None,
-    image_size: _ImageSize = 224,
-    seed: _Seed = 0,
-    balance: Annotated[
-        str, typer.Option(help="Show cracked and sound images equally often (class), and all sources too (source).")
-    ] = "none",
-    weight: Annotated[
-        list[str] | None, typer.Option(help="SOURCE=W: show a source's images W times as often; may be repeated.")
-    ] = None,
-    augmentation: Annotated[
-        str, typer.Option(help="How much pictures are changed: full, or light for a last training on what will be met.")
-    ] = "full",
-    positive: _Positive = None,
-    negative: _Negative = None,
-    group_pattern: _GroupPattern = None,
-    group_column: _GroupColumn = "group",
-    split: _Split = None,
-    workers: _Workers = 1,
-    max_failures: Annotated[int, typer.Option(help="Failures of workers to recover from.")] = 3,
-    address: _Address = None,
+    init: options.Init = "imagenet",
+    freeze: options.Freeze = False,
+    epochs: options.Epochs = 10,
+    batch_size: options.BatchSize = 64,
+    learning_rate: options.LearningRate = None,
+    image_size: options.ImageSize = 224,
+    seed: options.Seed = 0,
+    balance: options.Balance = "none",
+    weight: options.Weight = None,
+    augmentation: options.Augmentation = "full",
+    positive: options.Positive = None,
+    negative: options.Negative = None,
+    group_pattern: options.GroupPattern = None,
+    group_column: options.GroupColumn = "group",
+    split: options.Split = None,
+    workers: options.Workers = 1,
+    max_failures: options.MaxFailures = 3,
+    address: options.Address = None,
 ) -> None:
     """Train a network on labelled images; the same command continues a training that was broken off."""
     from crackbatch import training
@@ -215,13 +178,13 @@ def train(
 
 @app.command()
 def dataset(
-    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    sources: options.Data,
     out: Annotated[str, typer.Option(help="Where the split and a sheet of pictures go.")] = "dataset",
-    positive: _Positive = None,
-    negative: _Negative = None,
-    group_pattern: _GroupPattern = None,
-    group_column: _GroupColumn = "group",
-    split: _Split = None,
+    positive: options.Positive = None,
+    negative: options.Negative = None,
+    group_pattern: options.GroupPattern = None,
+    group_column: options.GroupColumn = "group",
+    split: options.Split = None,
     seed: Annotated[int, typer.Option(help="The seed that train would be given.")] = 0,
 ) -> None:
     """Show what labelled data hold before training on them: counts, duplicates, contradictions, pictures."""
@@ -243,15 +206,15 @@ def dataset(
 
 @app.command()
 def evaluate(
-    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    sources: options.Data,
     out: Annotated[str, typer.Option(help="Where metrics, figures and errors go: a folder or URL.")] = "",
-    model: _Model = "concrete-resnet18",
+    model: options.Model = "concrete-resnet18",
     predictions: Annotated[
         str | None, typer.Option(help="Measure the rows that score published there, instead of scoring again.")
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="With --predictions: of this run only.")] = None,
-    threshold: _Threshold = None,
-    operating_point: _OperatingPoint = None,
+    threshold: options.Threshold = None,
+    operating_point: options.OperatingPoint = None,
     prevalence: Annotated[
         float | None,
         typer.Option(help="Share of cracked images where the model will work: gives its precision there."),
@@ -259,10 +222,10 @@ def evaluate(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Measure also on images that the model was trained or tuned on.")
     ] = False,
-    positive: _Positive = None,
-    negative: _Negative = None,
-    group_pattern: _GroupPattern = None,
-    group_column: _GroupColumn = "group",
+    positive: options.Positive = None,
+    negative: options.Negative = None,
+    group_pattern: options.GroupPattern = None,
+    group_column: options.GroupColumn = "group",
 ) -> None:
     """Measure a model on labelled images that it has not seen, and show where it is wrong."""
     from crackbatch import evaluation
@@ -287,24 +250,30 @@ def evaluate(
 
 @app.command()
 def compare(
-    sources: Annotated[list[str], typer.Argument(metavar="DATA...", help=_DATA_HELP)],
+    sources: options.Data,
     networks: Annotated[
         list[str] | None, typer.Option(help="Torchvision classifiers, with commas between; may be repeated.")
     ] = None,
     out: Annotated[str, typer.Option(help="Where the models and the table go: a folder or URL.")] = "",
-    init: _Init = "imagenet",
-    epochs: _Epochs = 10,
-    batch_size: _BatchSize = 64,
-    image_size: _ImageSize = 224,
-    seed: _Seed = 0,
-    threshold: _Threshold = None,
-    positive: _Positive = None,
-    negative: _Negative = None,
-    group_pattern: _GroupPattern = None,
-    group_column: _GroupColumn = "group",
-    split: _Split = None,
-    workers: _Workers = 1,
-    address: _Address = None,
+    init: options.Init = "imagenet",
+    freeze: options.Freeze = False,
+    epochs: options.Epochs = 10,
+    batch_size: options.BatchSize = 64,
+    learning_rate: options.LearningRate = None,
+    image_size: options.ImageSize = 224,
+    seed: options.Seed = 0,
+    balance: options.Balance = "none",
+    weight: options.Weight = None,
+    augmentation: options.Augmentation = "full",
+    threshold: options.Threshold = None,
+    positive: options.Positive = None,
+    negative: options.Negative = None,
+    group_pattern: options.GroupPattern = None,
+    group_column: options.GroupColumn = "group",
+    split: options.Split = None,
+    workers: options.Workers = 1,
+    max_failures: options.MaxFailures = 3,
+    address: options.Address = None,
 ) -> None:
     """Train several networks on the same split and put them side by side."""
     from crackbatch import comparison
@@ -321,18 +290,26 @@ def compare(
             group_column=group_column,
             split=split,
             init=init,
+            freeze=freeze,
             epochs=epochs,
             batch_size=batch_size,
+            learning_rate=learning_rate,
             image_size=image_size,
             seed=seed,
+            balance=balance,
+            weights=_parse_weights(weight or []),
+            augmentation=augmentation,
             workers=workers,
+            max_failures=max_failures,
             address=address,
         )
     print_comparison(found)
 
 
 @app.command()
-def runs(out: _Out, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False) -> None:
+def runs(
+    out: options.Out, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False
+) -> None:
     """List the runs in OUT, the newest last: their states, images by status, models and durations."""
     from crackbatch.runs import list_runs
 
@@ -345,7 +322,7 @@ def runs(out: _Out, as_json: Annotated[bool, typer.Option("--json", help="Print 
 
 @app.command()
 def clean(
-    out: _Out,
+    out: options.Out,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
     run_id: Annotated[str | None, typer.Option(help="Only what this run left behind.")] = None,
 ) -> None:

@@ -92,6 +92,10 @@ WRONG = [
     ("evaluate FOLDER --out OUT --model no-such-model", "no model at no-such-model"),
     ("evaluate FOLDER --out OUT --operating-point sharp", "has no operating point 'sharp'"),
     ("compare FOLDER --out OUT", "--networks is missing"),
+    (
+        "compare FOLDER --out OUT --networks resnet18 --balance some",
+        "--balance 'some': choose from none, class, source",
+    ),
     ("compare nowhere --out OUT --networks resnet18", "no such file or folder: nowhere"),
     ("compare FOLDER --out OUT --networks resnet18,resnet99", "torchvision has no classifier 'resnet99'"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from crackbatch import compare
+from crackbatch import cli, compare
 from crackbatch.bundle import read_bundle
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.tuner import Room, find_room
@@ -35,6 +36,11 @@ def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path) -> No
     assert by_name["resnet18"]["parameters"] > 5 * by_name["mobilenet_v3_small"]["parameters"]
     again = compare(photos, out, networks=["mobilenet_v3_small", "resnet18"], **SMALL)
     assert {row["model_id"] for row in again.rows} == {row["model_id"] for row in table}
+
+
+def test_networks_can_be_compared_with_all_that_they_can_be_trained_with() -> None:
+    trained, compared = (set(inspect.signature(command).parameters) for command in (cli.train, cli.compare))
+    assert trained - compared == {"name", "network"}
 
 
 @pytest.mark.parametrize(
