@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from crackbatch import storage
@@ -29,20 +30,20 @@ class Checkpoints:
     def save(self, epoch: int, state: dict[str, Any], best: set[int]) -> None:
         """Write an epoch's checkpoint, then remove all but the last two, and all but the weights of the best epochs."""
         storage.write_whole(self._location(epoch), _dump(state))
-        names = {_name(file): file for file in storage.list_files(self.folder, ".pt")}
+        files = self._files()
         # Later epochs are those that could not be read when this training went on from an earlier one.
-        for number in self._epochs():
+        for number in _epochs(files):
             if number > epoch or number <= epoch - _KEPT:
                 storage.remove(self._location(number))
         # From the listing: that one file is not there is said by some storages where they only failed to look.
-        needed = {name if (name := _best_name(number)) in names else _OLD_BEST for number in best}
-        for name, file in names.items():
+        needed = {name if (name := _best_name(number)) in files else _OLD_BEST for number in best}
+        for name, file in files.items():
             if is_best(name) and name not in needed:
                 storage.remove(file)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, None where there is none."""
-        for epoch in reversed(self._epochs()):
+        for epoch in reversed(_epochs(self._files())):
             if (state := _parse(storage.read_bytes(self._location(epoch)))) is not None:
                 return state
         return None
@@ -69,17 +70,18 @@ class Checkpoints:
             )
         return weights
 
-    def _epochs(self) -> list[int]:
-        files = storage.list_files(self.folder, ".pt")
-        found = (re.fullmatch(r"epoch-(\d+)\.pt", _name(file)) for file in files)
-        return sorted(int(match[1]) for match in found if match)
+    def _files(self) -> dict[str, str]:
+        """Name → location."""
+        return {file.rsplit("/", 1)[-1]: file for file in storage.list_files(self.folder, ".pt")}
 
     def _location(self, epoch: int) -> str:
         return storage.join(self.folder, f"epoch-{epoch:04d}.pt")
 
 
-def _name(file: str) -> str:
-    return file.rsplit("/", 1)[-1]
+def _epochs(names: Iterable[str]) -> list[int]:
+    """The epochs that have a checkpoint, in their order."""
+    found = (re.fullmatch(r"epoch-(\d+)\.pt", name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def is_best(name: str) -> bool:

@@ -56,16 +56,16 @@ def _read(location: str) -> tuple[dict[int, str], dict[int, str]]:
         return {}, {}
     try:
         table = pq.read_table(io.BytesIO(data))
-        images = table.column("image").to_pylist()
-        # A model that none came before, as older versions made them all, has no column for it.
-        columns = [table.column("split"), *([table.column("before")] if "before" in table.column_names else [])]
+        images, own = table.column("image").to_pylist(), table.column("split").to_pylist()
+        # The models of older versions do not say what came before them.
+        before = table.column("before").to_pylist() if "before" in table.column_names else [None] * len(images)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise BundleError(f"model {redact(location)}: {FILE} cannot be read ({error})") from None
-    found = [
-        {image: split for image, split in zip(images, column.to_pylist(), strict=True) if split is not None}
-        for column in columns
-    ]
-    return found[0], found[1] if len(found) > 1 else {}
+    return _known(images, own), _known(images, before)
+
+
+def _known(images: list[int], splits: list[str | None]) -> dict[int, str]:
+    return {image: split for image, split in zip(images, splits, strict=True) if split is not None}
 
 
 def splits_of(sha256: Sequence[str], seen: dict[int, str]) -> list[str | None]:
