@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.dataset import LABEL_COLUMN, Encoded, read_encoded
+from crackbatch.dataset import Encoded, read_encoded
 from crackbatch.errors import RunError
 from crackbatch.image import Picture, read_image, to_input
+from crackbatch.labelled import LABEL_COLUMN
 from crackbatch.memory import free_memory
 
 # Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data: as many

@@ -34,10 +34,11 @@ from crackbatch.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.card import write_card
 from crackbatch.checkpoints import Checkpoints
-from crackbatch.dataset import Dataset, list_labelled, read_listed, with_given_split, with_split
+from crackbatch.dataset import Dataset, read_listed, with_given_split, with_split
 from crackbatch.errors import OptionError, RunError
 from crackbatch.fitting import Figures, Fit, best_epoch, best_figures, fit
 from crackbatch.initial import WORDS, Initial, initial_network, learnt_before
+from crackbatch.labelled import list_labelled
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.lease import Holding

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crackbatch.dataset import Dataset, Report, with_given_split
+from crackbatch.dataset import Dataset, with_given_split
 from crackbatch.errors import SourceError
+from crackbatch.labelled import Report
 from crackbatch.split import draw_split, write_split
 
 

@@ -1,0 +1,202 @@
+"""Labelled images as they are listed: each one's source, label and group, told by its path or a manifest.
+
+No image is read here: `dataset.py` reads them, takes duplicates out and splits them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from crackbatch import storage
+from crackbatch.errors import SourceError
+from crackbatch.image import EXTENSIONS
+from crackbatch.labels import LabelRules, name_blocks, parse_label
+from crackbatch.plan import make_plan
+from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
+from crackbatch.redaction import redact
+from crackbatch.source import root_of
+from crackbatch.table import CARRIED
+
+LABEL_COLUMN = "label"
+# More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.
+_MAX_PARTS = 12
+_MAX_EXAMPLES = 5
+_GUESS = "blocks of neighbouring names"
+
+
+@dataclass
+class Report:
+    """What was found in the sources and left out: counts, and examples of what needs a person's look.
+
+    `grouped` counts labelled images by what told their groups; `cut` are components (groups, joined by near-duplicates)
+    that stand on several sides of the split, None where there is no split.
+    """
+
+    unlabelled: int = 0
+    listed_twice: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    contradictions: list[str] = field(default_factory=list)
+    near_duplicates: int = 0
+    problems: list[str] = field(default_factory=list)
+    grouped: Counter[str] = field(default_factory=Counter)
+    cut: list[str] | None = None
+
+    def groupings(self) -> list[str]:
+        """What told the groups, and where they are no more than a guess."""
+        doubt = {_GUESS: ", for want of names that say which photos they are of: a guess (see --group-pattern)"}
+        return [
+            f"{count:,} images are grouped by {name}{doubt.get(name, '')}" for name, count in self.grouped.most_common()
+        ]
+
+    def lines(self) -> list[str]:
+        """The report as a person reads it; nothing where nothing was left out."""
+        said = []
+        if self.unlabelled:
+            said.append(f"{self.unlabelled:,} images without a label were passed over")
+        if self.listed_twice:
+            said.append(
+                f"{self.listed_twice:,} images are listed twice in a manifest: the first line of each was taken"
+            )
+        if self.unreadable:
+            statuses = ", ".join(f"{name} {count:,}" for name, count in self.unreadable.most_common())
+            said.append(f"{self.unreadable.total():,} images cannot be read and were passed over ({statuses})")
+        if self.duplicates:
+            said.append(f"{self.duplicates:,} exact duplicates were dropped")
+        if self.contradictions:
+            examples = "; ".join(self.contradictions[:_MAX_EXAMPLES])
+            said.append(f"{len(self.contradictions):,} images stand under both labels and were dropped: {examples}")
+        if self.near_duplicates:
+            where = "are kept on one side of the split" if self.cut == [] else "were found"
+            said.append(f"{self.near_duplicates:,} pairs of near-duplicates {where}")
+        if self.cut:
+            said.append(
+                f"warning: {len(self.cut):,} groups (told by {', '.join(self.grouped)}), such as {self.cut[0]}, have"
+                " images or near-duplicates of them on several sides of the given split, so that measures look better"
+                " than they are; without --split one is drawn that keeps them together"
+            )
+        return said + [f"damaged: {problem}" for problem in self.problems]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Labelled images that were listed and not read yet."""
+
+    table: pa.Table
+    report: Report
+
+
+def list_labelled(
+    sources: Sequence[str],
+    rules: LabelRules | None = None,
+    scratch: str | None = None,
+) -> Listed:
+    """The images that have a label, none of them read; raises SourceError where there are none."""
+    rules, report = rules or LabelRules(), Report()
+    tables = []
+    for source, name, collection in zip(sources, _source_names(sources), _collections(sources, rules), strict=True):
+        # A line for each of its labels stays, for both to be reported.
+        plan = make_plan([source], EXTENSIONS, scratch=scratch, apart=[CARRIED + LABEL_COLUMN])
+        report.problems.extend(plan.listing.problems)
+        report.listed_twice += plan.listing.passed_over["images listed twice"]
+        tables.append(_label(plan.table, source, name, collection, rules, report))
+    table = pa.concat_tables(tables)
+    if not table.num_rows:
+        raise SourceError(
+            f"no labelled images in {', '.join(map(redact, sources))}: {report.unlabelled:,} images, none in a"
+            " folder such as Positive or Negative, crack or no_crack (see --positive, --negative; or give a manifest)"
+        )
+    return Listed(table, report)
+
+
+def _source_names(sources: Sequence[str]) -> list[str]:
+    """The last part of each source's location, or all of it where two end alike."""
+    locations = [root_of(source) for source in sources]
+    names = [PurePosixPath(redact(location)).name for location in locations]
+    return [
+        redact(storage.normalize(source)) if names.count(name) > 1 else name
+        for name, source in zip(names, sources, strict=True)
+    ]
+
+
+def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
+    """What each source's groups are called after: its own name, or where that is a label, that of the folder above.
+
+    A photo's cracked tiles lie in `data/Positive`, its sound ones in `data/Negative`: both are of `data`.
+    """
+    roots = [root_of(source) for source in sources]
+    names = {root: PurePosixPath(redact(root)).name for root in roots}
+    tops = [_above(root) if rules.label(f"{names[root].removesuffix('.csv')}/an image") else root for root in roots]
+    names = {top: PurePosixPath(redact(top)).name or top for top in tops}
+    return [redact(top) if list(names.values()).count(names[top]) > 1 else names[top] for top in tops]
+
+
+def _above(root: str) -> str:
+    """The folder that a source lies in."""
+    return posixpath.dirname(storage.without_query(root))
+
+
+def _label(table: pa.Table, source: str, name: str, collection: str, rules: LabelRules, report: Report) -> pa.Table:
+    """The plan's rows that have a label, with source, path, label and group, which is `collection`'s."""
+    uris = table.column("image_uri").to_pylist()
+    root = root_of(source)
+    paths, whole = _paths(uris, storage.public(root), name)
+    from_paths = [rules.label(path) for path in paths]
+    labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
+    parts = [name if found is None else found[1] or collection for found in from_paths]
+    groups = [rules.group(path, posixpath.basename(_above(root))) for path in whole]
+    told = [_GUESS if group is None else "photos that paths name" for group in groups]
+    if (cells := _carried(table, LABEL_COLUMN)) is not None:
+        labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
+    if (cells := _carried(table, rules.group_column)) is not None:
+        groups = [group if cell is None else str(cell) for cell, group in zip(cells, groups, strict=True)]
+        column = f"a manifest's column {rules.group_column}"
+        told = [name if cell is None else column for cell, name in zip(cells, told, strict=True)]
+    if len(set(parts)) > _MAX_PARTS:
+        parts = [name] * len(uris)
+    known = [f"{collection}/{group or block}" for group, block in zip(groups, name_blocks(paths), strict=True)]
+    labelled = pa.table(
+        {
+            **{field.name: table.column(field.name) for field in PLAN_SCHEMA},
+            "source": pa.array(parts, pa.string()),
+            "path": pa.array(paths, pa.string()),
+            LABEL_COLUMN: pa.array(labels, pa.int8()),
+            "group": pa.array(known, pa.string()),
+            "guessed": pa.array([group is None for group in groups]),
+        }
+    )
+    report.grouped.update(name for name, label in zip(told, labels, strict=True) if label is not None)
+    report.unlabelled += labelled.column(LABEL_COLUMN).null_count
+    return labelled.filter(labelled.column(LABEL_COLUMN).is_valid())
+
+
+def _carried(table: pa.Table, name: str) -> list[object] | None:
+    return table.column(CARRIED + name).to_pylist() if CARRIED + name in table.column_names else None
+
+
+def _paths(uris: list[str], root: str, name: str) -> tuple[list[str], list[str]]:
+    """Each image's path from its source on, the source's own name first, and all of its path where it lies elsewhere.
+
+    An archive counts as a folder. Images that lie elsewhere, as a manifest's do, have the folder that they are all in
+    for a source: those above it are nobody's labels.
+    """
+    split = [uri.rpartition("::") for uri in uris]
+    locations = [location for _, _, location in split]
+    if all(location == root or location.startswith(f"{root.rstrip('/')}/") for location in locations):
+        whole = below = [location.removeprefix(root).strip("/") for location in locations]
+    else:
+        whole = [(location.partition("://")[2] or location).strip("/") for location in locations]
+        above = posixpath.dirname(posixpath.commonpath(list(map(posixpath.dirname, whole))))
+        below = [path.removeprefix(above).strip("/") for path in whole]
+    members = [member.partition("://")[2] for member, _, _ in split]
+    named, wholly = (
+        ["/".join(part for part in (name, path, member) if part) for path, member in zip(paths, members, strict=True)]
+        for paths in (below, whole)
+    )
+    return named, wholly
