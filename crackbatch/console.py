@@ -108,8 +108,10 @@ def print_overview(overview: Overview) -> None:
 def print_evaluation(found: Evaluation) -> None:
     """The figures that most people ask for, by source; metrics.json has them all."""
     metrics = found.metrics
-    for split, count in metrics["left_out"].items():
-        print(f"left out: {count:,} images of the {split} split of {metrics['model_id']} (--include-seen keeps them)")
+    for why, count in metrics["left_out"].items():
+        split = f"images of the {why} split of {metrics['model_id']}"
+        what = "near-duplicates of these" if why == "near_duplicates" else split
+        print(f"left out: {count:,} {what} (--include-seen keeps them)")
     for line in metrics["notes"]:
         print(line)
     shown = ("accuracy", "precision", "recall", "f1", "average_precision", "roc_auc")

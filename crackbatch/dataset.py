@@ -36,7 +36,11 @@ _BATCH = 256
 
 @dataclass
 class Dataset:
-    """Labelled images: `table` has the plan's columns and `source, path, label, group, split, sha256`."""
+    """Labelled images: `table` has the plan's columns and `source, path, label, group, split, sha256`.
+
+    Images with the same `cluster` are near-duplicates of each other; those with the same `component` are of groups that
+    a split must not part.
+    """
 
     table: pa.Table
     report: Report
@@ -202,7 +206,7 @@ def _drop_duplicates(
 
 
 def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: Report) -> pa.Table:
-    """A column `component`: what a split must not cut, so that near-duplicates never stand on both of its sides.
+    """Columns `cluster`, near-duplicates, and `component`, what a split must not cut, so that it never parts them.
 
     A block of names is only a guess at a photo, so a near-duplicate leaves its block for the group of its twin; groups
     that are known to be photos are joined whole.
@@ -222,6 +226,7 @@ def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: R
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
     joined = _components(codes[pairs], len(names))
     table = _with_column(table.drop_columns(["guessed"]), "group", pa.array(groups, pa.string()))
+    table = table.append_column("cluster", pa.array(cluster))
     first = names[np.unique(joined, return_index=True)[1]]  # a component is called after its first group
     return table.append_column("component", pa.array(first[joined[codes]], pa.string()))
 

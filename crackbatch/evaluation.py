@@ -89,19 +89,24 @@ def evaluate(
 
 
 def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Table, dict[str, int]]:
-    """The images to measure on, and how many were left out that made the model or those it was made from, by split."""
+    """The images to measure on, and how many were left out, by why.
+
+    These are the images that made the model or those it was made from, by split, and what looks the same.
+    """
     table = dataset.table
-    splits = splits_of(table.column("sha256").to_pylist(), read_learnt(bundle.location))
-    known = {split: splits.count(split) for split in LEARNT if splits.count(split)}
-    if include_seen or not known:
+    splits = np.array(splits_of(table.column("sha256").to_pylist(), read_learnt(bundle.location)), dtype=object)
+    left_out = {split: splits == split for split in LEARNT}
+    clusters, learnt = np.asarray(table.column("cluster")), np.logical_or.reduce(list(left_out.values()))
+    left_out["near_duplicates"] = np.isin(clusters, clusters[learnt]) & ~learnt
+    if include_seen or not learnt.any():
         return table, {}
-    kept = [row for row, split in enumerate(splits) if split not in known]
-    if not kept:
+    kept = np.flatnonzero(~np.logical_or.reduce(list(left_out.values())))
+    if not len(kept):
         raise SourceError(
             f"model {bundle.name}, or one that it was made from, was trained or tuned on all {table.num_rows:,} images,"
             " so that they say nothing of how good it is; give others, or --include-seen to measure all the same"
         )
-    return table.take(pa.array(kept)), known
+    return table.take(pa.array(kept)), {why: int(rows.sum()) for why, rows in left_out.items() if rows.any()}
 
 
 def _score(rows: pa.Table, model: Model) -> np.ndarray:

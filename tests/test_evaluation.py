@@ -13,6 +13,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from crackbatch import evaluate, load_model, score, train
 from crackbatch.cli import app
@@ -149,6 +150,22 @@ def test_a_model_is_not_measured_on_what_it_was_trained_on(photos: Path, tmp_pat
         evaluate(str(train_only), str(tmp_path / "none"), model=model)
 
 
+def test_a_near_duplicate_of_what_a_model_has_seen_says_nothing_of_it_either(photos: Path, tmp_path: Path) -> None:
+    model, again = tmp_path / "model", tmp_path / "again" / "crack"
+    train(str(photos), str(model), workers=0, init="none", image_size=64, epochs=1, batch_size=16)
+    again.mkdir(parents=True)
+    split = pq.read_table(model / "split.parquet").to_pandas()
+    twins = split[split["label"] == 1].groupby("split").first()["image_uri"]
+    for name, uri in twins.items():  # saved anew: other bytes, the same picture
+        PIL.Image.open(uri).save(again / f"{name}.jpg", quality=70)
+    found = evaluate([str(photos), str(again.parent)], str(tmp_path / "out"), model=str(model)).metrics
+    images = load_model(str(model)).bundle.training["images"]
+    assert found["left_out"] == {"train": images["train"], "validation": images["validation"], "near_duplicates": 2}
+    assert found["images"] == images["test"] + 1, "only the test split's own twin is one to measure on"
+    arguments = ["evaluate", str(photos), str(again.parent), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert "left out: 2 near-duplicates of these" in CliRunner().invoke(app, arguments, catch_exceptions=False).output
+
+
 def test_what_the_model_that_a_training_began_with_has_seen_stays_seen(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,8 +223,6 @@ def test_a_wrong_request_is_one_line(photos: Path, tmp_path: Path, options, erro
 
 
 def test_the_commands_print_what_they_found(photos: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     shown = CliRunner().invoke(app, ["evaluate", str(photos), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert re.search(r"deck/D +82 ", shown.output)
     shown = CliRunner().invoke(app, ["dataset", str(photos), "--out", str(tmp_path / "ds")], catch_exceptions=False)
