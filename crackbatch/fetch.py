@@ -46,6 +46,9 @@ class _Content:
     error: str | None = None
 
 
+_Run = tuple[int, int, list[int]]  # start, stop, and which of the rows lie there
+
+
 def fetch(shard: pa.Table) -> Iterator[pa.Table]:
     """Tables of about 32 MB with the shard's rows in their order and a column `bytes`, null where there are none."""
     rows, contents, held = [], [], 0
@@ -193,43 +196,67 @@ def _changed_archive(location: str) -> _Content:
 
 
 def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
-    """Members of one archive by their ranges, neighbours in one request."""
+    """Members of one archive by their ranges, neighbours in one request; one that fails costs its own members alone."""
     location = os.fsdecode(rows[0]["container"])
     runs = _merge([(row["start"], row["start"] + row["length"]) for row in rows])
-    if storage.is_local(location):
-        with open(location, "rb") as file:
-            chunks = [os.pread(file.fileno(), stop - start, start) for start, stop, _ in runs]
-            now = storage.local_version(os.fstat(file.fileno()))
-    else:
-        chunks = _read_remote_ranges(location, runs)
-        now = storage.version(storage.info(location))  # afterwards: what was read was of this version
+    chunks, now = (_read_local_ranges if storage.is_local(location) else _read_remote_ranges)(location, runs)
     if rows[0]["container_version"] not in ("", now):
         return [_changed_archive(location)] * len(rows)
     contents = []
     for (start, _, members), chunk in zip(runs, chunks, strict=True):
         for index in members:
             row = rows[index]
-            begin = row["start"] - start
-            contents.append(_unpack(row, memoryview(chunk)[begin : begin + row["length"]]))
+            if isinstance(chunk, _Content):
+                # A disk's bad sector answers at once, so that those beside it are read one by one; a store was asked
+                # ten times already.
+                alone = len(members) == 1 or not storage.is_local(location)
+                contents.append(chunk if alone else _read_ranges([row])[0])
+            else:
+                begin = row["start"] - start
+                contents.append(_unpack(row, memoryview(chunk)[begin : begin + row["length"]]))
     return contents
 
 
-def _read_remote_ranges(location: str, runs: list[tuple[int, int, list[int]]]) -> list[bytes]:
-    """The bytes of each run, as far as the object has them; several at a time."""
+def _read_local_ranges(location: str, runs: list[_Run]) -> tuple[list[bytes | _Content], str]:
+    """The bytes of each run, as far as the file has them, or why they cannot be read; and the file's version."""
+    chunks: list[bytes | _Content] = []
+    with open(location, "rb", buffering=0) as file:
+        for start, stop, _ in runs:
+            try:
+                chunks.append(_pread(file.fileno(), start, stop))
+            except OSError as error:
+                chunks.append(_failure(error, location))
+        return chunks, storage.local_version(os.fstat(file.fileno()))
+
+
+def _pread(descriptor: int, start: int, stop: int) -> bytes:
+    """All bytes of a range that the file has: one read gives those before a bad sector, and only the next one fails."""
+    data = os.pread(descriptor, stop - start, start)
+    while len(data) < stop - start and (more := os.pread(descriptor, stop - start - len(data), start + len(data))):
+        data += more
+    return data
+
+
+def _read_remote_ranges(location: str, runs: list[_Run]) -> tuple[list[bytes | _Content], str]:
+    """The same of an object elsewhere, several runs at a time; its version is that afterwards, of what was read."""
     filesystem, path = storage.filesystem(location)
     size = storage.info(location).get("size")
 
-    def read(start: int, stop: int) -> bytes:
+    def read(start: int, stop: int) -> bytes | _Content:
         stop = stop if size is None else min(stop, size)
-        return retrying(lambda: ranges.read_range(filesystem, path, start, stop))
+        try:
+            return retrying(lambda: ranges.read_range(filesystem, path, start, stop))
+        except Exception as error:  # each storage raises its own
+            return _failure(error, location)
 
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
-        return list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))
+        chunks = list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))
+    return chunks, storage.version(storage.info(location))
 
 
-def _merge(spans: list[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-    """(start, stop, indices) of requests that cover the ranges; neighbours share one."""
-    runs: list[tuple[int, int, list[int]]] = []
+def _merge(spans: list[tuple[int, int]]) -> list[_Run]:
+    """Requests that cover the ranges; neighbours share one."""
+    runs: list[_Run] = []
     for index, (start, stop) in enumerate(spans):
         if runs and runs[-1][0] <= start <= runs[-1][1] + _MAX_GAP and stop - runs[-1][0] <= _MAX_MERGED:
             first, last, members = runs[-1]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import functools
 import io
+import mmap
 import os
 import re
 import threading
@@ -28,7 +31,7 @@ from crackbatch.errors import RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
-from crackbatch.plan_rows import list_archive
+from crackbatch.plan_rows import SCHEMA, list_archive
 from crackbatch.retry import num_retries
 from crackbatch.shards import shard_sizes
 from crackbatch.source import list_source
@@ -562,6 +565,73 @@ def test_a_local_file_that_changes_after_listing_never_gives_new_pixels(
         "tile-01.jpg": "changed",
         "tile-02.jpg": "missing",
     }
+
+
+@contextmanager
+def bad_sector(before: bytes, behind: bytes, empty: Path) -> Iterator[tuple[str, int]]:
+    """(file, where in it) of data around a page that cannot be read: an I/O error, as of a disk's bad sector.
+
+    The file is this process's own memory, the page one of a mapped file behind that file's end.
+    """
+    size, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    address = libc.mmap(None, 3 * size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    empty.touch()
+    with empty.open("rb") as file:
+        fixed = 0x10  # MAP_FIXED
+        assert libc.mmap(address + size, size, mmap.PROT_READ, mmap.MAP_PRIVATE | fixed, file.fileno(), 0) == (
+            address + size
+        )
+    try:
+        ctypes.memmove(address, before.ljust(size, b"\0"), size)
+        ctypes.memmove(address + 2 * size, behind.ljust(size, b"\0"), size)
+        yield "/proc/self/mem", address
+    finally:
+        libc.munmap(address, 3 * size)
+
+
+def test_a_bad_sector_costs_the_images_in_it_and_none_beside_them(tmp_path: Path) -> None:
+    first, last, page = b"first image", b"last image", mmap.PAGESIZE
+    with bad_sector(first, last, tmp_path / "empty") as (location, start):
+        spans = [(start, len(first)), (start + page - 10, 20), (start + page, 10), (start + 2 * page, len(last))]
+        known = {"container": os.fsencode(location), "container_version": "", "method": "range"}
+        rows = [known | {"start": begin, "length": size, "size_bytes": size} for begin, size in spans]
+        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
+        found = [row for block in fetch(pa.table(columns, schema=SCHEMA)) for row in block.to_pylist()]
+    assert [row["bytes"] for row in found] == [first, None, None, last]
+    assert [row["status"] for row in found] == [None, "unreadable", "unreadable", None]
+    assert os.strerror(errno.EIO) in str(found[1]["error"])
+
+
+def test_a_place_of_an_archive_that_a_store_cannot_read_costs_the_images_in_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
+    members = {f"tile-0{index}.jpg": os.urandom(3 << 20) for index in range(6)}  # two at most in a request
+    place = tar_of(tmp_path / "a.tar", members).read_bytes().index(members["tile-02.jpg"])
+
+    class Handler(Ranges):
+        broken = False
+
+        def send_head(self) -> Any:
+            first, last = map(int, self.headers.get("Range", "bytes=0-0").removeprefix("bytes=").split("-"))
+            if not (Handler.broken and first <= place <= last):
+                return super().send_head()
+            self.send_error(500)
+            return None
+
+    with serving(tmp_path, Handler) as base:
+        plan = make_plan([f"{base}/a.tar"], EXTENSIONS)
+        Handler.broken = True
+        rows = fetch_all(plan)
+    given = {str(row["image_uri"]).partition("::")[0].rpartition("/")[2]: row for row in rows}
+    lost = {name for name, row in given.items() if row["status"] == "unreadable"}
+    assert "tile-02.jpg" in lost
+    assert len(lost) <= 2
+    assert all(given[name]["bytes"] == members[name] for name in members.keys() - lost)
 
 
 @pytest.mark.faults
