@@ -108,9 +108,9 @@ def print_overview(overview: Overview) -> None:
 def print_evaluation(found: Evaluation) -> None:
     """The figures that most people ask for, by source; metrics.json has them all."""
     metrics = found.metrics
+    others = {"same_photos": "others of the same photos", "near_duplicates": "near-duplicates of them"}
     for why, count in metrics["left_out"].items():
-        split = f"images of the {why} split of {metrics['model_id']}"
-        what = "near-duplicates of these" if why == "near_duplicates" else split
+        what = others.get(why) or f"images of the {why} split of {metrics['model_id']}"
         print(f"left out: {count:,} {what} (--include-seen keeps them)")
     for line in metrics["notes"]:
         print(line)

@@ -39,7 +39,7 @@ class Dataset:
     """Labelled images: `table` has the plan's columns and `source, path, label, group, split, sha256`.
 
     Images with the same `cluster` are near-duplicates of each other; those with the same `component` are of groups that
-    a split must not part.
+    a split must not part; `guessed` says that no path or manifest names an image's group.
     """
 
     table: pa.Table
@@ -225,7 +225,7 @@ def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: R
             groups[row] = groups[leader[cluster[row]]]
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
     joined = _components(codes[pairs], len(names))
-    table = _with_column(table.drop_columns(["guessed"]), "group", pa.array(groups, pa.string()))
+    table = _with_column(table, "group", pa.array(groups, pa.string()))
     table = table.append_column("cluster", pa.array(cluster))
     first = names[np.unique(joined, return_index=True)[1]]  # a component is called after its first group
     return table.append_column("component", pa.array(first[joined[codes]], pa.string()))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crackbatch import storage
@@ -91,22 +92,32 @@ def evaluate(
 def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Table, dict[str, int]]:
     """The images to measure on, and how many were left out, by why.
 
-    These are the images that made the model or those it was made from, by split, and what looks the same.
+    These are the images that made the model or those it was made from, by split, what looks the same, and the other
+    tiles of the photos that these were cut from, where paths or a manifest name photos.
     """
     table = dataset.table
     splits = np.array(splits_of(table.column("sha256").to_pylist(), read_learnt(bundle.location)), dtype=object)
     left_out = {split: splits == split for split in LEARNT}
-    clusters, learnt = np.asarray(table.column("cluster")), np.logical_or.reduce(list(left_out.values()))
-    left_out["near_duplicates"] = np.isin(clusters, clusters[learnt]) & ~learnt
+    learnt = np.logical_or.reduce(list(left_out.values()))
     if include_seen or not learnt.any():
         return table, {}
-    kept = np.flatnonzero(~np.logical_or.reduce(list(left_out.values())))
+    named = ~np.asarray(table.column("guessed"))
+    of_photo = named & _sharing(table.column("group"), learnt & named)
+    alike = _sharing(table.column("cluster"), learnt)
+    left_out |= {"same_photos": of_photo & ~learnt, "near_duplicates": alike & ~of_photo & ~learnt}
+    kept = np.flatnonzero(~(learnt | of_photo | alike))
     if not len(kept):
         raise SourceError(
             f"model {bundle.name}, or one that it was made from, was trained or tuned on all {table.num_rows:,} images,"
-            " so that they say nothing of how good it is; give others, or --include-seen to measure all the same"
+            " or on others of the same photos, so that they say nothing of how good it is; give others, or"
+            " --include-seen to measure all the same"
         )
     return table.take(pa.array(kept)), {why: int(rows.sum()) for why, rows in left_out.items() if rows.any()}
+
+
+def _sharing(column: pa.ChunkedArray, chosen: np.ndarray) -> np.ndarray:
+    """(rows,) bool: whose value is that of a chosen row."""
+    return np.asarray(pc.is_in(column, pc.unique(column.filter(pa.array(chosen)))))
 
 
 def _score(rows: pa.Table, model: Model) -> np.ndarray:

@@ -29,9 +29,11 @@ _WORDS = {
     **dict.fromkeys(["0", "false", "no", "none", *NEGATIVE], 0),
 }
 
-# SDNET2018: surface, a folder of cracked or uncracked ones (in an archive of that name, maybe), photo-tile.
+# SDNET2018: surface, a folder of cracked or uncracked ones (in an archive of that name, maybe), photo-tile, where some
+# tiles of two walls end in _2.
 _SDNET = re.compile(
-    r"(?:^|/)([DPW])(?:(?:/[CU][DPW])+|(?:ecks|avements|alls)(?:/(?:(?:non|un)[-_ ]?)?cracked)+)/(\d+)-\d+\.[^/]*$",
+    r"(?:^|/)([DPW])(?:(?:/[CU][DPW])+|(?:ecks|avements|alls)(?:/(?:(?:non|un)[-_ ]?)?cracked)+)"
+    r"/(\d+)-\d+(?:_\d+)?\.[^/]*$",
     re.IGNORECASE,
 )
 # METU's photos gave about 44 tiles each of 20,000; blocks longer than that keep most photos in one piece.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -163,7 +164,21 @@ def test_a_near_duplicate_of_what_a_model_has_seen_says_nothing_of_it_either(pho
     assert found["left_out"] == {"train": images["train"], "validation": images["validation"], "near_duplicates": 2}
     assert found["images"] == images["test"] + 1, "only the test split's own twin is one to measure on"
     arguments = ["evaluate", str(photos), str(again.parent), "--model", str(model), "--out", str(tmp_path / "out")]
-    assert "left out: 2 near-duplicates of these" in CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert "left out: 2 near-duplicates of them" in CliRunner().invoke(app, arguments, catch_exceptions=False).output
+
+
+def test_other_tiles_of_a_photo_that_a_model_has_seen_say_nothing_of_it_either(photos: Path, tmp_path: Path) -> None:
+    model, deck = tmp_path / "model", tmp_path / "deck"
+    train(str(photos), str(model), workers=0, init="none", image_size=64, epochs=1, batch_size=16)
+    split = pq.read_table(model / "split.parquet").to_pandas()
+    shutil.copytree(photos, deck)
+    for number, uri in enumerate(split.groupby("split").first()["image_uri"]):  # one more tile of one photo of each
+        photo = Path(uri).name.partition("-")[0]
+        (deck / "D" / "CD" / f"{photo}-99.jpg").write_bytes(draw_tile(8000 + number, cracked=True))
+    found = evaluate(str(deck), str(tmp_path / "out"), model=str(model)).metrics
+    images = load_model(str(model)).bundle.training["images"]
+    assert found["left_out"] == {"train": images["train"], "validation": images["validation"], "same_photos": 2}
+    assert found["images"] == images["test"] + 1
 
 
 def test_what_the_model_that_a_training_began_with_has_seen_stays_seen(

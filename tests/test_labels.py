@@ -47,6 +47,7 @@ def test_patterns_name_other_folders() -> None:
         (None, "sdnet.tar/D/CD/7001-115.jpg", "D/7001"),
         (None, "sdnet.tar/D/UD/7001-3.jpg", "D/7001"),  # cracked and sound tiles of one photo are one group
         (None, "sdnet.tar/W/UW/7001-3.jpg", "W/7001"),
+        (None, "sdnet.tar/W/CW/7107-100_2.jpg", "W/7107"),
         (None, "D/UD.zip/UD/7001-3.jpg", "D/7001"),
         (None, "sdnet/D.tar.gz/CD/7001-3.jpg", "D/7001"),
         (None, "archive/Decks/Cracked/7001-115.jpg", "D/7001"),
