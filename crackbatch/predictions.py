@@ -42,7 +42,7 @@ def read_predictions(
     dataset = _open(root, files)
     wanted = _check_columns(columns, dataset.schema)
     condition = _condition(run_id, date)
-    needed = list(dict.fromkeys([*wanted, "image_uri", "scored_at", "crack_probability"]))
+    needed = list(dict.fromkeys([*wanted, "image_uri", "version", "scored_at", "crack_probability"]))
     if _model_id is not None and "model_id" not in needed:
         needed.append("model_id")
     table = _read(dataset, needed, condition)
@@ -148,3 +148,5 @@ def _newest(table: pa.Table) -> pa.Table:
     numbered = pa.table({"image_uri": table.column("image_uri").take(order), "row": order})
     last = numbered.group_by("image_uri", use_threads=False).aggregate([("row", "last")])
     return table.take(last.column("row_last"))
+    which = pc.extract_regex(table.column("version"), r"(?P<which>#\d+)$")
+    keys = {"image_uri": table.column("image_uri"), "which": pc.struct_field(which, "which")}

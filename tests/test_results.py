@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_a_column_whose_types_in_two_runs_do_not_go_together_is_named_and_each_r
         for chosen in ({"run_id": night}, {"date": night}):
             (found,) = read_predictions(str(tmp_path), **chosen)["pier"]
             assert str(found) == str(expected)
+
+
+def test_members_of_one_name_are_several_images_to_a_reader_too(tmp_path: Path) -> None:
+    folder = tmp_path / "predictions" / "date=2026-01-01"
+    folder.mkdir(parents=True)
+    for night, share in enumerate((0.1, 0.2)):
+        rows = [
+            {"image_uri": "zip://a.jpg::/m.zip", "version": version, "crack_probability": probability, "status": "ok",
+             "run_id": f"r{night}", "scored_at": datetime(2026, 1, 1 + night, tzinfo=UTC)}
+            for version, probability in ((f"{night}", 0.7 + share), (f"{night}#2", share))
+        ]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows, COLUMNS), folder / f"r{night}-00000.parquet")
+    found = read_predictions(str(tmp_path))
+    assert dict(zip(found["version"], found["run_id"], strict=True)) == {"1": "r1", "1#2": "r1"}
+
+
+def test_a_day_may_be_given_as_a_date(tmp_path: Path) -> None:
+    day = date(2026, 2, 28)
+    assert results.choose_run(str(tmp_path), "0" * 64, day, None).date == day.isoformat()  # type: ignore[arg-type]
 
 
 def write_nights(out: Path, *piers: object) -> None:
