@@ -103,7 +103,7 @@ def without_query(location: str) -> str:
 
 def locate(path: str, like: str) -> str:
     """The location of a path that the filesystem of the location `like` gave, on the same account."""
-    if "://" in path:
+    if scheme(path) != "file":  # and not wherever `://` stands, which names of objects may hold
         return path
     kind = scheme(like)
     if kind == "memory":

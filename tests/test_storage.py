@@ -87,6 +87,7 @@ def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
         ("deck/a.jpg", "github://owner:repo@main/deck", "github://owner:repo@main/deck/a.jpg"),
         ("c/a.jpg", "abfs://c@account.dfs.core.windows.net/", "abfs://c@account.dfs.core.windows.net/a.jpg"),
         ("https://host/a.jpg", "https://host/", "https://host/a.jpg"),
+        ("b/crawl/https://host/a.jpg", "s3://b/crawl", "s3://b/crawl/https://host/a.jpg"),
     ],
 )
 def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str, like: str, location: str) -> None:
