@@ -67,8 +67,11 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on labelled images that it was not trained or tuned on, and write figures and tables to `out`.
 
-    With `predictions`, the published rows of a run are measured instead of scoring again. Raises RequestError.
+    With `predictions`, the published rows of a run are measured instead of scoring again, at their own threshold where
+    none is given. Raises RequestError.
     """
+    if run_id is not None and predictions is None:
+        raise OptionError("--run-id says which run of --predictions is measured; give both")
     if prevalence is not None and not 0 < prevalence < 1:
         raise OptionError(f"--prevalence {prevalence:g} is no share; give one between 0 and 1")
     names = check_sources(sources)
@@ -80,7 +83,9 @@ def evaluate(
         dataset = read_dataset(names, rules, scratch)
         rows, left_out = _choose(dataset, bundle, include_seen)
         if predictions is not None:
-            probabilities = _published(rows, predictions, run_id, bundle)
+            probabilities, thresholds = _published(rows, os.fspath(predictions), run_id, bundle)
+            if threshold is None and operating_point is None:
+                line = _only(thresholds, os.fspath(predictions))
         else:
             probabilities = _score(rows, Model(bundle, weights))
         metrics = _measure(rows, probabilities, bundle, line, prevalence)
@@ -138,19 +143,30 @@ def _score(rows: pa.Table, model: Model) -> np.ndarray:
     return model.probability(np.concatenate(logits))
 
 
-def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> np.ndarray:
-    """(images,) probabilities that a run gave with this model to these images, known again by their bytes."""
-    columns = ["sha256", "crack_probability", "status"]
+def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> tuple[np.ndarray, set[float]]:
+    """(images,) probabilities that runs gave with this model to these images, known again by their bytes.
+
+    And the thresholds that their labels were drawn at.
+    """
+    columns = ["sha256", "crack_probability", "status", "threshold"]
     frame = read_predictions(out, run_id=run_id, columns=columns, _model_id=bundle.model_id)
     frame = frame[frame["status"] == "ok"]
-    known = dict(zip(frame["sha256"], frame["crack_probability"], strict=True))
+    known = dict(zip(frame["sha256"], zip(frame["crack_probability"], frame["threshold"], strict=True), strict=True))
     digests = rows.column("sha256").to_pylist()
     if missing := sum(digest not in known for digest in digests):
         raise SourceError(
             f"{missing:,} of {len(digests):,} labelled images have no score by {bundle.model_id} in"
             f" {redact(out)}; score them first, or evaluate without --predictions"
         )
-    return np.array([known[digest] for digest in digests], np.float32)
+    probabilities, thresholds = zip(*(known[digest] for digest in digests), strict=True)
+    return np.array(probabilities, np.float32), set(thresholds)
+
+
+def _only(thresholds: set[float], out: str) -> float:
+    if len(thresholds) > 1:
+        shown = ", ".join(f"{threshold:g}" for threshold in sorted(thresholds))
+        raise OptionError(f"rows in {redact(out)} were labelled at several thresholds ({shown}); give --threshold")
+    return float(next(iter(thresholds)))
 
 
 def _measure(

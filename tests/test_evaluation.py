@@ -93,7 +93,8 @@ def test_figures_are_pictures(evaluated: Path, name: str) -> None:
 def test_published_rows_are_measured_without_scoring_again(
     photos: Path, evaluated: Path, tmp_path: Path, ray_here: None
 ) -> None:
-    score(str(photos), str(tmp_path / "results"))
+    score(str(photos), str(tmp_path / "results"), threshold=0.75)
+    assert evaluate(photos, tmp_path / "own", predictions=tmp_path / "results").metrics["threshold"] == 0.75
     found = evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"), threshold=0.5)
     before = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
     assert found.metrics["sources"]["deck/D"]["confusion"] == before["confusion"]
@@ -118,9 +119,9 @@ def test_published_rows_of_a_model_are_found_also_where_another_scored_the_image
             {
                 "image_uri": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "status": "ok",
                 "crack_probability": probability, "model_id": model_id, "run_id": f"run-{day}",
-                "scored_at": datetime(2026, 1, day, tzinfo=UTC),
+                "scored_at": datetime(2026, 1, day, tzinfo=UTC), "threshold": 0.25 if number else 0.75,
             }
-            for file, probability in zip(files, probabilities, strict=True)
+            for number, (file, probability) in enumerate(zip(files, probabilities, strict=True))
         ]  # fmt: skip
         folder = tmp_path / "results" / "predictions" / f"date=2026-01-0{day}"
         folder.mkdir(parents=True)
@@ -130,6 +131,8 @@ def test_published_rows_of_a_model_are_found_also_where_another_scored_the_image
     measured = evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"), threshold=0.5)
     before = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
     assert measured.metrics["sources"]["deck/D"]["confusion"] == before["confusion"]
+    with pytest.raises(OptionError, match=r"several thresholds \(0.25, 0.75\); give --threshold"):
+        evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"))
 
 
 def test_a_model_is_not_measured_on_what_it_was_trained_on(photos: Path, tmp_path: Path) -> None:
@@ -229,6 +232,7 @@ def test_a_source_of_one_class_has_what_can_be_measured(tmp_path: Path) -> None:
         ({"threshold": -1.0}, OptionError, "--threshold -1"),
         ({"threshold": 0.5, "operating_point": "balanced"}, OptionError, "give one of them"),
         ({"predictions": "nowhere"}, OutputError, "no predictions in"),
+        ({"run_id": "2026-01-01-night"}, OptionError, "--run-id .* --predictions"),
     ],
 )
 def test_a_wrong_request_is_one_line(photos: Path, tmp_path: Path, options, error, message: str) -> None:
