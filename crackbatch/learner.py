@@ -12,7 +12,7 @@ import numpy as np
 
 from crackbatch.batches import Batch
 from crackbatch.pixels import Pixels
-from crackbatch.recipe import MEAN, STD, Recipe
+from crackbatch.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,9 @@ class Learner:
             self._optimizer, lambda step: _rate(step, recipe.epochs * num_steps)
         )
         self._step = 0
-        self._mean = torch.tensor(MEAN, device=self._device).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(STD, device=self._device).mul(255).view(1, 3, 1, 1)
+        mean, std = recipe.normalisation
+        self._mean = torch.tensor(mean, device=self._device).mul(255).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self._device).mul(255).view(1, 3, 1, 1)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> float:
         """Train on the batches and return their mean loss; raises FloatingPointError where that is no number."""

@@ -12,7 +12,9 @@ from crackbatch.errors import OptionError
 from crackbatch.split import check_seed
 
 BALANCES = ("none", "class", "source")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as most of torchvision's weights expect
+# These two networks' weights expect pixels from -1 to 1; torchvision sets their `transform_input` to make up for it.
+_CENTERED_NETWORKS = ("googlenet", "inception_v3")
 # Transformers and their like do not train by plain SGD; torchvision's own recipes make the same distinction.
 _ADAMW_NETWORKS = ("convnext", "maxvit", "swin", "vit")
 
@@ -51,6 +53,12 @@ class Recipe:
         for name, weight in self.weights.items():
             if not 0 < weight <= 100:
                 raise OptionError(f"--weight {name}={weight:g}: give a number above 0, 100 at most")
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """(mean, std) of each channel, that pixels from 0 to 1 are normalised by."""
+        half = (0.5, 0.5, 0.5)
+        return (half, half) if self.network in _CENTERED_NETWORKS else (MEAN, STD)
 
     @property
     def optimizer(self) -> str:

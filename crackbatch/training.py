@@ -46,7 +46,7 @@ from crackbatch.model import Model, calibrated
 from crackbatch.pixels import Pixels, deal, held_or_streamed, marks_of, number_rows, stream_pixels
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
-from crackbatch.recipe import MEAN, STD, Recipe
+from crackbatch.recipe import Recipe
 from crackbatch.redaction import redact
 from crackbatch.retry import giving_up
 from crackbatch.seen import splits_of, write_seen
@@ -311,10 +311,11 @@ def _bundle(
     return Bundle(
         location=out,
         name=name,
+    mean, std = recipe.normalisation
         network=recipe.network,
         input_size=recipe.image_size,
-        mean=MEAN,
-        std=STD,
+        mean=mean,
+        std=std,
         temperature=1.0,
         operating_points={},
         weights_sha256="",

@@ -344,6 +344,21 @@ def test_corrected_labels_are_another_training(trained: Path, photos: str, tmp_p
     split = str(trained / "split.parquet")
     assert not train(str(deck), str(trained), workers=0, split=split, **SMALL).trained
     (deck / "D" / "CD" / "7000-0.jpg").rename(deck / "D" / "UD" / "7000-0.jpg")
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_imagenets_weights_of_each_network_see_what_they_were_made_for(name: str) -> None:
+    import torchvision.models
+
+    theirs = getattr(torchvision.models, name)(weights=None, init_weights=False, transform_input=True).eval()
+    ours = getattr(torchvision.models, name)(weights=None, init_weights=False).eval()
+    ours.load_state_dict(theirs.state_dict())
+    pixels = torch.rand(2, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    logits = [
+        network((pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+        for network, (mean, std) in ((theirs, Recipe().normalisation), (ours, Recipe(network=name).normalisation))
+    ]
+    torch.testing.assert_close(*logits)
+
+
     with pytest.raises(OptionError, match="other data or options"):
         train(str(deck), str(trained), workers=0, split=split, **SMALL)
 
