@@ -173,7 +173,7 @@ class Learner:
 
 
 def _optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay for matrices and kernels only (He et al. 2019, section 3.1)."""
+    """No weight decay for biases and scales, which have one dimension (He et al. 2019, section 3.1)."""
     import torch
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -211,11 +211,11 @@ def _check(loss: float, epoch: int) -> None:
 
 
 def runs_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: all our GPUs do, of CPUs those with AVX512-BF16 or AMX."""
+    """Whether the device multiplies bfloat16 in hardware: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
     import torch
 
     if device != "cpu":
-        return True
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public question for it; without the instructions bfloat16 is emulated, at a fifth of the speed.
     asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(asked is not None and asked())

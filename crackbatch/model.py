@@ -67,7 +67,9 @@ class Model:
 
         self.bundle = bundle
         self.device = torch.device(device)
-        self._bfloat16 = self.device.type == "cuda" if bfloat16 is None else bfloat16
+        # In hardware: emulated it is slower than float32.
+        in_hardware = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self._bfloat16 = in_hardware if bfloat16 is None else bfloat16
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
         network = build_network(bundle.network, bundle.input_size)
         _load_weights(network, bundle, weights)
