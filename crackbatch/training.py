@@ -175,6 +175,7 @@ def _train(
     if (finished := _finished(out, fingerprint)) is not None:
         return TrainResult(finished, _read_history(out), trained=False)
     folder = storage.join(out, "training")
+        storage.remove(folder)  # of a process that was killed between writing the bundle and this
     images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     _begin(folder, {"fingerprint": fingerprint, **request})
     write_seen(folder, images, splits, before)

@@ -334,7 +334,11 @@ def train_workers(driver: int) -> list[int]:
 def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Path, photos: str) -> None:
     before = (trained / "model.json").stat().st_mtime_ns
     assert not train(photos, str(trained), workers=0, **SMALL).trained
+    left = trained / "training" / "epoch-003.pt"  # of a process that was killed as soon as the bundle was written
+    left.parent.mkdir()
+    left.write_bytes(b"x")
     with pytest.raises(OptionError, match="other data or options"):
+    assert not left.parent.exists()
         train(photos, str(trained), workers=0, **{**SMALL, "epochs": 4})
     assert (trained / "model.json").stat().st_mtime_ns == before
 
