@@ -20,7 +20,8 @@ from test_dataset import make_photos
 SMALL = {"workers": 0, "init": "none", "image_size": 64, "batch_size": 16, "epochs": 1}
 
 
-def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path) -> None:
+def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crackbatch.comparison._SPEED_S", 0.2)
     photos = str(make_photos(tmp_path / "deck", 20))
     out = str(tmp_path / "out")
     found = compare(photos, out, networks=["resnet18,mobilenet_v3_small"], **SMALL)

@@ -170,11 +170,12 @@ def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
 ) -> None:
     monkeypatch.setattr("crackbatch.batches.fits_memory", lambda *_: False)
     monkeypatch.setattr("crackbatch.pixels.fits_memory", lambda *_: False)
-    results = [train(photos, str(tmp_path / name), workers=0, **SMALL) for name in "ab"]
+    options = {**SMALL, "epochs": 2}
+    results = [train(photos, str(tmp_path / name), workers=0, **options) for name in "ab"]
     assert "do not fit into memory" in capfd.readouterr().err
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert read_bundle(str(tmp_path / "a")).temperature == read_bundle(str(tmp_path / "b")).temperature
-    assert all(result.trained and len(result.history) == 3 for result in results)
+    assert all(result.trained and len(result.history) == 2 for result in results)
 
 
 @pytest.mark.slow
@@ -333,21 +334,16 @@ def train_workers(driver: int) -> list[int]:
 
 def test_a_finished_training_is_not_repeated_and_another_is_refused(trained: Path, photos: str) -> None:
     before = (trained / "model.json").stat().st_mtime_ns
-    assert not train(photos, str(trained), workers=0, **SMALL).trained
     left = trained / "training" / "epoch-003.pt"  # of a process that was killed as soon as the bundle was written
     left.parent.mkdir()
     left.write_bytes(b"x")
-    with pytest.raises(OptionError, match="other data or options"):
+    assert not train(photos, str(trained), workers=0, **SMALL).trained
     assert not left.parent.exists()
+    with pytest.raises(OptionError, match="other data or options"):
         train(photos, str(trained), workers=0, **{**SMALL, "epochs": 4})
     assert (trained / "model.json").stat().st_mtime_ns == before
 
 
-def test_corrected_labels_are_another_training(trained: Path, photos: str, tmp_path: Path) -> None:
-    deck = Path(shutil.copytree(photos, tmp_path / "deck"))
-    split = str(trained / "split.parquet")
-    assert not train(str(deck), str(trained), workers=0, split=split, **SMALL).trained
-    (deck / "D" / "CD" / "7000-0.jpg").rename(deck / "D" / "UD" / "7000-0.jpg")
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_imagenets_weights_of_each_network_see_what_they_were_made_for(name: str) -> None:
     import torchvision.models
@@ -363,6 +359,11 @@ def test_imagenets_weights_of_each_network_see_what_they_were_made_for(name: str
     torch.testing.assert_close(*logits)
 
 
+def test_corrected_labels_are_another_training(trained: Path, photos: str, tmp_path: Path) -> None:
+    deck = Path(shutil.copytree(photos, tmp_path / "deck"))
+    split = str(trained / "split.parquet")
+    assert not train(str(deck), str(trained), workers=0, split=split, **SMALL).trained
+    (deck / "D" / "CD" / "7000-0.jpg").rename(deck / "D" / "UD" / "7000-0.jpg")
     with pytest.raises(OptionError, match="other data or options"):
         train(str(deck), str(trained), workers=0, split=split, **SMALL)
 
