@@ -172,7 +172,7 @@ def train(
             address=address,
         )
     if not result.trained:
-        print(f"{out} holds this very training already, finished; give another --out or --seed to train again")
+        print(f"{redact(out)} holds this very training already, finished; give another --out or --seed to train again")
     print_training(result)
 
 

@@ -101,7 +101,7 @@ def print_overview(overview: Overview) -> None:
         cells = (counts_of.get(split, (0, 0)) for split in _SPLITS)
         shown = "".join(f"{f'{images:,} in {groups:,} groups':>24}" for images, groups in cells)
         print(f"{source:{width}}  {label:8}{shown}")
-    for line in [*overview.notes, *overview.files]:
+    for line in [*overview.notes, *map(redact, overview.files)]:
         print(line)
 
 
