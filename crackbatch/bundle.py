@@ -72,14 +72,19 @@ class Bundle:
         if threshold is not None and operating_point is not None:
             raise OptionError("--threshold and --operating-point both draw the line; give one of them")
         if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
-            return threshold
+            return check_threshold(threshold)
         name = operating_point or DEFAULT_OPERATING_POINT
         if name not in self.operating_points:
             known = ", ".join(sorted(self.operating_points)) or "none"
             raise BundleError(f"model {self.name} has no operating point {name!r}; it has: {known}")
         return self.operating_points[name].threshold
+
+
+def check_threshold(threshold: float) -> float:
+    """The threshold; OptionError for what is no probability."""
+    if not 0 <= threshold <= 1:
+        raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
+    return threshold
 
 
 def shipped_models() -> list[str]:

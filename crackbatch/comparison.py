@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from crackbatch import storage
 from crackbatch.archive import Listing
-from crackbatch.bundle import absolute
+from crackbatch.bundle import absolute, check_threshold
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
 from crackbatch.image import EXTENSIONS
@@ -68,7 +68,9 @@ def compare(
         raise OptionError("--networks is missing: name torchvision classifiers, such as resnet18,mobilenet_v3_small")
     if len(set(names)) < len(names):
         raise OptionError(f"--networks {','.join(names)}: one stands there twice")
-    location = storage.check_output(out)
+    if threshold is not None:
+        check_threshold(threshold)
+    location = storage.check_output(os.fspath(out))
     for name in names:
         recipe = Recipe(name, **{key: value for key, value in training.items() if key in _RECIPE and value is not None})
         initial_network(name, "none", recipe.image_size)
@@ -96,7 +98,8 @@ def compare(
         result = train(**arguments, workers=workers, address=address)  # says what was trained, or trains it now
         if not result.bundle.training["images"]["test"]:
             raise SourceError(
-                "there is no test split to compare on: the data have too few groups (see --group-pattern)"
+                "there is no test split to compare on: the data have too few groups (see --group-pattern); the"
+                f" networks that were trained are kept in {redact(location)}"
             )
         measured = evaluate(
             sources, storage.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
