@@ -81,7 +81,7 @@ def score(
     extensions: Annotated[
         list[str] | None, typer.Option(help="Further image extensions, such as .jp2; may be repeated.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Score the first N images only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score the first N images of the sources only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, and stop.")] = False,
     address: options.Address = None,
     batch_size: Annotated[

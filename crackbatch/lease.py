@@ -55,7 +55,7 @@ class Lease:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the holder works still, as far as one look can tell."""
+        """Whether the holder works still, as far as one look, and for another machine's this one's clock, can tell."""
         if (known := _is_running(self)) is not None:
             return known
         silent = datetime.now(UTC) - datetime.fromisoformat(self.renewed_at)

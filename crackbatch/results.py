@@ -72,13 +72,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
 
     Raises OptionError where the name belongs to a run with other sources, model or options.
     """
-    if date is not None:
-        try:
-            date = datetime.strptime(date, "%Y-%m-%d").date().isoformat()
-        except ValueError:
-            raise OptionError(f"--date {date!r} is no date; write it as 2026-11-20") from None
-    if run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
-        raise OptionError(f"--run-id {run_id!r}: use letters, digits, '.', '_' and '-' only")
+    date = check_names(date, run_id)
     if run_id is None and date is None and (unfinished := _unfinished(out, fingerprint)):
         return unfinished
     today = datetime.now(UTC).date().isoformat()
@@ -94,6 +88,16 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
             raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; choose another --run-id")
         date = known["date"]
     return Run(out, run_id, date or today)
+
+
+def check_names(date: str | None, run_id: str | None) -> str | None:
+    """The date as it is written in names; OptionError for one that is none, or a name that no run can have."""
+    if run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run_id):
+        raise OptionError(f"--run-id {run_id!r}: use letters, digits, '.', '_' and '-' only")
+    try:
+        return None if date is None else datetime.strptime(str(date), "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise OptionError(f"--date {date!r} is no date; write it as 2026-11-20") from None
 
 
 def fingerprint_of(request: dict[str, Any]) -> str:

@@ -90,6 +90,7 @@ def score(
     )  # fmt: skip
     if dry_run:
         plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
+        results.check_names(date, run_id)
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
     run = _choose_run(request, date, run_id)
     made = storage.missing_folders(run.folder)
