@@ -6,6 +6,7 @@ OUT/comparison.parquet         one row for each network
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -43,8 +44,8 @@ class Comparison:
 
 
 def compare(
-    sources: str | Sequence[str],
-    out: str,
+    sources: storage.Location | Sequence[storage.Location],
+    out: storage.Location,
     *,
     networks: Sequence[str],
     threshold: float | None = None,
@@ -52,8 +53,8 @@ def compare(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: str | None = None,
-    init: str = "imagenet",
+    split: storage.Location | None = None,
+    init: storage.Location = "imagenet",
     workers: int = 1,
     address: str | None = None,
     **training: Any,
@@ -78,7 +79,7 @@ def compare(
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
             raise SourceError(f"no images in {redact(source)}")
     # Trials have working directories of their own.
-    sources, split = list(map(storage.normalize, check_sources(sources))), absolute(split) if split else None
+    sources, split = list(map(storage.normalize, check_sources(sources))), absolute(os.fspath(split)) if split else None
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,
@@ -87,7 +88,7 @@ def compare(
     }
     trainings = [
         {"sources": sources, "out": storage.join(location, name), "name": name, "network": name, "split": split,
-         "init": absolute(init, WORDS), **labels, **training}
+         "init": absolute(os.fspath(init), WORDS), **labels, **training}
         for name in names
     ]  # fmt: skip
     if workers and len(names) > 1:  # on a cluster there may be room for several at once

@@ -50,11 +50,11 @@ class Evaluation:
 
 
 def evaluate(
-    sources: str | Sequence[str],
-    out: str,
+    sources: storage.Location | Sequence[storage.Location],
+    out: storage.Location,
     *,
-    model: str = DEFAULT_MODEL,
-    predictions: str | None = None,
+    model: storage.Location = DEFAULT_MODEL,
+    predictions: storage.Location | None = None,
     run_id: str | None = None,
     threshold: float | None = None,
     operating_point: str | None = None,
@@ -76,9 +76,9 @@ def evaluate(
         raise OptionError(f"--prevalence {prevalence:g} is no share; give one between 0 and 1")
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    bundle, weights = read_bundle_and_weights(model)
+    bundle, weights = read_bundle_and_weights(os.fspath(model))
     line = bundle.draw_line(threshold, operating_point)
-    location = storage.check_output(out)
+    location = storage.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
         dataset = read_dataset(names, rules, scratch)
         rows, left_out = _choose(dataset, bundle, include_seen)

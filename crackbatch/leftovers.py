@@ -46,12 +46,13 @@ class Cleaning:
     removed: bool
 
 
-def clean(out: str, yes: bool = False, run_id: str | None = None) -> Cleaning:
+def clean(out: storage.Location, yes: bool = False, run_id: str | None = None) -> Cleaning:
     """List what interrupted runs left in `out`, of one run if it is named, and remove it where `yes` says so.
 
     A run that was never published goes whole. Raises OutputError where there are no runs, OptionError for a run that
     is not there, RunError where something cannot be removed.
     """
+    out = os.fspath(out)
     found = survey(out)
     if run_id is not None:
         names = [run.run_id for _, run in found]

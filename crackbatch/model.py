@@ -6,6 +6,7 @@ built, never before: they take longer to import than everything else together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
+from crackbatch import storage
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.errors import BundleError
 from crackbatch.image import Picture, from_pillow, read_image, to_input
@@ -26,9 +28,9 @@ CPU_BATCH_SIZE = 8
 CUDA_BATCH_SIZE = 256
 
 
-def load_model(location: str = DEFAULT_MODEL, device: str = "cpu") -> Model:
+def load_model(location: storage.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
     """Load a shipped model by name or a bundle from a path or URL; raises BundleError."""
-    return Model(*read_bundle_and_weights(location), device)
+    return Model(*read_bundle_and_weights(os.fspath(location)), device)
 
 
 def build_network(name: str, input_size: int = 224) -> torch.nn.Module:
@@ -94,7 +96,12 @@ class Model:
         return calibrated(logits, self.bundle.temperature)
 
     def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
-        """Probability of a crack for each path, uint8 array (height, width[, 3]) or Pillow image; None if bad."""
+        """Probability of a crack for each path, uint8 array (height, width[, 3]) or Pillow image; None if bad.
+
+        Raises TypeError for one image that is not in a list.
+        """
+        if isinstance(images, (str, Path)):
+            raise TypeError(f"predict takes several images: give [{str(images)!r}]")
         probabilities: list[float | None] = []
         waiting: list[np.ndarray] = []
         for image in images:

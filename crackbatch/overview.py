@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -36,14 +37,14 @@ class Overview:
 
 
 def describe_dataset(
-    sources: str | Sequence[str],
-    out: str = "dataset",
+    sources: storage.Location | Sequence[storage.Location],
+    out: storage.Location = "dataset",
     *,
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: str | None = None,
+    split: storage.Location | None = None,
     seed: int = 0,
 ) -> Overview:
     """Count labelled images by source, label, split and group, and write `split.parquet` and `dataset.png` to `out`.
@@ -53,10 +54,10 @@ def describe_dataset(
     check_seed(seed)
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    location = storage.check_output(out)
+    location = storage.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-dataset-") as scratch:
         dataset = read_dataset(names, rules, scratch)
-        dataset = with_given_split(dataset, split) if split else with_split(dataset, seed)
+        dataset = with_given_split(dataset, os.fspath(split)) if split else with_split(dataset, seed)
         files = [storage.join(location, name) for name in ("split.parquet", "dataset.png")]
         write_split(dataset.table, files[0])
         storage.write_whole(files[1], _sheet(dataset, seed))

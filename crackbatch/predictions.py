@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ _NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 def read_predictions(
-    out: str,
+    out: storage.Location,
     run_id: str | None = None,
     date: str | None = None,
     min_probability: float | None = None,
@@ -35,6 +36,7 @@ def read_predictions(
     `min_probability` keeps images whose row reaches it. Raises OutputError where nothing is published or a column has
     types in several runs that do not go together, OptionError for a column, run or date that is not there.
     """
+    out = os.fspath(out)
     root = storage.join(storage.normalize(out), "predictions")
     files = storage.list_files(root, ".parquet")
     if not files:
@@ -141,12 +143,15 @@ def _condition(run_id: str | None, date: str | None) -> ds.Expression | None:
 
 
 def _newest(table: pa.Table) -> pa.Table:
-    """The row scored last of each image."""
+    """The row scored last of each image.
+
+    Members of one name in an archive are several images, told apart by what their versions end in.
+    """
     if len(pc.unique(table.column("image_uri"))) == table.num_rows:
         return table
-    order = pc.sort_indices(table, sort_keys=[("scored_at", "ascending")])
-    numbered = pa.table({"image_uri": table.column("image_uri").take(order), "row": order})
-    last = numbered.group_by("image_uri", use_threads=False).aggregate([("row", "last")])
-    return table.take(last.column("row_last"))
     which = pc.extract_regex(table.column("version"), r"(?P<which>#\d+)$")
     keys = {"image_uri": table.column("image_uri"), "which": pc.struct_field(which, "which")}
+    order = pc.sort_indices(table, sort_keys=[("scored_at", "ascending")])
+    numbered = pa.table({**keys}).take(order).append_column("row", order)
+    last = numbered.group_by(list(keys), use_threads=False).aggregate([("row", "last")])
+    return table.take(last.column("row_last"))

@@ -60,7 +60,7 @@ class Request:
 
 
 def check_request(
-    sources: str | Sequence[str],
+    sources: storage.Location | Sequence[storage.Location],
     out: str,
     model: str,
     threshold: float | None,
@@ -99,7 +99,8 @@ def check_request(
 
 
 def _check_extensions(extensions: Sequence[str]) -> frozenset[str]:
-    added = [extension.strip().lower() for item in extensions for extension in item.split(",") if extension.strip()]
+    several = [extensions] if isinstance(extensions, str) else extensions
+    added = [extension.strip().lower() for item in several for extension in item.split(",") if extension.strip()]
     return EXTENSIONS | {extension if extension.startswith(".") else f".{extension}" for extension in added}
 
 

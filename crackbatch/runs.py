@@ -13,6 +13,7 @@ summary.json) says so, or, without either, if all that lies in it has the names 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -89,9 +90,9 @@ class RunFolder:
         return results.published_files(results.Run(self.out, self.run_id, date)) if date else []
 
 
-def list_runs(out: str) -> list[ListedRun]:
+def list_runs(out: storage.Location) -> list[ListedRun]:
     """The runs in `out`, newest last; raises OutputError where there is none."""
-    return [run for _, run in survey(out)]
+    return [run for _, run in survey(os.fspath(out))]
 
 
 def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:

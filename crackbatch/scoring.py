@@ -11,6 +11,7 @@ Identity is in every row, so nothing here depends on the order or the grouping o
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -56,10 +57,10 @@ class Work:
 
 
 def score(
-    sources: str | Sequence[str],
-    out: str,
+    sources: storage.Location | Sequence[storage.Location],
+    out: storage.Location,
     *,
-    model: str = DEFAULT_MODEL,
+    model: storage.Location = DEFAULT_MODEL,
     date: str | None = None,
     run_id: str | None = None,
     threshold: float | None = None,
@@ -85,12 +86,12 @@ def score(
     """
     start = Start()
     request = check_request(
-        sources, out, model, threshold, operating_point, max_error_rate, max_errors, max_megapixels, decode_timeout,
-        new_only, extensions, limit, batch_size, address, dry_run,
+        sources, os.fspath(out), os.fspath(model), threshold, operating_point, max_error_rate, max_errors,
+        max_megapixels, decode_timeout, new_only, extensions, limit, batch_size, address, dry_run,
     )  # fmt: skip
     if dry_run:
-        plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
         results.check_names(date, run_id)
+        plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
     run = _choose_run(request, date, run_id)
     made = storage.missing_folders(run.folder)

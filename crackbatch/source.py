@@ -37,7 +37,7 @@ class Object(NamedTuple):
     error: str | None = None
 
 
-def check_sources(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+def check_sources(sources: storage.Location | Sequence[storage.Location]) -> list[str]:
     """The sources that a caller names, one or several; SourceError where there is none."""
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if not names:

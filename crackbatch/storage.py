@@ -22,6 +22,7 @@ from crackbatch.errors import OutputError, RunError, SourceError
 from crackbatch.redaction import AZURE, as_text, reason_of, redact, redact_url
 from crackbatch.retry import MAX_TRIES, is_credential, is_unexplained, retrying
 
+Location = str | os.PathLike[str]
 _S3 = ("s3", "s3a")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 GONE = (404, 410)  # what a web server says of a file that it does not have

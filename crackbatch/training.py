@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import platform
 import sys
 import tempfile
@@ -74,12 +75,12 @@ class Where:
 
 
 def train(
-    sources: str | Sequence[str],
-    out: str,
+    sources: storage.Location | Sequence[storage.Location],
+    out: storage.Location,
     *,
     name: str | None = None,
     network: str = "resnet18",
-    init: str = "imagenet",
+    init: storage.Location = "imagenet",
     freeze: bool = False,
     epochs: int = 10,
     batch_size: int = 64,
@@ -93,7 +94,7 @@ def train(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: str | None = None,
+    split: storage.Location | None = None,
     workers: int = 1,
     max_failures: int = 3,
     address: str | None = None,
@@ -104,13 +105,14 @@ def train(
     Raises RequestError where the request is wrong, RunError where the training failed.
     """
     recipe = Recipe(
-        network, absolute(init, WORDS), freeze, epochs, batch_size, learning_rate, image_size, seed, balance,
+        network, absolute(os.fspath(init), WORDS), freeze, epochs, batch_size, learning_rate, image_size, seed, balance,
         dict(weights or {}), augmentation,
     )  # fmt: skip
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    names = check_sources(sources)
+    names, given = check_sources(sources), os.fspath(split) if split else None
     if workers < 0 or max_failures < 0:
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
+    out = os.fspath(out)
     location = storage.check_output(out)
     where = Where(workers, max_failures, address)
     folder = storage.join(location, "training")
@@ -123,9 +125,9 @@ def train(
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
             before = learnt_before(recipe.init)
             dataset = read_listed(listed)
-            dataset = with_given_split(dataset, absolute(split)) if split else with_split(dataset, seed)
+            dataset = with_given_split(dataset, absolute(given)) if given else with_split(dataset, seed)
             _check_weights(recipe, dataset)
-            said = f"given by {_short(split)}" if split else _describe_draw(dataset, seed)
+            said = f"given by {_short(given)}" if given else _describe_draw(dataset, seed)
             named = name or location.rsplit("/", 1)[-1]
             return _train(location, named, recipe, dataset, said, names, built, before, where)
     finally:
@@ -172,10 +174,10 @@ def _train(
         "labels_digest": dataset.labels_digest,
     }
     fingerprint = results.fingerprint_of(request)
-    if (finished := _finished(out, fingerprint)) is not None:
-        return TrainResult(finished, _read_history(out), trained=False)
     folder = storage.join(out, "training")
+    if (finished := _finished(out, fingerprint)) is not None:
         storage.remove(folder)  # of a process that was killed between writing the bundle and this
+        return TrainResult(finished, _read_history(out), trained=False)
     images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     _begin(folder, {"fingerprint": fingerprint, **request})
     write_seen(folder, images, splits, before)
@@ -309,10 +311,10 @@ class _Reporter:
 def _bundle(
     out: str, name: str, recipe: Recipe, dataset: Dataset, history: list[Figures], about: dict[str, Any]
 ) -> Bundle:
+    mean, std = recipe.normalisation
     return Bundle(
         location=out,
         name=name,
-    mean, std = recipe.normalisation
         network=recipe.network,
         input_size=recipe.image_size,
         mean=mean,

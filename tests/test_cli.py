@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -15,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+import crackbatch
 from conftest import Answer, run_all, run_main
+from crackbatch.errors import OutputError
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
 
@@ -157,6 +160,27 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path: Path, im
     assert "1 images" in result.stdout
     assert "1 .txt files" in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--date=yesterday", "--run-id=///"])
+def test_a_dry_run_refuses_what_the_run_would(option: str, tmp_path: Path, image: Path) -> None:
+    result = run("score", image, "--out", tmp_path / "out", "--dry-run", option)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert option.partition("=")[0] in line
+
+
+def test_python_takes_paths_of_pathlib_and_one_extension_as_it_is(image: Path, tmp_path: Path) -> None:
+    image.with_name("b.jp2").write_bytes(b"x")
+    plan = crackbatch.score(image.parent, tmp_path / "out", date="2026-01-01", extensions=".jp2", dry_run=True)
+    assert plan.images == 2
+    for call in (crackbatch.read_predictions, crackbatch.list_runs, crackbatch.clean):
+        with pytest.raises(OutputError, match=re.escape(str(tmp_path / "out"))):
+            call(tmp_path / "out")
+    model = crackbatch.load_model(Path(crackbatch.__file__).parent / "models" / "concrete-resnet18")
+    with pytest.raises(TypeError, match="several"):
+        model.predict(image)
+    assert model.predict([image]) == crackbatch.load_model().predict([image])
 
 
 def test_models_lists_the_shipped_one() -> None:
