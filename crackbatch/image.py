@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -81,6 +83,9 @@ _UPRIGHT = {
 }
 # An encoder makes ten scans or so; decoding takes time for each, and thousands fit into a small file.
 _MAX_JPEG_SCANS = 100
+# 0xFF alone is none, nor with a byte that belongs to a scan's data (0x00, restarts) or that no marker has.
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+_SCAN, _END = 0xDA, 0xD9
 _MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
 # Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
 _NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
@@ -173,12 +178,10 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
             raise _Refused(
                 "too_large", f"{image.width}x{image.height}: no side may be longer than {_MAX_SIDE:,} pixels"
             )
-        if picture.format == "jpeg" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-            raise _Refused("corrupt", f"more than {_MAX_JPEG_SCANS} scans in one JPEG")
         if picture.format in _NEVER_ENDS_IN_ZEROS and data.endswith(_ZEROS):
             raise _Refused("truncated", "its end is all zeros, as if it had not been written to the end")
-        if picture.format == "jpeg" and _jpeg_is_cut(data):
-            raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
+        if picture.format == "jpeg":
+            _check_jpeg(data)
         if picture.format == "png":
             _check_png(data)
         _read_exif(image, picture)
@@ -280,27 +283,43 @@ def _is_cut(data: bytes, known: str) -> bool:
     return len(data) < 32
 
 
-def _jpeg_is_cut(data: bytes) -> bool:
-    """Whether a JPEG's first scan never meets an end marker (ITU-T T.81, B.1.1).
+def _check_jpeg(data: bytes) -> None:
+    """Refuse a JPEG of endless scans, and one that is cut off, for which libjpeg only warns and fills in grey."""
+    scans = 0
+    for marker, _ in _jpeg_markers(data):
+        if marker == _END and scans:
+            break  # a phone's film, a gain map or another view may follow, with markers of its own
+        scans += marker == _SCAN
+        if scans > _MAX_JPEG_SCANS:
+            raise _Refused("corrupt", f"more than {_MAX_JPEG_SCANS} scans in one JPEG")
+    if _jpeg_is_cut(data):
+        raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
 
-    Marker segments before the scan are stepped over by their lengths, so that the end marker of an EXIF thumbnail is
-    not taken for the picture's. Inside a scan, 0xFF is always followed by 0x00 or a marker, so any FFD9 is an end.
-    libjpeg only warns here, and fills what is missing with grey.
+
+def _jpeg_is_cut(data: bytes) -> bool:
+    """Whether a JPEG's first scan never meets an end marker: in a scan no other bytes look like one."""
+    for marker, position in _jpeg_markers(data):
+        if marker in (_SCAN, _END):
+            return data.find(b"\xff\xd9", position) < 0
+    return True
+
+
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers that libjpeg meets in a JPEG, and where they stand (ITU-T T.81, B.1.1).
+
+    Segments are stepped over by their lengths, so that the markers of an EXIF thumbnail are not taken for the
+    picture's. What is no marker is passed over until the next one: a scan's data, and garbage between segments.
     """
     position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return False  # garbage between segments: for the decoder to judge
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif marker == 0xDA:
-            return data.find(b"\xff\xd9", position) < 0
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD9:  # stand alone, no length
+    while found := _JPEG_MARKER.search(data, position):
+        position, marker = found.start(), data[found.start() + 1]
+        yield marker, position
+        if marker in (0xD8, _END):  # stand alone, no length
             position += 2
+        elif position + 4 > len(data):
+            return
         else:
             position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
-    return True
 
 
 def _check_png(data: bytes) -> None:

@@ -179,6 +179,22 @@ def test_a_jpeg_of_endless_scans_is_not_decoded() -> None:
     assert read_image(whole[:-2] + whole[last:-2] * 200 + b"\xff\xd9").status == "corrupt"
 
 
+def test_a_motion_photo_is_its_photo() -> None:
+    film = struct.pack(">I", 24) + b"ftypmp42" + bytes(12) + np.random.default_rng(0).bytes(16 << 20)
+    assert film.count(b"\xff\xda") > 100
+    photo = draw_tile(3, True)
+    assert np.array_equal(pixels(read_image(photo + film)), pixels(read_image(photo)))
+
+
+@pytest.mark.parametrize("before", [b"\xff\xfe\0\4\xff\xd9", b"garbage", b"\xff\xd0"])
+def test_endless_scans_do_not_hide_behind_what_a_decoder_steps_over(before: bytes) -> None:
+    whole = encode(gradient(), "JPEG", progressive=True)
+    first, last = whole.index(b"\xff\xda"), whole.rindex(b"\xff\xda")
+    scans = whole[last:-2] * 200 + b"\xff\xd9"
+    assert read_image(whole[:-2] + before + scans).error == "more than 100 scans in one JPEG"
+    assert read_image(whole[:first] + before + whole[first:-2] + scans).error == "more than 100 scans in one JPEG"
+
+
 def test_a_webp_whose_end_was_never_written_is_truncated() -> None:
     whole = encode(PIL.Image.open(io.BytesIO(draw_tile(7, True))), "WEBP")
     assert read_image(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)).status == "truncated"
