@@ -87,6 +87,8 @@ _MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _SCAN, _END = 0xDA, 0xD9
 _MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
+# TIFF 6.0, section 8
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
 _NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
 _ZEROS = bytes(512)
@@ -192,7 +194,8 @@ def _load(image: PIL.Image.Image, picture: Picture) -> None:
     """Fill in the upright RGB pixels and their size."""
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
-    upright = image.transpose(turn) if turn is not None else image
+    shallow = _to_eight_bits(image) if image.mode.startswith("I;16") else image
+    upright = shallow.transpose(turn) if turn is not None else shallow
     _note_size(picture, upright)
     picture.pixels = _to_rgb(upright)
 
@@ -219,10 +222,7 @@ def _orientation(image: PIL.Image.Image) -> int:
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any Pillow mode to RGB: 16-bit grey is scaled to 8, transparency goes onto white."""
-    if image.mode.startswith("I;16"):
-        samples = np.asarray(image).astype(np.uint32)
-        return PIL.Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
+    """Any Pillow mode of 8 bits to RGB: transparency goes onto white."""
     if image.mode in ("I", "F"):
         raise _Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white")
     if image.has_transparency_data:
@@ -230,6 +230,15 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
         return PIL.Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Scale 16-bit grey to 8; a TIFF's may be of 12 bits, and its white may be 0: Pillow leaves both as they are."""
+    tags = getattr(image, "tag_v2", {})
+    white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    samples = np.asarray(image).astype(np.uint32)
+    scaled = ((samples * 255 + white // 2) // white).astype(np.uint8)
+    return PIL.Image.fromarray(255 - scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
 
 
 def _format_name(pillow_format: str | None) -> str:

@@ -29,6 +29,32 @@ def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def tiff(
+    strip: bytes,
+    width: int,
+    height: int,
+    bits: tuple[int, ...],
+    photometric: int,
+    compression: int = 1,
+    sample_format: int = 1,
+    order: str = "<",
+) -> bytes:
+    """A TIFF of one strip, also of kinds that Pillow does not write (TIFF 6.0, section 2)."""
+    shorts = {258: bits, 259: (compression,), 262: (photometric,), 277: (len(bits),), 339: (sample_format,) * len(bits)}
+    longs = {256: (width,), 257: (height,), 273: (8,), 278: (height,), 279: (len(strip),)}
+    entries = [(tag, 3, values) for tag, values in shorts.items()] + [(tag, 4, longs[tag]) for tag in longs]
+    strip += bytes(len(strip) % 2)
+    directory, behind = struct.pack(order + "H", len(entries)), b""
+    end = 8 + len(strip) + 2 + 12 * len(entries) + 4
+    for tag, kind, values in sorted(entries):
+        value = struct.pack(f"{order}{len(values)}{'HI'[kind - 3]}", *values)
+        if len(value) > 4:
+            value, behind = struct.pack(order + "I", end + len(behind)), behind + value
+        directory += struct.pack(order + "HHI4s", tag, kind, len(values), value)
+    magic = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    return magic + struct.pack(order + "I", 8 + len(strip)) + strip + directory + bytes(4) + behind
+
+
 def pixels(picture: Picture) -> np.ndarray:
     assert picture.status == "ok", picture.error
     return np.asarray(picture.pixels).astype(int)
@@ -84,6 +110,25 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
         grey = pixels(read_image(encode(PIL.Image.fromarray(samples), kind)))
         assert np.abs(grey[..., 0] - expected).max() <= 1, kind
         assert np.array_equal(grey[..., 0], grey[..., 2])
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize(
+    ("bits", "white_is_zero"),
+    [(1, False), (1, True), (4, False), (4, True), (8, False), (8, True), (12, False), (16, False), (16, True)],
+)
+def test_grey_tiff_of_any_depth_is_scaled_and_zero_is_black_or_white(
+    bits: int, white_is_zero: bool, compression: int
+) -> None:
+    values = np.linspace(0, 2**bits - 1, 16 * 16).round().astype(int).reshape(16, 16)
+    if bits == 16:
+        packed = values.astype("<u2").tobytes()
+    else:  # the most significant bits first
+        packed = np.packbits((values[..., None] >> np.arange(bits)[::-1]) & 1).tobytes()
+    strip = zlib.compress(packed) if compression == 8 else packed
+    picture = read_image(tiff(strip, 16, 16, (bits,), photometric=int(not white_is_zero), compression=compression))
+    expected = values / (2**bits - 1) * 255
+    assert np.abs(pixels(picture)[..., 1] - (255 - expected if white_is_zero else expected)).max() <= 1
 
 
 def test_sixteen_bit_colour_png_is_scaled() -> None:
