@@ -180,7 +180,8 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
             raise _Refused(
                 "too_large", f"{image.width}x{image.height}: no side may be longer than {_MAX_SIDE:,} pixels"
             )
-        if picture.format in _NEVER_ENDS_IN_ZEROS and data.endswith(_ZEROS):
+        end = _webp_pixels_end(data) if picture.format == "webp" else len(data)
+        if picture.format in _NEVER_ENDS_IN_ZEROS and data.endswith(_ZEROS, 0, end):
             raise _Refused("truncated", "its end is all zeros, as if it had not been written to the end")
         if picture.format == "jpeg":
             _check_jpeg(data)
@@ -346,6 +347,20 @@ def _check_png(data: bytes) -> None:
             return
         position = end + 4
     raise _Refused("truncated", f"the PNG ends before its end chunk, after {len(data)} bytes")
+
+
+def _webp_pixels_end(data: bytes) -> int:
+    """Where the last chunk of pixels ends in a WebP (RFC 9649, 2.3): the EXIF behind it may well end in zeros."""
+    end = whole = min(len(data), 8 + int(struct.unpack_from("<I", data, 4)[0]))
+    position = 12
+    while position + 8 <= whole:
+        kind, size = struct.unpack_from("<4sI", data, position)
+        if kind == bytes(4):  # not even the next chunk's name was written
+            return whole
+        position += 8 + size + size % 2
+        if kind in (b"VP8 ", b"VP8L", b"ANMF"):
+            end = position
+    return end
 
 
 def _boxes_are_cut(data: bytes) -> bool:

@@ -245,6 +245,26 @@ def test_a_webp_whose_end_was_never_written_is_truncated() -> None:
     assert read_image(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)).status == "truncated"
 
 
+def test_zeros_behind_the_pixels_of_a_webp_do_no_harm() -> None:
+    original = PIL.Image.open(io.BytesIO(draw_tile(7, True)))
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + bytes(1000)  # a UserComment that was left empty
+    commented = encode(original, "WEBP", exif=exif)
+    assert commented.endswith(bytes(1000))
+    expected = pixels(read_image(encode(original, "WEBP")))
+    assert np.array_equal(pixels(read_image(commented)), expected)
+    assert np.array_equal(pixels(read_image(encode(original, "WEBP") + bytes(4096))), expected)
+
+
+def test_an_animated_webp_that_was_written_up_to_its_second_frame_is_truncated() -> None:
+    first = PIL.Image.open(io.BytesIO(draw_tile(7, True)))
+    whole = encode(first, "WEBP", save_all=True, append_images=[first.rotate(90)])
+    written = whole.rindex(b"ANMF")
+    for missing in (0, 100, 1000):  # of the first frame
+        unwritten = len(whole) - written + missing
+        assert read_image(whole[:-unwritten] + bytes(unwritten)).status == "truncated"
+
+
 def test_a_senseless_exif_tag_beside_the_orientation_costs_nothing() -> None:
     # Orientation 6, and an XResolution that is text where a fraction should be.
     entries = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHL4s", 0x011A, 2, 4, b"72\0\0")
