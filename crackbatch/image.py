@@ -20,6 +20,7 @@ from functools import cache
 import numpy as np
 import pi_heif
 import PIL.Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
@@ -44,7 +45,6 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, where they stand,
     (b"II*\x00", 0, "tiff"),
     (b"MM\x00*", 0, "tiff"),
     (b"II+\x00", 0, "tiff"),
-    (b"MM\x00+", 0, "tiff"),
     (b"BM", 0, "bmp"),
     (b"GIF87a", 0, "gif"),
     (b"GIF89a", 0, "gif"),
@@ -61,6 +61,7 @@ _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, where they stand,
 _KNOWN_BUT_UNSUPPORTED: tuple[tuple[bytes, int, str], ...] = (
     (b"\xff\x0a", 0, "jpeg-xl"),
     (b"\x00\x00\x00\x0cJXL ", 0, "jpeg-xl"),
+    (b"MM\x00+", 0, "big-endian bigtiff"),
     (b"8BPS", 0, "psd"),
     (b"\x76\x2f\x31\x01", 0, "openexr"),
     (b"II\xbc\x01", 0, "jpeg-xr"),
@@ -86,9 +87,11 @@ _MAX_JPEG_SCANS = 100
 # 0xFF alone is none, nor with a byte that belongs to a scan's data (0x00, restarts) or that no marker has.
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _SCAN, _END = 0xDA, 0xD9
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS (ITU-T T.87)
 _MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
 # TIFF 6.0, section 8
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_TIFF_DEPTHS = frozenset([1, 2, 4, 8, 10, 12, 14, 16, 24, 32, 64, 128])
 # Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
 _NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
 _ZEROS = bytes(512)
@@ -122,16 +125,16 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
     if known is None and (other := _match(data, _KNOWN_BUT_UNSUPPORTED)):
         return Picture("unsupported", f"{other} cannot be decoded here", format=other)
     picture = Picture(format=known)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, which is read leniently below
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, which is read leniently below
+        try:
             _decode(data, max_megapixels, picture)
-    except _Refused as refusal:
-        picture.status, picture.error = refusal.args
-    except MemoryError:
-        picture.status, picture.error = "failed", NO_MEMORY
-    except Exception as error:  # decoders raise whatever they like: struct.error, SyntaxError, KeyError, …
-        picture.status, picture.error = _diagnose(data, known, error)
+        except _Refused as refusal:
+            picture.status, picture.error = refusal.args
+        except MemoryError:
+            picture.status, picture.error = "failed", NO_MEMORY
+        except Exception as error:  # decoders raise whatever they like: struct.error, SyntaxError, KeyError, …
+            picture.status, picture.error = _diagnose(data, known, error)
     if picture.status != "ok":
         picture.pixels = None
     return picture
@@ -193,6 +196,9 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
 
 def _load(image: PIL.Image.Image, picture: Picture) -> None:
     """Fill in the upright RGB pixels and their size."""
+    compression = image.info.get("compression")
+    if image.format == "TIFF" and not _has_codec(compression):
+        raise _Refused("unsupported", f"TIFF compression {compression} cannot be decoded here")
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     shallow = _to_eight_bits(image) if image.mode.startswith("I;16") else image
@@ -212,6 +218,18 @@ def _formats() -> list[str]:
     """The permitted formats that this Pillow can read; it knows only a few before it is asked to load its plug-ins."""
     PIL.Image.init()
     return sorted(_PILLOW_FORMATS & PIL.Image.OPEN.keys())
+
+
+@cache
+def _has_codec(compression: object) -> bool:
+    """Whether Pillow's libtiff was built with a codec that may be left out; it says so when it is asked to write."""
+    if compression not in ("lzma", "zstd", "webp"):
+        return True
+    try:
+        PIL.Image.new("RGB", (1, 1)).save(io.BytesIO(), "TIFF", compression=compression)
+    except OSError:
+        return False
+    return True
 
 
 def _orientation(image: PIL.Image.Image) -> int:
@@ -265,7 +283,18 @@ def _diagnose(data: bytes, known: str | None, error: Exception) -> tuple[str, st
     if known in ("heif", "avif") and "codec" in message.lower():
         return "unsupported", message
     cut = _is_cut(data, known) or "truncated" in message.lower() or isinstance(error, EOFError)
+    if not cut and (kind := _unknown_kind(data, known, error)):
+        return "unsupported", f"{kind} cannot be decoded here"
     return ("truncated" if cut else "corrupt"), message
+
+
+def _unknown_kind(data: bytes, known: str, error: Exception) -> str | None:
+    """What a sound image holds that Pillow does not know, None of a damaged one."""
+    if known == "jpeg":
+        return _jpeg_kind(data)
+    if known == "tiff" and isinstance(error, PIL.UnidentifiedImageError):
+        return _tiff_kind(data)
+    return None
 
 
 def _describe(data: bytes) -> str:
@@ -332,6 +361,19 @@ def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
             position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
 
 
+def _jpeg_kind(data: bytes) -> str | None:
+    """What a JPEG's frame is (ITU-T T.81, B.2.2) if Pillow does not know its like; None of one that it should read."""
+    for marker, position in _jpeg_markers(data):
+        if marker not in _JPEG_FRAMES or position + 10 > len(data):
+            continue
+        size, bits, height, width, num_components = struct.unpack_from(">HBHHB", data, position + 2)
+        known = marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and bits == 8 and num_components in (1, 3, 4)
+        if known or not (size == 8 + 3 * num_components and 2 <= bits <= 16 and height and width and num_components):
+            return None
+        return f"a JPEG of frame type {marker:#x}, {num_components} x {bits} bits a pixel"
+    return None
+
+
 def _check_png(data: bytes) -> None:
     """Refuse a PNG with a chunk whose checksum is wrong (PNG 1.2, 3.4): Pillow looks at none of the pixels' own."""
     position = 8
@@ -384,6 +426,31 @@ def _tiff_is_cut(data: bytes) -> bool:
         return True
     order = "<" if data[:2] == b"II" else ">"
     return int(struct.unpack_from(order + "I", data, 4)[0]) + 2 > len(data)
+
+
+def _tiff_kind(data: bytes) -> str | None:
+    """What a TIFF that Pillow cannot open holds; None where its first directory or its pixels are not whole."""
+    big = data[2] == 43
+    try:
+        tags = ImageFileDirectory_v2(data[: 16 if big else 8])
+        start = tags.next
+        num_entries = int.from_bytes(data[start : start + (8 if big else 2)], "little" if data[:1] == b"I" else "big")
+        stream = io.BytesIO(data)
+        stream.seek(start)
+        tags.load(stream)  # leaves out what it cannot read, and `next` as it was if the file ends too soon
+        whole = len(tags) == num_entries and tags.next != start and min(tags[256], tags[257]) > 0
+        offsets, sizes = (tags.get(strips) or tags[tiles] for strips, tiles in ((273, 324), (279, 325)))
+        whole &= all(offset + size <= len(data) for offset, size in zip(offsets, sizes, strict=True))
+        compression, photometric, samples = tags.get(259, 1), tags[_PHOTOMETRIC], tags.get(277, 1)
+        # What TIFF defines ends at 10, what others have registered begins at 32766.
+        whole &= compression in range(1, 11) or compression > 32_765
+        whole &= photometric in range(11) or photometric > 32_765
+        depths, formats = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(339, (1,))
+        whole &= len(depths) == samples and depths[0] in _TIFF_DEPTHS and formats[0] in range(1, 7)
+    except Exception:  # a damaged directory holds any types and values
+        return None
+    kind = f"photometric interpretation {photometric}, sample format {formats[0]}, {samples} x {depths[0]} bits a pixel"
+    return f"a TIFF of compression {compression}, {kind}" if whole else None
 
 
 def _read_exif(image: PIL.Image.Image, picture: Picture) -> None:

@@ -298,6 +298,69 @@ def test_what_is_no_picture_says_so(data: bytes, status: str) -> None:
     assert picture.pixels is None
 
 
+UNSUPPORTED_TIFFS = [
+    {"bits": (8,) * 5, "photometric": 1},
+    {"bits": (8,) * 7, "photometric": 1},
+    {"bits": (32,) * 3, "photometric": 2, "sample_format": 3},
+    {"bits": (16,), "photometric": 1, "sample_format": 3},
+    {"bits": (64,), "photometric": 1, "sample_format": 3},
+    {"bits": (16,), "photometric": 32803},  # a camera's raw
+    {"bits": (12,), "photometric": 0},
+    {"bits": (8,) * 3, "photometric": 2, "compression": 34712},  # JPEG 2000
+    {"bits": (8,) * 3, "photometric": 2, "compression": 34887},  # LERC
+    {"bits": (8,) * 3, "photometric": 2, "compression": 50002},  # JPEG XL
+]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("options", UNSUPPORTED_TIFFS)
+def test_a_sound_tiff_that_pillow_does_not_know_is_unsupported(options: dict, order: str) -> None:
+    sound = tiff(bytes(64 * 48 * 12), 64, 48, order=order, **options)
+    picture = read_image(sound)
+    assert (picture.status, picture.format) == ("unsupported", "tiff")
+    assert str(options.get("compression", options["bits"][0])) in str(picture.error)
+    directory = struct.unpack_from(order + "I", sound, 4)[0]
+    for cut in (len(sound) // 2, directory + 40, len(sound) - 1):
+        assert read_image(sound[:cut]).status in ("truncated", "corrupt")
+    size = struct.pack(order + "I", 64 * 48 * 12)
+    assert read_image(sound.replace(size, struct.pack(order + "I", 64 * 48 * 13))).status == "corrupt"
+    unwritten = len(sound) - directory - 40
+    assert read_image(sound[:-unwritten] + bytes(unwritten)).status == "corrupt"
+
+
+def test_a_bigtiff_that_pillow_does_not_know_is_unsupported() -> None:
+    entries = [(256, 8), (257, 8), (258, 64), (259, 1), (262, 1), (273, 16), (277, 1), (278, 8), (279, 512), (339, 3)]
+    for order, magic in (("<", b"II+\0"), (">", b"MM\0+")):
+        directory = b"".join(struct.pack(order + "HHQHHI", tag, 3, 1, value, 0, 0) for tag, value in entries)
+        header = magic + struct.pack(order + "HHQ", 8, 0, 16 + 512)
+        whole = header + bytes(512) + struct.pack(order + "Q", len(entries)) + directory + bytes(8)
+        assert read_image(whole).status == "unsupported"
+
+
+def test_a_tiff_whose_codec_this_pillow_lacks_is_unsupported() -> None:
+    original = gradient()
+    webp = encode(original, "WEBP", lossless=True)
+    picture = read_image(tiff(webp, 64, 48, (8, 8, 8), photometric=2, compression=50001))
+    if picture.status == "ok":
+        assert np.array_equal(pixels(picture), np.asarray(original))
+    else:
+        assert (picture.status, "webp" in str(picture.error)) == ("unsupported", True)
+
+
+@pytest.mark.parametrize(
+    ("frame", "bits", "components"),
+    [(0xC1, 12, 1), (0xC1, 12, 3), (0xC3, 16, 1), (0xF7, 8, 1), (0xC5, 8, 1), (0xC0, 8, 2)],
+)
+def test_a_jpeg_of_a_kind_that_pillow_does_not_know_is_unsupported(frame: int, bits: int, components: int) -> None:
+    kinds = b"".join(bytes([number, 0x11, 0]) for number in range(1, components + 1))
+    header = struct.pack(">HBHHB", 8 + len(kinds), bits, 48, 64, components) + kinds
+    whole = b"\xff\xd8\xff" + bytes([frame]) + header + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + bytes(200) + b"\xff\xd9"
+    picture = read_image(whole)
+    assert (picture.status, picture.format) == ("unsupported", "jpeg")
+    assert read_image(whole[:-2]).status == "truncated"
+    assert read_image(whole.replace(header[:2], b"\0\x30", 1)).status == "corrupt"
+
+
 def test_a_png_with_a_damaged_byte_is_corrupt() -> None:
     data = bytearray(encode(gradient(), "PNG"))
     at = data.index(b"IDAT") + 40
