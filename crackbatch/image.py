@@ -20,7 +20,7 @@ from functools import cache
 import numpy as np
 import pi_heif
 import PIL.Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
@@ -89,8 +89,8 @@ _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 _SCAN, _END = 0xDA, 0xD9
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS (ITU-T T.87)
 _MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
-# TIFF 6.0, section 8
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+# Tags of TIFF 6.0, section 8
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _WHITE_IS_ZERO = 258, 262, 284, 0
 _TIFF_DEPTHS = frozenset([1, 2, 4, 8, 10, 12, 14, 16, 24, 32, 64, 128])
 # Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
 _NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
@@ -196,9 +196,8 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
 
 def _load(image: PIL.Image.Image, picture: Picture) -> None:
     """Fill in the upright RGB pixels and their size."""
-    compression = image.info.get("compression")
-    if image.format == "TIFF" and not _has_codec(compression):
-        raise _Refused("unsupported", f"TIFF compression {compression} cannot be decoded here")
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image)
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     shallow = _to_eight_bits(image) if image.mode.startswith("I;16") else image
@@ -218,6 +217,16 @@ def _formats() -> list[str]:
     """The permitted formats that this Pillow can read; it knows only a few before it is asked to load its plug-ins."""
     PIL.Image.init()
     return sorted(_PILLOW_FORMATS & PIL.Image.OPEN.keys())
+
+
+def _check_tiff(image: TiffImageFile) -> None:
+    """Refuse a TIFF that Pillow opens, but cannot decode, or not to the right pixels."""
+    compression, tags = image.info.get("compression"), image.tag_v2
+    if not _has_codec(compression):
+        raise _Refused("unsupported", f"a TIFF of compression {compression} cannot be decoded here")
+    # Pillow reads each byte of such a plane as a sample.
+    if compression == "raw" and tags.get(_PLANAR) == 2 and max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8:
+        raise _Refused("unsupported", "a TIFF of uncompressed planes of more than 8 bits cannot be decoded here")
 
 
 @cache

@@ -30,7 +30,7 @@ def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
 
 
 def tiff(
-    strip: bytes,
+    strip: bytes | list[bytes],
     width: int,
     height: int,
     bits: tuple[int, ...],
@@ -39,9 +39,13 @@ def tiff(
     sample_format: int = 1,
     order: str = "<",
 ) -> bytes:
-    """A TIFF of one strip, also of kinds that Pillow does not write (TIFF 6.0, section 2)."""
+    """A TIFF of one strip, or of one for each plane, also of kinds that Pillow does not write (TIFF 6.0, section 2)."""
+    strips = [strip] if isinstance(strip, bytes) else strip
+    strip = b"".join(strips)
+    starts = tuple(8 + sum(map(len, strips[:plane])) for plane in range(len(strips)))
     shorts = {258: bits, 259: (compression,), 262: (photometric,), 277: (len(bits),), 339: (sample_format,) * len(bits)}
-    longs = {256: (width,), 257: (height,), 273: (8,), 278: (height,), 279: (len(strip),)}
+    shorts[284] = (1 if len(strips) == 1 else 2,)
+    longs = {256: (width,), 257: (height,), 273: starts, 278: (height,), 279: tuple(map(len, strips))}
     entries = [(tag, 3, values) for tag, values in shorts.items()] + [(tag, 4, longs[tag]) for tag in longs]
     strip += bytes(len(strip) % 2)
     directory, behind = struct.pack(order + "H", len(entries)), b""
@@ -326,6 +330,24 @@ def test_a_sound_tiff_that_pillow_does_not_know_is_unsupported(options: dict, or
     assert read_image(sound.replace(size, struct.pack(order + "I", 64 * 48 * 13))).status == "corrupt"
     unwritten = len(sound) - directory - 40
     assert read_image(sound[:-unwritten] + bytes(unwritten)).status == "corrupt"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_in_planes_gives_its_own_pixels_or_none(order: str) -> None:
+    original = np.asarray(gradient())
+    for kind in ("u1", "u2"):
+        scaled = original.astype(order + kind) * (257 if kind == "u2" else 1)
+        planes = [plane.tobytes() for plane in scaled.transpose(2, 0, 1)]
+        for compression in (1, 8):
+            packed = [zlib.compress(plane) for plane in planes] if compression == 8 else planes
+            depth = 8 * scaled.itemsize
+            picture = read_image(
+                tiff(packed, 64, 48, (depth,) * 3, photometric=2, compression=compression, order=order)
+            )
+            if (depth, compression) == (16, 1):
+                assert (picture.status, picture.pixels) == ("unsupported", None)
+            else:
+                assert np.array_equal(pixels(picture), original)
 
 
 def test_a_bigtiff_that_pillow_does_not_know_is_unsupported() -> None:
