@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ from crackbatch.errors import SourceError
 from crackbatch.redaction import redact
 
 URI_COLUMN = "image_uri"
+# A quote that is not closed would make one cell of all that follows.
+_MAX_LINE_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def _check_manifest(table: pa.Table, shown: str) -> None:
     if URI_COLUMN not in table.column_names:
         columns = ", ".join(table.column_names) or "none"
         raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one")
-    if len(set(table.column_names)) != len(table.column_names):
-        raise SourceError(f"manifest {shown} has two columns of the same name; rename one")
+    if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        mend = f"{repeated[0]!r}; rename one" if repeated[0] else "which is empty; name them or leave them out"
+        raise SourceError(f"manifest {shown} has two columns of the same name, {mend}")
     if empty := table.column(URI_COLUMN).null_count:
         raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill or drop them")
     if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
@@ -86,11 +90,31 @@ def _read_csv(data: bytes, shown: str) -> pa.Table:
         delimiter = csv.Sniffer().sniff(first_line, ",;\t").delimiter
     except csv.Error:
         delimiter = ","
+    _check_lines(data, delimiter, shown)
+    # Room for the longest line: a character takes four bytes at most.
+    read = pyarrow.csv.ReadOptions(block_size=8 * _MAX_LINE_CHARACTERS)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse) as reader:
+    with pyarrow.csv.open_csv(io.BytesIO(data), read, parse) as reader:
         names = reader.schema.names
     # Text as it stands: guessing would make 7 of pier 007, and give a column another type in another night's file.
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
-    return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
+    return pyarrow.csv.read_csv(io.BytesIO(data), read, parse, convert)
+
+
+def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
+    """SourceError where a quote is not closed: Arrow takes all up to the next quote for one cell, without a word."""
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE_CHARACTERS))
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    line = 1  # where the next row begins
+    try:
+        for cells in reader:
+            if sum(map(len, cells)) > _MAX_LINE_CHARACTERS:
+                raise csv.Error("the line is too long")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise SourceError(
+            f"manifest {shown}, line {line}: {error}; close its quotes, write a quote within them twice, and leave out"
+            f" what is longer than {_MAX_LINE_CHARACTERS:,} characters"
+        ) from None
