@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch.errors import RunError
+from crackbatch.redaction import as_text
 
 # Suffix → kind. Longer suffixes come first: ".tar.gz" before ".gz" could ever be asked for.
 KINDS = {
@@ -257,8 +258,8 @@ def list_tar(
     Without a spool (a dry run) the ranges of a compressed tar mean nothing. Tars that were joined by `cat` are read to
     the last, or to where more than 4 MiB of zeros lie between two, which are taken for the end.
     """
-    compressed = kind != "tar"
-    seen: dict[str, Member] = {}  # what hard links may point to
+    compressed, found = kind != "tar", 0
+    seen: dict[str, Member] = {}  # what hard links may point to: where nothing is unpacked, also what is no image
     try:
         stream = _DECOMPRESSORS[kind](file) if compressed else file
         tar = _StrictTarFile.open(
@@ -266,26 +267,40 @@ def list_tar(
         )
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            if info.isdir() or not wanted(info.name):
+            if info.isdir():
                 continue
-            if info.islnk() and (target := seen.get(info.linkname)):
-                yield target._replace(name=info.name)
+            is_wanted = wanted(info.name)
+            if info.isreg() and (is_wanted or not compressed):
+                member = seen[info.name] = _tar_member(info)
+            if not is_wanted:
                 continue
-            if not info.isreg():
+            if info.islnk():
+                member = _linked(info, seen, compressed)
+            elif not info.isreg():
                 listing.pass_over("links and special files in archives")
                 continue
-            member = _tar_member(info)
-            if compressed and spool is not None and member.status is None:
-                member = _copy(tar, info, member, spool)
-            seen[info.name] = member
+            elif compressed and spool is not None and member.status is None:
+                member = seen[info.name] = _copy(tar, info, member, spool)
+            found += 1
             yield member
             if member.status == "truncated":
                 raise tarfile.ReadError("unexpected end of data")
     except _STREAM_ERRORS as error:
         listing.problems.append(
-            f"it breaks off ({str(error) or type(error).__name__}): {len(seen):,} images were found before that,"
+            f"it breaks off ({str(error) or type(error).__name__}): {found:,} images were found before that,"
             " any that follow are missing"
         )
+
+
+def _linked(info: tarfile.TarInfo, seen: dict[str, Member], compressed: bool) -> Member:
+    """A hard link as the member that it points to, whose bytes it has."""
+    if target := seen.get(info.linkname):
+        return target._replace(name=info.name)
+    link = f"a hard link to {as_text(info.linkname)}, which"
+    status, error = "missing", f"{link} is not in the archive before it"
+    if compressed:
+        status, error = "unsupported", f"{link} was passed over or is not there; pack it as .tar instead"
+    return Member(info.name, 0, 0, "none", None, None, status, error)
 
 
 def _tar_member(info: tarfile.TarInfo) -> Member:

@@ -134,6 +134,46 @@ def test_hard_links_in_a_tar_are_images_too(tmp_path: Path, tiles: dict[str, byt
         assert contents(plan_of(tmp_path / f"a{suffix}")) == dict.fromkeys(("a.jpg", "b.jpg"), tiles["tile-00.jpg"])
 
 
+@pytest.mark.parametrize("first", [".dvc/cache/3", "cache/3.bin", "__MACOSX/3.jpg", b"cache/3\xff"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_hard_link_to_what_is_no_image_by_its_name_is_one(
+    tmp_path: Path, tiles: dict[str, bytes], first: str | bytes, suffix: str
+) -> None:
+    folder = write_files(tmp_path / "in", {"photos/2.jpg": tiles["tile-02.jpg"], "photos/3.jpg": tiles["tile-03.jpg"]})
+    target = os.path.join(os.fsencode(folder), os.fsencode(first))
+    os.makedirs(os.path.dirname(target))
+    os.link(folder / "photos/3.jpg", target)
+    subprocess.run(["tar", "-caf", f"../a{suffix}", first, "photos"], cwd=folder, check=True)
+    plan = plan_of(tmp_path / f"a{suffix}")
+    # A compressed tar is read once: at the link, the bytes are gone by.
+    expected = tiles["tile-03.jpg"] if suffix == ".tar" else "unsupported"
+    assert contents(plan) == {"photos/2.jpg": tiles["tile-02.jpg"], "photos/3.jpg": expected}
+    (error,) = {*plan.table["error"].to_pylist()} - {None} or {None}
+    assert (error is None) == (suffix == ".tar")
+    assert error is None or "a hard link to " in error
+
+
+@pytest.mark.parametrize(("suffix", "status"), [(".tar", "missing"), (".tar.gz", "unsupported")])
+def test_a_hard_link_to_nothing_is_a_row_that_says_so(
+    tmp_path: Path, tiles: dict[str, bytes], suffix: str, status: str
+) -> None:
+    link = tarfile.TarInfo("b.jpg")
+    link.type, link.linkname = tarfile.LNKTYPE, "gone.jpg"
+    with tarfile.open(tmp_path / f"a{suffix}", f"w:{suffix[5:]}") as tar:
+        tar.addfile(link)
+    plan = plan_of(tmp_path / f"a{suffix}")
+    assert contents(plan) == {"b.jpg": status}
+    assert "a hard link to gone.jpg" in plan.table["error"][0].as_py()
+
+
+def test_a_manifest_may_name_a_hard_link(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", {"a.jpg": tiles["tile-00.jpg"], "c.jpg": tiles["tile-01.jpg"]})
+    (folder / "b.jpg").hardlink_to(folder / "a.jpg")
+    subprocess.run(["tar", "-cf", "../hl.tar", "a.jpg", "b.jpg", "c.jpg"], cwd=folder, check=True)
+    (tmp_path / "m.csv").write_text("image_uri\ntar://b.jpg::hl.tar\n")
+    assert contents(plan_of(tmp_path / "m.csv")) == {"b.jpg": tiles["tile-00.jpg"]}
+
+
 def test_one_name_twice_in_an_archive_is_two_images(tmp_path: Path, tiles: dict[str, bytes]) -> None:
     first, second = tiles["tile-00.jpg"], tiles["tile-01.jpg"]
     with tarfile.open(tmp_path / "a.tar", "w") as tar, zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
