@@ -140,6 +140,8 @@ class _Planner:
                     self.listing.pass_over(reason, count)
                 self._num_archives += 1
             tables.append(done)
+        # Of an image that is listed twice the first row is kept, which should be the one with a manifest's columns.
+        tables = sorted(tables, key=lambda table: len(table.column_names) == len(SCHEMA))
         try:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowException as error:

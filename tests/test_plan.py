@@ -125,6 +125,21 @@ def test_sources_that_overlap_give_each_image_once(tmp_path: Path, tiles: dict[s
     assert again.listing.passed_over["images listed twice"] == 1 + 2 + len(tiles)
 
 
+def test_a_manifests_columns_are_carried_whatever_else_names_its_images(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    folder = write_files(tmp_path / "photos", {"a.jpg": b"1", "b.jpg": b"2", "c.jpg": b"3"})
+    (folder / "d.zip").write_bytes(zip_with(0, tiles))
+    lines = [f"{folder}/b.jpg,7", f"zip://tile-03.jpg::{folder}/d.zip,8"]
+    manifest = write_files(tmp_path, {"m.csv": "\n".join(["image_uri,pier", *lines]).encode()}) / "m.csv"
+    for sources in ([manifest, folder], [folder, manifest], [folder / "*.jpg", folder / "d.zip", manifest]):
+        plan = plan_of(*sources)
+        piers = zip(plan.table["image_uri"].to_pylist(), plan.table["carried:pier"].to_pylist(), strict=True)
+        assert [f"{uri},{pier}" for uri, pier in piers if pier] == lines
+        assert plan.table.num_rows == 3 + len(tiles)
+        assert plan.listing.passed_over["images listed twice"] == 2
+
+
 def test_the_output_is_no_source(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_files(out / "runs" / "x", {"run.json": b"{}", "scratch/0.images": b"2", "plan/0": b"3"})
