@@ -53,16 +53,20 @@ class _Store(NamedTuple):
     pages: Callable[[_Folder], Iterator[_Page]]
     root: str
     num_threads: int = _THREADS
+    bucket: str = ""  # what stands before its prefixes in the paths of entries
     is_deep: bool = True  # it lists all levels below a prefix at once
     has_ranges: bool = False  # it lists from a name on
 
 
-def list_objects(filesystem: Any, path: str, levels: int | None = None) -> Iterator[list[Entry]]:
-    """Pages of the files below a folder, in no order; `levels` bounds the depth. Raises what the storage raises.
+def list_objects(
+    filesystem: Any, path: str, levels: int | None = None, is_entered: Callable[[str], bool] = lambda _: False
+) -> Iterator[list[Entry]]:
+    """Pages of the files below a folder, in no order. Raises what the storage raises.
 
+    `levels` bounds the depth, but below those folders on the last level whose path `is_entered` takes, all is listed.
     Markers of empty folders, whose names end in a slash, are among them.
     """
-    walk = _Walk(_store(filesystem, path), levels)
+    walk = _Walk(_store(filesystem, path), levels, is_entered)
     try:
         yield from walk
     finally:
@@ -72,8 +76,9 @@ def list_objects(filesystem: Any, path: str, levels: int | None = None) -> Itera
 class _Walk:
     """Folders still to be listed, and pages that wait for the caller."""
 
-    def __init__(self, store: _Store, levels: int | None) -> None:
+    def __init__(self, store: _Store, levels: int | None, is_entered: Callable[[str], bool]) -> None:
         self._store = store
+        self._is_entered = is_entered
         self._folders = [_Folder(store.root, levels)]
         self._pages: deque[list[Entry]] = deque()
         self._num_working = 0
@@ -132,7 +137,7 @@ class _Walk:
     def _give(self, folder: _Folder, page: _Page) -> bool:
         """Hand a page to the caller once there is room; False where nobody wants it any more."""
         with self._changed:
-            self._folders.extend(_below(folder, page.folders, self._store))
+            self._folders.extend(_below(folder, page.folders, self._store, self._is_entered))
             self._changed.notify_all()
             if page.entries:
                 self._changed.wait_for(lambda: self._stopped or len(self._pages) < _WAITING_PAGES)
@@ -141,12 +146,12 @@ class _Walk:
             return not self._stopped
 
 
-def _below(folder: _Folder, names: list[str], store: _Store) -> Iterator[_Folder]:
+def _below(folder: _Folder, names: list[str], store: _Store, is_entered: Callable[[str], bool]) -> Iterator[_Folder]:
     """The next things to list; many small folders are listed in a few ranges, which costs fewer requests."""
     levels = None if folder.levels is None else folder.levels - 1
     if levels == 0:
-        return
-    if levels is None and store.has_ranges and len(names) > _MANY_FOLDERS:
+        yield from (_Folder(name, None) for name in names if is_entered(store.bucket + name.removesuffix("/")))
+    elif levels is None and store.has_ranges and len(names) > _MANY_FOLDERS:
         step = -(-len(names) // _MANY_FOLDERS)
         for start in range(0, len(names), step):
             some = names[start : start + step]
@@ -199,7 +204,7 @@ def _s3(filesystem: Any, path: str) -> _Store:
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
     # A directory bucket (S3 Express) lists in no order.
-    return _Store(pages, _prefix(root), has_ranges=not bucket.endswith("--x-s3"))
+    return _Store(pages, _prefix(root), bucket=f"{bucket}/", has_ranges=not bucket.endswith("--x-s3"))
 
 
 def _google(filesystem: Any, path: str) -> _Store:
@@ -224,7 +229,7 @@ def _google(filesystem: Any, path: str) -> _Store:
                 return
             asked["pageToken"] = page["nextPageToken"]
 
-    return _Store(pages, _prefix(root), has_ranges=True)
+    return _Store(pages, _prefix(root), bucket=f"{bucket}/", has_ranges=True)
 
 
 def _azure(filesystem: Any, path: str) -> _Store:
@@ -251,7 +256,7 @@ def _azure(filesystem: Any, path: str) -> _Store:
             ]
             yield _Page(found, [blob.name for blob in blobs if not hasattr(blob, "size")])
 
-    return _Store(pages, _prefix(root))
+    return _Store(pages, _prefix(root), bucket=f"{container}/")
 
 
 def _is_azure_folder(blob: Any) -> bool:

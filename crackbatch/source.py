@@ -90,24 +90,39 @@ def _list_local(
     location: str, source: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
     if os.path.isdir(location):
-        yield from _walk_local(location, extensions, listing, written)
+        yield from _walk_local([location], location, extensions, listing, written)
     elif os.path.lexists(location):
         yield from _single(location, source, extensions, _local_object)
     elif _is_glob(location):
-        filesystem, path = storage.filesystem(location)
-        for found in sorted(filesystem.glob(path)):
-            if os.path.isfile(found):
-                yield from _from_glob(found, location, extensions, listing)
+        yield from _glob_local(location, extensions, listing, written)
     else:
         raise SourceError(f"no such file or folder: {redact(source)}")
 
 
-def _walk_local(
-    top: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
+def _glob_local(
+    pattern: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
-    """Files below a folder; symbolic links are followed, and each real folder is entered once, so loops end."""
+    """The files that a glob matches, and those below its folders where no `**` matches them already."""
+    filesystem, path = storage.filesystem(pattern)
+    folders = []
+    for found in sorted(filesystem.glob(path)):
+        if os.path.isfile(found):
+            yield from _from_glob(found, pattern, extensions, listing)
+        elif "**" in pattern or not os.path.isdir(found):
+            continue
+        elif is_hidden(found[len(_fixed_part(pattern)) :]):
+            listing.pass_over("hidden folders")
+        else:
+            folders.append(found)
+    yield from _walk_local(folders, pattern, extensions, listing, written)
+
+
+def _walk_local(
+    tops: list[str], location: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
+) -> Iterator[Object | Manifest]:
+    """Files below folders; symbolic links are followed, and each real folder is entered once, so loops end."""
     entered: set[tuple[int, int]] = set()
-    waiting = [top]
+    waiting = tops[::-1]
     while waiting:
         folder = waiting.pop()
         try:
@@ -119,8 +134,8 @@ def _walk_local(
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            if folder == top:
-                raise SourceError(f"cannot read {top}: {error.strerror}") from None
+            if folder == location:
+                raise SourceError(f"cannot read {location}: {error.strerror}") from None
             if folder.startswith(written) and isinstance(error, FileNotFoundError):  # a run that ends tidies up
                 continue
             listing.problems.append(f"{redact(folder)}: cannot be listed ({error.strerror})")
@@ -271,12 +286,20 @@ def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
 
 
 def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
-    """The files that a glob matches, as fsspec understands it; no more levels are listed than it has."""
-    root = _fixed_part(pattern)
-    levels = None if "**" in pattern else pattern[len(root) :].lstrip("/").count("/") + 1
+    """The files that a glob matches, as fsspec understands it; no more levels are listed than it has.
+
+    Where it has as many for every match (no `**`), folders that it matches are entered.
+    """
+    root, depth = _fixed_part(pattern), pattern.count("/") + 1
+    is_deep = "**" in pattern
+    levels = None if is_deep else pattern[len(root) :].lstrip("/").count("/") + 1
     matches = re.compile(fsspec.utils.glob_translate(pattern)).match
-    for page in list_objects(filesystem, root, levels):
-        yield from (entry for entry in page if matches(entry.path))
+
+    def is_matched(path: str) -> bool:
+        return bool(matches(path if is_deep else "/".join(path.split("/")[:depth])))
+
+    for page in list_objects(filesystem, root, levels, is_matched):
+        yield from (entry for entry in page if is_matched(entry.path))
 
 
 def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str], listing: Listing) -> Iterator[Object]:

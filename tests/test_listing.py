@@ -95,6 +95,29 @@ def test_globs_give_the_images_that_fsspec_gives(bucket: str, pattern: str, numb
             plan_of(f"{bucket}/{pattern}")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "folders", "number"),
+    [("many/day-00*", ["many/day-00"], 22), ("a*", ["a.", "a/", "a-b"], 5),
+     ("?/b", ["a/b/"], 1), ("*", [""], 2260)],
+)  # fmt: skip
+def test_folders_that_a_glob_matches_are_entered_and_no_image_is_listed_twice(
+    bucket: str, pattern: str, folders: list[str], number: int
+) -> None:
+    everything = plan_of(bucket).table["image_uri"].to_pylist()
+    expected = [uri for uri in everything if uri.startswith(tuple(f"{bucket}/{folder}" for folder in folders))]
+    assert len(expected) == number
+    assert plan_of(f"{bucket}/{pattern}").table["image_uri"].to_pylist() == expected
+
+
+def test_what_lies_below_folders_that_a_glob_does_not_match_is_not_listed() -> None:
+    filesystem = CountingFileSystem()
+    filesystem.pipe({f"/entered/{number:02d}/deep/{number}.jpg": b"x" for number in range(40)})
+    pages = list_objects(filesystem, "/entered", 1, lambda path: path.endswith("7"))
+    found = sorted(entry.path for page in pages for entry in page)
+    assert found == [f"/entered/{number:02d}/deep/{number}.jpg" for number in (7, 17, 27, 37)]
+    assert filesystem.num_listed == 1 + 4 * 2
+
+
 @pytest.mark.parametrize("source", ["s3://listed/nothing", "s3://listed/nothing.jpg", "s3://no-such-bucket/x"])
 def test_a_prefix_without_objects_is_an_error(bucket: str, source: str) -> None:
     with pytest.raises(SourceError, match=r"no such object or prefix|cannot read") as raised:

@@ -111,6 +111,39 @@ def test_globs(tmp_path: Path, tiles: dict[str, bytes], pattern: str) -> None:
     assert plan_of(tmp_path / pattern).table.num_rows == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("2026-*", "2026-01/a.jpg 2026-01/deep/b.jpg 2026-02/c.jpg 2026-03.jpg"),
+        ("2026-*/", "2026-01/a.jpg 2026-01/deep/b.jpg 2026-02/c.jpg 2026-03.jpg"),
+        ("*", "2026-01/a.jpg 2026-01/deep/b.jpg 2026-02/c.jpg 2026-03.jpg"),
+        ("*/d*", "2026-01/deep/b.jpg"),
+        ("2026-*/**", "2026-01/a.jpg 2026-01/deep/b.jpg 2026-02/c.jpg"),
+        ("2026-*/*.jpg", "2026-01/a.jpg 2026-02/c.jpg"),
+    ],
+)
+@pytest.mark.parametrize("where", ["here", "memory"])
+def test_folders_that_a_glob_matches_are_entered(tmp_path: Path, pattern: str, expected: str, where: str) -> None:
+    names = ["2026-01/a.jpg", "2026-01/deep/b.jpg", "2026-01/._d.jpg", "2026-02/c.jpg", "2026-03.jpg", ".git/e.jpg"]
+    top = str(tmp_path)
+    if where == "memory":
+        top = f"memory://{tmp_path.name}-{where}"
+        fsspec.filesystem("memory").pipe({f"{top}/{name}": b"1" for name in names})
+    else:
+        write_files(tmp_path, dict.fromkeys(names, b"1"))
+    plan = plan_of(f"{top}/{pattern}")
+    found = [uri.partition(f"{top.removeprefix('memory://')}/")[2] for uri in plan.table["image_uri"].to_pylist()]
+    assert sorted(found) == expected.split()
+    assert plan_of(f"{top}/{pattern}", top).table.num_rows == plan_of(top).table.num_rows
+
+
+def test_a_folder_that_a_glob_matches_is_entered_once_whatever_links_to_it(tmp_path: Path) -> None:
+    folder = write_files(tmp_path, {"in/2026-01/a.jpg": b"1", "in/2026-02/b.jpg": b"2"}) / "in"
+    (folder / "2026-01" / "link").symlink_to(folder / "2026-02")
+    (folder / "2026-03").symlink_to(folder / "2026-01")
+    assert sorted(names(plan_of(folder / "2026-*"))) == sorted(names(plan_of(folder))) == ["a.jpg", "b.jpg"]
+
+
 def test_a_folder_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     write_files(tmp_path / "photos [1]*", {"a.jpg": b"1"})
     assert plan_of(tmp_path / "photos [1]*").table.num_rows == 1
