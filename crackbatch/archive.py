@@ -217,9 +217,11 @@ def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int,
         end = start
         while (end := _find(file, b"PK\x07\x08", end)) >= 0:
             file.seek(end + 4)
-            crc, packed, size = struct.unpack("<LLL", file.read(12).ljust(12, b"\0"))
-            if packed == size == end - start:
-                return packed, size, crc
+            descriptor = file.read(20).ljust(20, b"\0")
+            for form in ("<LLL", "<LQQ"):  # zip64's sizes are twice as long
+                crc, packed, size = struct.unpack_from(form, descriptor)
+                if packed == size == end - start:
+                    return packed, size, crc
             end += 4
         return None
     file.seek(start)

@@ -194,10 +194,11 @@ def test_one_name_twice_in_an_archive_is_two_images(tmp_path: Path, tiles: dict[
 @pytest.mark.parametrize(
     ("method", "streamed"), [(zipfile.ZIP_STORED, False), (zipfile.ZIP_DEFLATED, True), (zipfile.ZIP_STORED, True)]
 )
+@pytest.mark.parametrize("zip64", [False, True])
 def test_a_zip_without_its_end_gives_what_is_there(
-    tmp_path: Path, tiles: dict[str, bytes], share: float, method: int, streamed: bool
+    tmp_path: Path, tiles: dict[str, bytes], share: float, method: int, streamed: bool, zip64: bool
 ) -> None:
-    whole = zip_with(method, tiles, streamed)
+    whole = zip_with(method, tiles, streamed, zip64)
     archive = tmp_path / "a.zip"
     archive.write_bytes(whole[: int(len(whole) * share)])
     plan = plan_of(archive)
