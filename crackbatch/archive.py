@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import stat
 import struct
 import tarfile
 import zipfile
@@ -48,8 +49,10 @@ MAX_IMAGE_BYTES = 1 << 30
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
 _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
+_KEEPING_MODES = (3, 19)  # Unix and macOS, of the systems that a zip's writer may name (APPNOTE.TXT 4.4.2.2)
 _MAX_ZIP_END = 22 + 65_535  # an end record with the longest comment
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
+_LINKS = "links and special files in archives"
 _CHUNK = 1 << 20
 _MAX_UNMEASURED = 20
 _MAX_TAR_HEADER = 1 << 20
@@ -147,6 +150,9 @@ def _zip_member(
 ) -> Member | None:
     """The member with the range from its local header to the next one, which holds header, name, extras and data."""
     if info.is_dir() or not wanted(info.filename):
+        return None
+    if info.create_system in _KEEPING_MODES and stat.S_ISLNK(info.external_attr >> 16):
+        listing.pass_over(_LINKS)
         return None
     start, needed = info.header_offset, LOCAL_HEADER.size + info.compress_size
     # Entries may overlap or lie apart in odd files; what a member needs is never cut, and the rest is bounded.
@@ -279,7 +285,7 @@ def list_tar(
             if info.islnk():
                 member = _linked(info, seen, compressed)
             elif not info.isreg():
-                listing.pass_over("links and special files in archives")
+                listing.pass_over(_LINKS)
                 continue
             elif compressed and spool is not None and member.status is None:
                 member = seen[info.name] = _copy(tar, info, member, spool)

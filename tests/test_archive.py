@@ -210,6 +210,21 @@ def test_a_zip_without_its_end_gives_what_is_there(
     assert str(archive) in plan.listing.problems[0]
 
 
+def test_symbolic_links_are_passed_over_in_zips_as_in_tars(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", tiles)
+    (folder / "link.jpg").symlink_to("tile-00.jpg")
+    subprocess.run(["tar", "-cf", "../a.tar", "."], cwd=folder, check=True)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            entry = zipfile.ZipInfo(path.name)
+            entry.create_system, entry.external_attr = 3, path.lstat().st_mode << 16  # as `zip -y` has it
+            archive.writestr(entry, os.readlink(path) if path.is_symlink() else path.read_bytes())
+    for name in ("a.zip", "a.tar"):
+        plan = plan_of(tmp_path / name)
+        assert {name.removeprefix("./"): data for name, data in contents(plan).items()} == tiles
+        assert dict(plan.listing.passed_over) == {"links and special files in archives": 1}
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_tar_cut_in_the_middle_gives_what_is_there(
