@@ -32,6 +32,7 @@ from crackbatch.table import CARRIED, IDENTITY, identity_keys
 
 _SORTED_ROWS = 1_000_000
 _LISTING_THREADS = 8
+_LOOKED_AT = 10_000
 
 
 @dataclass
@@ -191,9 +192,11 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
             loose.append((row, _absolute(uri, folder)))
     rows, order = Rows(), []
     with ThreadPoolExecutor(_LISTING_THREADS) as threads:
-        for (row, _), found in zip(loose, threads.map(lambda item: look_at(item[1]), loose), strict=True):
-            add_loose(rows, found, scratch)
-            order.append(row)
+        for start in range(0, len(loose), _LOOKED_AT):  # each that waits for a thread takes two kilobytes
+            some = loose[start : start + _LOOKED_AT]
+            for (row, _), found in zip(some, threads.map(lambda item: look_at(item[1]), some), strict=True):
+                add_loose(rows, found, scratch)
+                order.append(row)
     tables = [rows.table()]
     for container, names in inside.items():
         table = _pick_members(container, names, listing, scratch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -260,6 +261,19 @@ def test_a_manifest_names_images_and_carries_its_columns(tmp_path: Path, tiles: 
     assert table.num_rows == 5
     assert rows["A9"]["image_uri"] == uris[2]
     assert rows["A10"]["status"] == rows["A11"]["status"] == "missing"
+
+
+def test_looking_at_a_manifests_images_takes_less_than_a_kilobyte_of_memory_for_each(tmp_path: Path) -> None:
+    def peak_of(lines: int) -> int:
+        write_files(tmp_path, {"m.csv": b"image_uri\n" + b"/nowhere/a.jpg\n" * lines})
+        tracemalloc.start()
+        try:
+            assert plan_of(tmp_path / "m.csv").listing.passed_over == {"images listed twice": lines - 1}
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak_of(24_000) - peak_of(12_000) < 12_000 * 1000
 
 
 def test_a_csvs_columns_are_carried_as_they_stand(tmp_path: Path) -> None:
