@@ -48,8 +48,8 @@ def read_manifest(location: str) -> Manifest | None:
         if isinstance(error, OSError) and not storage.is_local(location):
             raise
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
-    _check_manifest(table, shown)
     table = table.cast(pa.schema([_decoded(field) for field in table.schema]))
+    _check_manifest(table, shown)
     uris = table.column(URI_COLUMN).cast(pa.string())
     return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
 
@@ -71,6 +71,11 @@ def _check_manifest(table: pa.Table, shown: str) -> None:
     if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
         kind = table.schema.field(URI_COLUMN).type
         raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; name images by their paths or URLs")
+    for name in (field.name for field in table.schema if _is_text(field.type)):
+        try:
+            table.column(name).validate(full=True)
+        except pa.ArrowInvalid:
+            raise SourceError(f"manifest {shown}: {name} is not UTF-8; write its text as UTF-8") from None
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -341,10 +341,10 @@ def test_a_zip_method_that_cannot_be_read_is_a_status(tmp_path: Path, tiles: dic
     assert "lzma" in plan.table["error"][0].as_py()
 
 
-@pytest.mark.parametrize("layout", ["bytes", "image-struct", "image-binary"])
+@pytest.mark.parametrize("layout", ["bytes", "image-struct", "image-binary", "image-view"])
 def test_parquet_with_an_image_column(tmp_path: Path, tiles: dict[str, bytes], layout: str) -> None:
     data = list(tiles.values())
-    column: pa.Array = pa.array(data, pa.binary())
+    column: pa.Array = pa.array(data, pa.binary_view() if layout == "image-view" else pa.binary())
     if layout == "image-struct":
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         column = pa.array([{"bytes": item, "path": name} for name, item in tiles.items()], kind)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crackbatch.errors import SourceError
@@ -73,3 +75,24 @@ def test_columns_of_one_name_are_named(tmp_path: Path, header: str, message: str
     cells = "," * header.count(",")
     with pytest.raises(SourceError, match=message):
         manifest_of(tmp_path / "m.csv", f"{header}\na.jpg{cells}\n")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ids=str
+)
+def test_images_of_a_parquet_manifest_are_named_by_text_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"image_uri": pa.array(["b.jpg", "a.jpg", "b.jpg"]).cast(kind)}), tmp_path / "m.parquet")
+    found = read_manifest(str(tmp_path / "m.parquet"))
+    assert found is not None
+    assert uris(found) == ["b.jpg", "a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("column", ["image_uri", "note"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_text_of_a_parquet_manifest_that_is_no_utf8_is_named(tmp_path: Path, column: str, kind: pa.DataType) -> None:
+    latin = pa.array([b"a.jpg", b"a fairly long name of a br\xfccke.jpg"])
+    text = pa.Array.from_buffers(pa.string(), len(latin), latin.buffers()).cast(kind)
+    pq.write_table(pa.table({"image_uri": ["a.jpg", "b.jpg"], **{column: text}}), tmp_path / "m.parquet")
+    with pytest.raises(SourceError, match=rf"m\.parquet: {column} is not UTF-8; ") as raised:
+        read_manifest(str(tmp_path / "m.parquet"))
+    assert "\n" not in str(raised.value)
