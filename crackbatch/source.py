@@ -229,7 +229,7 @@ def _fixed_part(pattern: str) -> str:
 def _list_remote(
     location: str, source: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
-    filesystem, path = storage.filesystem(location)
+    filesystem, path = _open_storage(location, source)
 
     def make(_: str, archive: str | None) -> Object:
         info = storage.info(location)
@@ -265,6 +265,19 @@ def _list_remote(
         raise _unlisted(error, location, source, is_known) from None
     if is_empty and not is_glob:
         raise SourceError(f"no such object or prefix: {redact(source)}")
+
+
+def _open_storage(location: str, source: str) -> tuple[Any, str]:
+    """`storage.filesystem`, where fsspec's classes that want more than a URL say so in their own ways."""
+    try:
+        return storage.filesystem(location)
+    except CrackbatchError:
+        raise
+    except (TypeError, AttributeError) as error:
+        why = f"a URL alone does not open {storage.scheme(location)}:// ({reason_of(error)})"
+        raise SourceError(f"cannot read {redact(source)}: {why}") from None
+    except Exception as error:  # each cloud library raises its own
+        raise _unlisted(error, location, source, is_known=False) from None
 
 
 def _unlisted(error: BaseException, location: str, source: str, is_known: bool) -> CrackbatchError:

@@ -216,6 +216,13 @@ def test_a_source_inside_an_archive_is_refused_in_one_line(source: str, tmp_path
         check_sources(named)
 
 
+@pytest.mark.parametrize("scheme", ["dir", "generic", "jupyter", "reference"])
+def test_a_storage_that_a_url_alone_does_not_open_is_refused_in_one_line(scheme: str) -> None:
+    with pytest.raises(SourceError, match=f"cannot read {scheme}://x: a URL alone does not open {scheme}://") as raised:
+        plan_of(f"{scheme}://x")
+    assert "\n" not in str(raised.value)
+
+
 def test_a_scheme_may_be_in_capitals() -> None:
     fsspec.filesystem("memory").pipe("/capitals/a.jpg", b"1")
     assert contents(plan_of("MEMORY://capitals")) == {"/capitals/a.jpg": b"1"}
