@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-import re
-import struct
 import warnings
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -20,7 +16,18 @@ from functools import cache
 import numpy as np
 import pi_heif
 import PIL.Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from crackbatch.structure import (
+    BITS_PER_SAMPLE,
+    PHOTOMETRIC,
+    PLANAR,
+    WHITE_IS_ZERO,
+    Refused,
+    check_structure,
+    is_cut,
+    unknown_kind,
+)  # fmt: skip
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
@@ -82,19 +89,7 @@ _UPRIGHT = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-# An encoder makes ten scans or so; decoding takes time for each, and thousands fit into a small file.
-_MAX_JPEG_SCANS = 100
-# 0xFF alone is none, nor with a byte that belongs to a scan's data (0x00, restarts) or that no marker has.
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-_SCAN, _END = 0xDA, 0xD9
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS (ITU-T T.87)
 _MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
-# Tags of TIFF 6.0, section 8
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR, _WHITE_IS_ZERO = 258, 262, 284, 0
-_TIFF_DEPTHS = frozenset([1, 2, 4, 8, 10, 12, 14, 16, 24, 32, 64, 128])
-# Formats whose compressed data hold no long runs of zeros, as an interrupted copy into reserved space leaves them.
-_NEVER_ENDS_IN_ZEROS = frozenset(["webp", "avif", "heif", "jpeg2000"])
-_ZEROS = bytes(512)
 
 
 @dataclass(slots=True)
@@ -129,7 +124,7 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
         warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, which is read leniently below
         try:
             _decode(data, max_megapixels, picture)
-        except _Refused as refusal:
+        except Refused as refusal:
             picture.status, picture.error = refusal.args
         except MemoryError:
             picture.status, picture.error = "failed", NO_MEMORY
@@ -147,7 +142,7 @@ def from_pillow(image: PIL.Image.Image) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _load(image, picture)
-    except _Refused as refusal:
+    except Refused as refusal:
         picture.status, picture.error = refusal.args
     except MemoryError:
         picture.status, picture.error = "failed", NO_MEMORY
@@ -165,31 +160,19 @@ def to_input(picture: Picture, size: int) -> np.ndarray:
     return np.asarray(scaled)
 
 
-class _Refused(Exception):
-    """(status, error) of a picture that is not decoded."""
-
-
 def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
     with PIL.Image.open(io.BytesIO(data), formats=_formats()) as image:
         picture.format = _format_name(image.format)
         _note_size(picture, image)
         if (megapixels := image.width * image.height / 1e6) > max_megapixels:
-            raise _Refused(
+            raise Refused(
                 "too_large",
                 f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g}"
                 " allowed (--max-megapixels)",
             )
         if max(image.size) > _MAX_SIDE:
-            raise _Refused(
-                "too_large", f"{image.width}x{image.height}: no side may be longer than {_MAX_SIDE:,} pixels"
-            )
-        end = _webp_pixels_end(data) if picture.format == "webp" else len(data)
-        if picture.format in _NEVER_ENDS_IN_ZEROS and data.endswith(_ZEROS, 0, end):
-            raise _Refused("truncated", "its end is all zeros, as if it had not been written to the end")
-        if picture.format == "jpeg":
-            _check_jpeg(data)
-        if picture.format == "png":
-            _check_png(data)
+            raise Refused("too_large", f"{image.width}x{image.height}: no side may be longer than {_MAX_SIDE:,} pixels")
+        check_structure(data, picture.format)
         _read_exif(image, picture)
         _load(image, picture)
 
@@ -223,10 +206,10 @@ def _check_tiff(image: TiffImageFile) -> None:
     """Refuse a TIFF that Pillow opens, but cannot decode, or not to the right pixels."""
     compression, tags = image.info.get("compression"), image.tag_v2
     if not _has_codec(compression):
-        raise _Refused("unsupported", f"a TIFF of compression {compression} cannot be decoded here")
+        raise Refused("unsupported", f"a TIFF of compression {compression} cannot be decoded here")
     # Pillow reads each byte of such a plane as a sample.
-    if compression == "raw" and tags.get(_PLANAR) == 2 and max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8:
-        raise _Refused("unsupported", "a TIFF of uncompressed planes of more than 8 bits cannot be decoded here")
+    if compression == "raw" and tags.get(PLANAR) == 2 and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8:
+        raise Refused("unsupported", "a TIFF of uncompressed planes of more than 8 bits cannot be decoded here")
 
 
 @cache
@@ -252,7 +235,7 @@ def _orientation(image: PIL.Image.Image) -> int:
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Any Pillow mode of 8 bits to RGB: transparency goes onto white."""
     if image.mode in ("I", "F"):
-        raise _Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white")
+        raise Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -263,10 +246,10 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Scale 16-bit grey to 8; a TIFF's may be of 12 bits, and its white may be 0: Pillow leaves both as they are."""
     tags = getattr(image, "tag_v2", {})
-    white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    white = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
     samples = np.asarray(image).astype(np.uint32)
     scaled = ((samples * 255 + white // 2) // white).astype(np.uint8)
-    return PIL.Image.fromarray(255 - scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
+    return PIL.Image.fromarray(255 - scaled if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else scaled)
 
 
 def _format_name(pillow_format: str | None) -> str:
@@ -291,19 +274,10 @@ def _diagnose(data: bytes, known: str | None, error: Exception) -> tuple[str, st
         return "not_an_image", message
     if known in ("heif", "avif") and "codec" in message.lower():
         return "unsupported", message
-    cut = _is_cut(data, known) or "truncated" in message.lower() or isinstance(error, EOFError)
-    if not cut and (kind := _unknown_kind(data, known, error)):
+    cut = is_cut(data, known) or "truncated" in message.lower() or isinstance(error, EOFError)
+    if not cut and (kind := unknown_kind(data, known, error)):
         return "unsupported", f"{kind} cannot be decoded here"
     return ("truncated" if cut else "corrupt"), message
-
-
-def _unknown_kind(data: bytes, known: str, error: Exception) -> str | None:
-    """What a sound image holds that Pillow does not know, None of a damaged one."""
-    if known == "jpeg":
-        return _jpeg_kind(data)
-    if known == "tiff" and isinstance(error, PIL.UnidentifiedImageError):
-        return _tiff_kind(data)
-    return None
 
 
 def _describe(data: bytes) -> str:
@@ -312,154 +286,6 @@ def _describe(data: bytes) -> str:
     return (
         f"no image format starts with {text!r}" if text else f"no image format starts with bytes {start[:8].hex(' ')}"
     )
-
-
-def _is_cut(data: bytes, known: str) -> bool:
-    """Whether the container's own lengths say that bytes are missing at the end."""
-    if known == "jpeg":
-        return _jpeg_is_cut(data)
-    if known == "png":
-        return b"IEND" not in data[-64:] and b"IEND" not in data
-    if known == "webp":
-        return len(data) < 12 or struct.unpack_from("<I", data, 4)[0] + 8 > len(data)
-    if known in ("heif", "avif"):
-        return _boxes_are_cut(data)
-    if known == "bmp":
-        return len(data) < 54 or struct.unpack_from("<I", data, 2)[0] > len(data)
-    if known == "tiff":
-        return _tiff_is_cut(data)
-    return len(data) < 32
-
-
-def _check_jpeg(data: bytes) -> None:
-    """Refuse a JPEG of endless scans, and one that is cut off, for which libjpeg only warns and fills in grey."""
-    scans = 0
-    for marker, _ in _jpeg_markers(data):
-        if marker == _END and scans:
-            break  # a phone's film, a gain map or another view may follow, with markers of its own
-        scans += marker == _SCAN
-        if scans > _MAX_JPEG_SCANS:
-            raise _Refused("corrupt", f"more than {_MAX_JPEG_SCANS} scans in one JPEG")
-    if _jpeg_is_cut(data):
-        raise _Refused("truncated", f"the JPEG ends before its end marker, after {len(data)} bytes")
-
-
-def _jpeg_is_cut(data: bytes) -> bool:
-    """Whether a JPEG's first scan never meets an end marker: in a scan no other bytes look like one."""
-    for marker, position in _jpeg_markers(data):
-        if marker in (_SCAN, _END):
-            return data.find(b"\xff\xd9", position) < 0
-    return True
-
-
-def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
-    """The markers that libjpeg meets in a JPEG, and where they stand (ITU-T T.81, B.1.1).
-
-    Segments are stepped over by their lengths, so that the markers of an EXIF thumbnail are not taken for the
-    picture's. What is no marker is passed over until the next one: a scan's data, and garbage between segments.
-    """
-    position = 2
-    while found := _JPEG_MARKER.search(data, position):
-        position, marker = found.start(), data[found.start() + 1]
-        yield marker, position
-        if marker in (0xD8, _END):  # stand alone, no length
-            position += 2
-        elif position + 4 > len(data):
-            return
-        else:
-            position += 2 + int(struct.unpack_from(">H", data, position + 2)[0])
-
-
-def _jpeg_kind(data: bytes) -> str | None:
-    """What a JPEG's frame is (ITU-T T.81, B.2.2) if Pillow does not know its like; None of one that it should read."""
-    for marker, position in _jpeg_markers(data):
-        if marker not in _JPEG_FRAMES or position + 10 > len(data):
-            continue
-        size, bits, height, width, num_components = struct.unpack_from(">HBHHB", data, position + 2)
-        known = marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and bits == 8 and num_components in (1, 3, 4)
-        if known or not (size == 8 + 3 * num_components and 2 <= bits <= 16 and height and width and num_components):
-            return None
-        return f"a JPEG of frame type {marker:#x}, {num_components} x {bits} bits a pixel"
-    return None
-
-
-def _check_png(data: bytes) -> None:
-    """Refuse a PNG with a chunk whose checksum is wrong (PNG 1.2, 3.4): Pillow looks at none of the pixels' own."""
-    position = 8
-    while position + 12 <= len(data):
-        length = int(struct.unpack_from(">I", data, position)[0])
-        end = position + 8 + length
-        if end + 4 > len(data):
-            break
-        kind = data[position + 4 : position + 8]
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise _Refused("corrupt", f"PNG chunk {kind.decode('ascii', 'replace')} does not match its checksum")
-        if kind == b"IEND":
-            return
-        position = end + 4
-    raise _Refused("truncated", f"the PNG ends before its end chunk, after {len(data)} bytes")
-
-
-def _webp_pixels_end(data: bytes) -> int:
-    """Where the last chunk of pixels ends in a WebP (RFC 9649, 2.3): the EXIF behind it may well end in zeros."""
-    end = whole = min(len(data), 8 + int(struct.unpack_from("<I", data, 4)[0]))
-    position = 12
-    while position + 8 <= whole:
-        kind, size = struct.unpack_from("<4sI", data, position)
-        if kind == bytes(4):  # not even the next chunk's name was written
-            return whole
-        position += 8 + size + size % 2
-        if kind in (b"VP8 ", b"VP8L", b"ANMF"):
-            end = position
-    return end
-
-
-def _boxes_are_cut(data: bytes) -> bool:
-    """Whether an ISO base media file (ISO/IEC 14496-12, 4.2) is shorter than its boxes say."""
-    position = 0
-    while position + 8 <= len(data):
-        size = int(struct.unpack_from(">I", data, position)[0])
-        if size == 1 and position + 16 <= len(data):
-            size = int(struct.unpack_from(">Q", data, position + 8)[0])
-        if size == 0:
-            return False
-        if size < 8:
-            return False
-        position += size
-    return position > len(data)
-
-
-def _tiff_is_cut(data: bytes) -> bool:
-    """Whether the first directory of a TIFF lies behind its end (TIFF 6.0, section 2)."""
-    if len(data) < 8:
-        return True
-    order = "<" if data[:2] == b"II" else ">"
-    return int(struct.unpack_from(order + "I", data, 4)[0]) + 2 > len(data)
-
-
-def _tiff_kind(data: bytes) -> str | None:
-    """What a TIFF that Pillow cannot open holds; None where its first directory or its pixels are not whole."""
-    big = data[2] == 43
-    try:
-        tags = ImageFileDirectory_v2(data[: 16 if big else 8])
-        start = tags.next
-        num_entries = int.from_bytes(data[start : start + (8 if big else 2)], "little" if data[:1] == b"I" else "big")
-        stream = io.BytesIO(data)
-        stream.seek(start)
-        tags.load(stream)  # leaves out what it cannot read, and `next` as it was if the file ends too soon
-        whole = len(tags) == num_entries and tags.next != start and min(tags[256], tags[257]) > 0
-        offsets, sizes = (tags.get(strips) or tags[tiles] for strips, tiles in ((273, 324), (279, 325)))
-        whole &= all(offset + size <= len(data) for offset, size in zip(offsets, sizes, strict=True))
-        compression, photometric, samples = tags.get(259, 1), tags[_PHOTOMETRIC], tags.get(277, 1)
-        # What TIFF defines ends at 10, what others have registered begins at 32766.
-        whole &= compression in range(1, 11) or compression > 32_765
-        whole &= photometric in range(11) or photometric > 32_765
-        depths, formats = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(339, (1,))
-        whole &= len(depths) == samples and depths[0] in _TIFF_DEPTHS and formats[0] in range(1, 7)
-    except Exception:  # a damaged directory holds any types and values
-        return None
-    kind = f"photometric interpretation {photometric}, sample format {formats[0]}, {samples} x {depths[0]} bits a pixel"
-    return f"a TIFF of compression {compression}, {kind}" if whole else None
 
 
 def _read_exif(image: PIL.Image.Image, picture: Picture) -> None:

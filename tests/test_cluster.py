@@ -33,9 +33,7 @@ def test_manifests_fit_kuberays_schema(path: Path) -> None:
         pytest.skip("the Kubernetes schemas are not here")
     manifest = yaml.safe_load(path.read_text())
     schema_file = SCHEMAS / f"ray.io_{manifest['kind'].lower()}s.yaml"
-    definition = yaml.load(
-        schema_file.read_text(), yaml.CSafeLoader
-    )  # of megabytes: Python takes ten seconds
+    definition = yaml.load(schema_file.read_text(), yaml.CSafeLoader)  # of megabytes: Python takes ten seconds
     version = next(
         item for item in definition["spec"]["versions"] if f"ray.io/{item['name']}" == manifest["apiVersion"]
     )
