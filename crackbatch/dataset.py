@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch import storage
-from crackbatch.duplicates import near_pairs, picture_hash
+from crackbatch.duplicates import clusters, components, picture_hash
 from crackbatch.errors import SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import read_image
@@ -211,12 +211,11 @@ def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: R
     A block of names is only a guess at a photo, so a near-duplicate leaves its block for the group of its twin; groups
     that are known to be photos are joined whole.
     """
-    groups = table.column("group").to_pylist()
-    pairs = near_pairs(hashes)
-    report.near_duplicates = len(pairs)
-    guessed = table.column("guessed").to_pylist()
-    cluster = _components(pairs, len(groups))
-    rows = np.unique(pairs)
+    groups, guessed = table.column("group").to_pylist(), table.column("guessed").to_pylist()
+    cluster = clusters(hashes)
+    sizes = np.bincount(cluster)
+    rows = np.flatnonzero(sizes[cluster] > 1)
+    report.near_duplicates, report.alike = int(np.sum(sizes > 1)), len(rows)
     leader: dict[int, int] = {}
     for row in sorted(rows.tolist(), key=lambda row: (guessed[row], row)):
         leader.setdefault(cluster[row], row)
@@ -224,21 +223,11 @@ def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: R
         if guessed[row]:
             groups[row] = groups[leader[cluster[row]]]
     names, codes = np.unique(np.asarray(groups), return_inverse=True)
-    joined = _components(codes[pairs], len(names))
+    joined = components(np.stack([codes[rows], codes[cluster[rows]]], axis=1), len(names))
     table = _with_column(table, "group", pa.array(groups, pa.string()))
     table = table.append_column("cluster", pa.array(cluster))
     first = names[np.unique(joined, return_index=True)[1]]  # a component is called after its first group
     return table.append_column("component", pa.array(first[joined[codes]], pa.string()))
-
-
-def _components(pairs: np.ndarray, num: int) -> np.ndarray:
-    """(num,) the number of the connected component that each node is in."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(num, num))
-    found: np.ndarray = connected_components(links, directed=False)[1]
-    return found
 
 
 def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -34,8 +34,9 @@ _GUESS = "blocks of neighbouring names"
 class Report:
     """What was found in the sources and left out: counts, and examples of what needs a person's look.
 
-    `grouped` counts labelled images by what told their groups; `cut` are components (groups, joined by near-duplicates)
-    that stand on several sides of the split, None where there is no split.
+    `near_duplicates` counts sets of images that look the same, `alike` the images in them; `grouped` counts labelled
+    images by what told their groups; `cut` are components (groups, joined by near-duplicates) that stand on several
+    sides of the split, None where there is no split.
     """
 
     unlabelled: int = 0
@@ -44,6 +45,7 @@ class Report:
     duplicates: int = 0
     contradictions: list[str] = field(default_factory=list)
     near_duplicates: int = 0
+    alike: int = 0
     problems: list[str] = field(default_factory=list)
     grouped: Counter[str] = field(default_factory=Counter)
     cut: list[str] | None = None
@@ -74,7 +76,7 @@ class Report:
             said.append(f"{len(self.contradictions):,} images stand under both labels and were dropped: {examples}")
         if self.near_duplicates:
             where = "are kept on one side of the split" if self.cut == [] else "were found"
-            said.append(f"{self.near_duplicates:,} pairs of near-duplicates {where}")
+            said.append(f"{self.near_duplicates:,} sets of near-duplicates ({self.alike:,} images) {where}")
         if self.cut:
             said.append(
                 f"warning: {len(self.cut):,} groups (told by {', '.join(self.grouped)}), such as {self.cut[0]}, have"
