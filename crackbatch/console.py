@@ -222,6 +222,8 @@ def _name(run_id: str, width: int) -> str:
 def _interval(metric: dict[str, float]) -> str:
     if not math.isfinite(metric["value"]):
         return "not defined"
+    if not math.isfinite(metric["low"]):
+        return f"{metric['value']:.3f} (one group)"
     return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
 
 

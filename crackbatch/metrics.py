@@ -19,7 +19,7 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % interval; NaN where it is not defined (one class only, say)."""
+    """A value with its 95 % interval; NaN where it is not defined (one class only, say; no interval of one group)."""
 
     value: float
     low: float
@@ -40,7 +40,10 @@ class Scored:
 
 
 def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int = 0) -> dict[str, Metric]:
-    """Every metric by its name, with an interval; precision, recall and the like at the threshold."""
+    """Every metric by its name, with an interval; precision, recall and the like at the threshold.
+
+    One group alone has no interval: nothing says how much another would differ from it.
+    """
     ranked = _Ranked(scored, threshold)
     values = ranked.metrics(np.ones(len(scored.labels)))
     names, codes = np.unique(scored.groups, return_inverse=True)
@@ -48,9 +51,9 @@ def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int
     drawn = np.array(
         [
             list(ranked.metrics(random.multinomial(len(names), np.full(len(names), 1 / len(names)))[codes]).values())
-            for _ in range(repeats)
+            for _ in range(repeats if len(names) > 1 else 0)
         ]
-    ).reshape(repeats, len(NAMES))
+    ).reshape(-1, len(NAMES))
     with np.errstate(all="ignore"):
         bounds = [
             np.percentile(column[np.isfinite(column)], _INTERVAL) if np.isfinite(column).any() else (np.nan, np.nan)

@@ -225,6 +225,19 @@ def test_a_source_of_one_class_has_what_can_be_measured(tmp_path: Path) -> None:
     assert said["accuracy"]["value"] is not None
 
 
+def test_a_source_of_one_photo_is_printed_without_intervals(tmp_path: Path) -> None:
+    make_photos(tmp_path / "north" / "deck", 1)
+    sources = [str(tmp_path / "north" / "deck"), str(make_photos(tmp_path / "south", 3, seed=100))]
+    out = tmp_path / "out"
+    shown = CliRunner().invoke(app, ["evaluate", *sources, "--out", str(out)], catch_exceptions=False).output
+    one, several = (re.findall(rf"^{name}/D .*$", shown, re.MULTILINE)[0] for name in ("deck", "south"))
+    assert re.search(r" \d\.\d{3} \(one group\) ", one)
+    assert not re.search(r"\d-\d", one)
+    assert re.search(r" \d\.\d{3} \(\d\.\d{3}-\d\.\d{3}\) ", several)
+    accuracy = json.loads((out / "metrics.json").read_text())["sources"]["deck/D"]["metrics"]["accuracy"]
+    assert accuracy == {"value": pytest.approx(0.5, abs=0.5), "low": None, "high": None}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

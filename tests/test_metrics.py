@@ -58,6 +58,13 @@ def test_an_interval_holds_the_value_and_widens_where_groups_are_few() -> None:
     assert honest.high - honest.low > 2 * (optimistic.high - optimistic.low)
 
 
+def test_one_group_alone_has_no_interval() -> None:
+    scored = make_scored()
+    for name, metric in measure(Scored(scored.probabilities, scored.labels, np.full(600, "a")), 0.5).items():
+        assert np.isfinite(metric.value), name
+        assert np.isnan([metric.low, metric.high]).all(), name
+
+
 def test_what_is_not_defined_is_nan_and_not_a_number() -> None:
     scored = make_scored()
     sound = scored.where(scored.labels == 0)
