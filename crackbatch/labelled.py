@@ -27,6 +27,8 @@ LABEL_COLUMN = "label"
 # More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.
 _MAX_PARTS = 12
 _MAX_EXAMPLES = 5
+_MAX_WORD = 40
+_EMPTY = ("None", "nan", "")  # as empty cells of CSV and Parquet read
 _GUESS = "blocks of neighbouring names"
 
 
@@ -34,12 +36,14 @@ _GUESS = "blocks of neighbouring names"
 class Report:
     """What was found in the sources and left out: counts, and examples of what needs a person's look.
 
-    `near_duplicates` counts sets of images that look the same, `alike` the images in them; `grouped` counts labelled
-    images by what told their groups; `cut` are components (groups, joined by near-duplicates) that stand on several
-    sides of the split, None where there is no split.
+    `not_understood` counts a manifest's labels that are no words for either class; `near_duplicates` counts sets of
+    images that look the same, `alike` the images in them; `grouped` counts labelled images by what told their groups;
+    `cut` are components (groups, joined by near-duplicates) that stand on several sides of the split, None where there
+    is no split.
     """
 
     unlabelled: int = 0
+    not_understood: Counter[str] = field(default_factory=Counter)
     listed_twice: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
@@ -57,11 +61,19 @@ class Report:
             f"{count:,} images are grouped by {name}{doubt.get(name, '')}" for name, count in self.grouped.most_common()
         ]
 
+    def unknown_words(self) -> str:
+        """How many of a manifest's labels say nothing, and the most frequent of them; empty where there are none."""
+        if not self.not_understood:
+            return ""
+        example = self.not_understood.most_common(1)[0][0]
+        num = self.not_understood.total()
+        return f" ({num:,} of a manifest's labels are not understood, such as {example[:_MAX_WORD]!r})"
+
     def lines(self) -> list[str]:
         """The report as a person reads it; nothing where nothing was left out."""
         said = []
         if self.unlabelled:
-            said.append(f"{self.unlabelled:,} images without a label were passed over")
+            said.append(f"{self.unlabelled:,} images without a label were passed over{self.unknown_words()}")
         if self.listed_twice:
             said.append(
                 f"{self.listed_twice:,} images are listed twice in a manifest: the first line of each was taken"
@@ -111,8 +123,9 @@ def list_labelled(
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise SourceError(
-            f"no labelled images in {', '.join(map(redact, sources))}: {report.unlabelled:,} images, none in a"
-            " folder such as Positive or Negative, crack or no_crack (see --positive, --negative; or give a manifest)"
+            f"no labelled images in {', '.join(map(redact, sources))}: {report.unlabelled:,} images"
+            f"{report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack"
+            " (see --positive, --negative; or give a manifest)"
         )
     return Listed(table, report)
 
@@ -156,6 +169,8 @@ def _label(table: pa.Table, source: str, name: str, collection: str, rules: Labe
     told = [_GUESS if group is None else "photos that paths name" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
+        told_nothing = (str(cell).strip() for cell, label in zip(cells, labels, strict=True) if label is None)
+        report.not_understood.update(word for word in told_nothing if word not in _EMPTY)
     if (cells := _carried(table, rules.group_column)) is not None:
         groups = [group if cell is None else str(cell) for cell, group in zip(cells, groups, strict=True)]
         column = f"a manifest's column {rules.group_column}"

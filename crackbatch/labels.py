@@ -18,15 +18,16 @@ from crackbatch.errors import OptionError
 
 # Folder names of published crack datasets and of what people make themselves; SDNET2018's are (C)racked and
 # (U)ncracked (D)ecks, (P)avements and (W)alls, or these words in full.
-POSITIVE = ("positive", "crack", "cracks", "cracked", "with_crack", "cd", "cp", "cw")
+_CRACKS = ("crack", "cracks", "cracked")
+POSITIVE = ("positive", *_CRACKS, "with_crack", "cd", "cp", "cw")
 NEGATIVE = (
-    "negative", "no_crack", "no_cracks", "nocrack", "non_crack", "non-crack", "noncrack", "no-crack", "no crack",
-    "non_cracked", "non-cracked", "noncracked", "non cracked",
+    "negative", *(f"{no}{gap}{crack}" for no in ("no", "non") for gap in ("", "_", "-", " ") for crack in _CRACKS),
     "uncracked", "without_crack", "sound", "intact", "ud", "up", "uw",
 )  # fmt: skip
+# pandas makes 1.0 of a 1 where a cell of its column is empty.
 _WORDS = {
-    **dict.fromkeys(["1", "true", "yes", *POSITIVE], 1),
-    **dict.fromkeys(["0", "false", "no", "none", *NEGATIVE], 0),
+    **dict.fromkeys(["1", "1.0", "true", "yes", *POSITIVE], 1),
+    **dict.fromkeys(["0", "0.0", "false", "no", "none", *NEGATIVE], 0),
 }
 
 # SDNET2018: surface, a folder of cracked or uncracked ones (in an archive of that name, maybe), photo-tile, where some
@@ -101,8 +102,6 @@ def parse_label(value: object) -> int | None:
     """1 for a crack, 0 for none, from a manifest's cell (`crack`, `no_crack`, 1, 0, true, …); None if unknown."""
     if value is None:
         return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     return _WORDS.get(str(value).strip().lower())
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
@@ -136,6 +137,26 @@ def test_a_manifest_brings_labels_and_groups(tmp_path: Path) -> None:
     assert (dataset.report.unlabelled, dataset.report.listed_twice) == (1, 1)
     assert dataset.report.grouped == {"a manifest's column pier": 25}
     assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
+
+
+def test_a_manifests_labels_are_read_as_pandas_writes_them_and_those_that_say_nothing_are_named(tmp_path: Path) -> None:
+    for index in range(12):
+        (tmp_path / f"{index}.jpg").write_bytes(draw_tile(index, cracked=index % 2 == 0))
+    names = [f"{index}.jpg" for index in range(12)]
+    table = pd.DataFrame({"image_uri": names, "label": [1, 0] * 5 + [None, None]})
+    for written in ("labels.csv", "labels.parquet"):
+        (table.to_csv if written.endswith("csv") else table.to_parquet)(tmp_path / written, index=False)
+        report = read_dataset([str(tmp_path / written)]).report
+        assert report.lines() == ["2 images without a label were passed over"]
+    table["label"] = ["crack", "no_crack"] * 4 + ["Craak", "Craak", "?", ""]
+    table.to_csv(tmp_path / "typos.csv", index=False)
+    assert read_dataset([str(tmp_path / "typos.csv")]).report.lines() == [
+        "4 images without a label were passed over (3 of a manifest's labels are not understood, such as 'Craak')"
+    ]
+    table["label"] = "x\ny" * 99
+    table.to_csv(tmp_path / "none.csv", index=False)
+    with pytest.raises(SourceError, match=r"12 images \(12 of .* not understood, such as 'x\\ny[xyn\\]{,60}'\), none"):
+        read_dataset([str(tmp_path / "none.csv")])
 
 
 def test_a_member_that_a_manifest_lists_under_both_labels_is_reported(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from crackbatch.labels import LabelRules, name_blocks, parse_label
         ("archive/Decks/Cracked/7001-115.jpg", 1, "archive/Decks"),
         ("archive/Decks/Non-cracked/7001-3.jpg", 0, "archive/Decks"),
         ("archive/Walls/non cracked/7001-3.jpg", 0, "archive/Walls"),
+        ("site/No-Cracks/a.jpg", 0, "site"),
+        ("site/non-cracks/a.jpg", 0, "site"),
+        ("site/no cracks/a.jpg", 0, "site"),
     ],
 )
 def test_the_innermost_folder_that_says_anything_is_the_label(path: str, label: int, above: str) -> None:
@@ -89,6 +92,7 @@ def test_blocks_never_span_folders() -> None:
 @pytest.mark.parametrize(
     ("cell", "label"),
     [("crack", 1), ("no_crack", 0), (1, 1), (0, 0), (1.0, 1), ("0", 0), (True, 1), (False, 0), ("Negative ", 0),
+     ("1.0", 1), ("0.0", 0), (0.0, 0), ("1.5", None), (float("nan"), None),
      ("maybe", None), (None, None), (2, None), (0.5, None)],
 )  # fmt: skip
 def test_a_manifests_cell_is_a_label_or_none(cell: object, label: int | None) -> None:
