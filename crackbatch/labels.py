@@ -7,10 +7,12 @@ metu.zip, Positive/00042.jpg   →  source metu.zip, label crack, group: a block
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from crackbatch.archive import kind_of
@@ -46,9 +48,9 @@ _MIN_BLOCKS = 50
 class LabelRules:
     """How paths are read: patterns for folder names of either class, and one for the group.
 
-    Patterns are globs that ignore case, matched against each folder's name, or against the whole path where they
-    hold a `/`. `group_pattern` is a regular expression searched in the path; its parenthesised parts are the group.
-    Where a manifest has a column `group_column`, that says the group instead.
+    Patterns are globs that ignore case and how accents are encoded, matched against each folder's name, or against the
+    whole path where they hold a `/`. `group_pattern` is a regular expression searched in the path; its parenthesised
+    parts are the group. Where a manifest has a column `group_column`, that says the group instead.
     Raises OptionError for a pattern that is none.
     """
 
@@ -95,7 +97,13 @@ def _without_archive_suffix(folder: str) -> str:
 
 
 def _matches(pattern: str, folder: str, path: str) -> bool:
-    return fnmatchcase((path if "/" in pattern else folder).lower(), pattern.lower())
+    return fnmatchcase(_plain(path if "/" in pattern else folder), _plain(pattern))
+
+
+@lru_cache
+def _plain(name: str) -> str:
+    """Without what two spellings of a name may differ in: a Mac's archive has ä as an a and its dots, a shell has ä."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def parse_label(value: object) -> int | None:

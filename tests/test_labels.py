@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from crackbatch.errors import OptionError
@@ -42,6 +44,14 @@ def test_patterns_name_other_folders() -> None:
     assert rules.label("a/Schaden-3/x.jpg") == (1, "a")
     assert rules.label("a/ok/x.jpg") == (0, "a")
     assert rules.label("a/crack/x.jpg") is None
+
+
+@pytest.mark.parametrize("pattern", ["schäden", "*/schäden/*"])
+def test_a_pattern_matches_a_folder_however_its_accents_are_written(pattern: str) -> None:
+    spelled = [(form, other) for form in ("NFC", "NFD") for other in ("NFC", "NFD")]  # a shell's, a Mac's archive
+    for form, other in spelled:
+        rules = LabelRules(positive=[unicodedata.normalize(form, pattern)])
+        assert rules.label(unicodedata.normalize(other, "site/Schäden/a.jpg")) == (1, "site"), (form, other)
 
 
 @pytest.mark.parametrize(
