@@ -47,16 +47,23 @@ def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> di
         "precision_95": _last(precision >= _PRECISION, int(np.argmax(precision))),
         "false_alarms_1pct": _last(alarms <= _FALSE_ALARMS, 0),
     }
-    below = np.append(steps[1:], 0.0)
+    lines = _lines(steps)
     return {
         name: OperatingPoint(
-            threshold=float((steps[at] + below[at]) / 2),
+            threshold=float(lines[at]),
             precision=round(float(precision[at]), 4),
             recall=round(float(recall[at]), 4),
             false_alarm_rate=round(float(alarms[at]), 4),
         )
         for name, at in chosen.items()
     }
+
+
+def _lines(steps: np.ndarray) -> np.ndarray:
+    """(steps,) float32, as thresholds are applied: half-way to the step below, or the step where nothing is between."""
+    below = np.append(steps[1:], 0.0)
+    middle = ((steps + below) / 2).astype(np.float32)
+    return np.where(middle > below, middle, steps.astype(np.float32))
 
 
 def _last(reached: np.ndarray, otherwise: int) -> int:

@@ -123,8 +123,10 @@ class Model:
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Probability of a crack, float32, of logits of any shape: sigmoid(logit / temperature)."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    return (1 / (1 + np.exp(-scaled))).astype(np.float32)
+    from scipy.special import expit
+
+    probabilities: np.ndarray = expit(np.asarray(logits, dtype=np.float64) / temperature).astype(np.float32)
+    return probabilities
 
 
 def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> None:

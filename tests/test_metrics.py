@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import sklearn.metrics as reference
@@ -103,6 +105,15 @@ def test_operating_points_reach_what_they_are_called() -> None:
     assert all(balanced >= point.recall - point.false_alarm_rate for point in points.values())
 
 
+@pytest.mark.parametrize("above", [np.float32(0.7), np.nextafter(np.float32(0.7), np.float32(1))])
+def test_an_operating_point_holds_also_between_neighbouring_numbers(above: np.float32) -> None:
+    below = np.nextafter(above, np.float32(0))
+    scored = Scored(np.array([0.9, above, below, 0.1], np.float32), np.array([1, 1, 0, 0]), np.arange(4))
+    for name, point in choose_operating_points(scored.probabilities, scored.labels).items():
+        hits, false, missed, right = confusion(scored, point.threshold)
+        assert (point.recall, point.false_alarm_rate) == (hits / (hits + missed), false / (false + right)), name
+
+
 @pytest.mark.parametrize("answers", [[0, 0], [1, 1], [0, 1]])
 def test_operating_points_of_the_fewest_images_are_thresholds(answers: list[int]) -> None:
     points = choose_operating_points(np.array([0.5, 0.5], np.float32), np.array(answers))
@@ -115,6 +126,12 @@ def test_the_temperature_that_was_lost_is_found_again(temperature: float) -> Non
     true = random.normal(0, 2, 50_000)
     labels = (random.random(len(true)) < calibrated(true, 1)).astype(np.int64)
     assert fit_temperature(true * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_most_extreme_logits_have_probabilities_and_nothing_is_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calibrated(np.array([-1e30, -800, 0, 800, 1e30], np.float32), 0.5).tolist() == [0, 0, 0.5, 1, 1]
 
 
 def test_without_a_wrong_image_the_temperature_stays() -> None:
