@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +62,7 @@ def plot_confusion(counts: Mapping[str, tuple[int, int, int, int]], threshold: f
             shade = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=shade)
         axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["no crack", "crack"], yticklabels=["no crack", "crack"])
-        axes.set(xlabel="said", ylabel="is", title=name)
+        axes.set(xlabel="said", ylabel="is", title=_as_it_stands(name))
     figure.suptitle(f"threshold {threshold:.3f}")
     return _png(figure)
 
@@ -74,8 +75,8 @@ def plot_ranking(sources: Mapping[str, Scored], threshold: float) -> bytes:
             continue
         recall, precision, false, thresholds = curves(scored)
         at = int(np.searchsorted(-thresholds, -threshold, side="right")) - 1
-        (line,) = left.plot(recall, precision, drawstyle="steps-post", label=name)
-        right.plot(np.insert(false, 0, 0), np.insert(recall, 0, 0), color=line.get_color(), label=name)
+        (line,) = left.plot(recall, precision, drawstyle="steps-post", label=_as_it_stands(name))
+        right.plot(np.insert(false, 0, 0), np.insert(recall, 0, 0), color=line.get_color())
         if at >= 0:
             left.plot(recall[at], precision[at], "o", color=line.get_color())
             right.plot(false[at], recall[at], "o", color=line.get_color())
@@ -98,7 +99,7 @@ def plot_reliability(sources: Mapping[str, Scored]) -> bytes:
     for name, scored in sources.items():
         said, was, count = reliability(scored)
         there = count > 0
-        above.plot(said[there], was[there], marker="o", markersize=4, label=name)
+        above.plot(said[there], was[there], marker="o", markersize=4, label=_as_it_stands(name))
         below.step(np.linspace(0, 1, len(count) + 1), np.append(count, count[-1]), where="post")
     above.set(xlabel="probability said", ylabel="share that is cracked", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     below.set(xlabel="probability said", ylabel="images", yscale="symlog", xlim=(-0.02, 1.02))
@@ -141,6 +142,11 @@ def _shortened(line: str, font: Any, width: int) -> str:
     return f"…{line}"
 
 
+def _as_it_stands(name: str) -> str:
+    """A name that matplotlib shows: two `$` would be mathematics, and a legend leaves out what begins with `_`."""
+    return f"{' ' * name.startswith('_')}{name}".replace("$", r"\$")
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -152,5 +158,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any) -> 
 
 def _png(figure: Figure) -> bytes:
     target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=_DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a box stands for it: nothing to be done
+        figure.savefig(target, format="png", dpi=_DPI)
     return target.getvalue()
