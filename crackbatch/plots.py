@@ -75,7 +75,9 @@ def plot_ranking(sources: Mapping[str, Scored], threshold: float) -> bytes:
             continue
         recall, precision, false, thresholds = curves(scored)
         at = int(np.searchsorted(-thresholds, -threshold, side="right")) - 1
-        (line,) = left.plot(recall, precision, drawstyle="steps-post", label=_as_it_stands(name))
+        # Each step stands at the precision after it, as in average precision: the area below the line.
+        steps = np.insert(recall, 0, 0), np.insert(precision, 0, precision[0])
+        (line,) = left.plot(*steps, drawstyle="steps-pre", label=_as_it_stands(name))
         right.plot(np.insert(false, 0, 0), np.insert(recall, 0, 0), color=line.get_color())
         if at >= 0:
             left.plot(recall[at], precision[at], "o", color=line.get_color())

@@ -12,6 +12,8 @@ import pytest
 from crackbatch.metrics import Scored
 from crackbatch.plots import plot_confusion, plot_ranking, plot_reliability
 
+_LINE = (31, 119, 180)  # of the first source
+
 
 @pytest.fixture
 def scored() -> Scored:
@@ -40,3 +42,15 @@ def test_a_source_of_any_name_is_drawn_and_nothing_is_warned_of(scored: Scored, 
         ]
     for with_name, other in zip(named, plain, strict=True):
         assert not np.array_equal(pixels(with_name), pixels(other)), "the name is in the picture"
+
+
+def test_the_precision_of_a_step_stands_over_the_recall_that_it_gains(scored: Scored) -> None:
+    picture = pixels(plot_ranking({"mine": scored}, 0.95))
+    line = np.abs(picture[:, : picture.shape[1] // 2].astype(int) - _LINE).sum(axis=2) < 30
+    rows, columns = np.nonzero(line)
+    # The legend's short line is below the curves; of the curve, only the steps run far along one row of pixels.
+    lengths = np.bincount(rows)
+    steps = [columns[rows == row] for row in np.flatnonzero(lengths > picture.shape[1] // 10)]
+    perfect, half = steps[0], steps[-1]
+    assert perfect.max() <= half.min() + 5, "precision 1 up to a recall of 0.5, and 0.5 from there on"
+    assert len(perfect) == pytest.approx(len(half), rel=0.1)
