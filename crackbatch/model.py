@@ -123,10 +123,9 @@ class Model:
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Probability of a crack, float32, of logits of any shape: sigmoid(logit / temperature)."""
-    from scipy.special import expit
-
-    probabilities: np.ndarray = expit(np.asarray(logits, dtype=np.float64) / temperature).astype(np.float32)
-    return probabilities
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    with np.errstate(over="ignore"):  # of a logit far below 0, whose probability is 0
+        return (1 / (1 + np.exp(-scaled))).astype(np.float32)
 
 
 def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> None:
