@@ -109,15 +109,6 @@ def test_folders_that_a_glob_matches_are_entered_and_no_image_is_listed_twice(
     assert plan_of(f"{bucket}/{pattern}").table["image_uri"].to_pylist() == expected
 
 
-def test_what_lies_below_folders_that_a_glob_does_not_match_is_not_listed() -> None:
-    filesystem = CountingFileSystem()
-    filesystem.pipe({f"/entered/{number:02d}/deep/{number}.jpg": b"x" for number in range(40)})
-    pages = list_objects(filesystem, "/entered", 1, lambda path: path.endswith("7"))
-    found = sorted(entry.path for page in pages for entry in page)
-    assert found == [f"/entered/{number:02d}/deep/{number}.jpg" for number in (7, 17, 27, 37)]
-    assert filesystem.num_listed == 1 + 4 * 2
-
-
 @pytest.mark.parametrize("source", ["s3://listed/nothing", "s3://listed/nothing.jpg", "s3://no-such-bucket/x"])
 def test_a_prefix_without_objects_is_an_error(bucket: str, source: str) -> None:
     with pytest.raises(SourceError, match=r"no such object or prefix|cannot read") as raised:
@@ -160,6 +151,15 @@ def test_only_a_few_pages_wait_for_a_slow_caller() -> None:
         taken += 1
         assert filesystem.num_listed - 1 <= taken + ahead
     assert taken == 100
+
+
+def test_what_lies_below_folders_that_a_glob_does_not_match_is_not_listed() -> None:
+    filesystem = CountingFileSystem(skip_instance_cache=True)  # whose count is its own
+    filesystem.pipe({f"/entered/{number:02d}/deep/{number}.jpg": b"x" for number in range(40)})
+    pages = list_objects(filesystem, "/entered", 1, lambda path: path.endswith("7"))
+    found = sorted(entry.path for page in pages for entry in page)
+    assert found == [f"/entered/{number:02d}/deep/{number}.jpg" for number in (7, 17, 27, 37)]
+    assert filesystem.num_listed == 1 + 4 * 2
 
 
 @pytest.fixture
