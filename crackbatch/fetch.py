@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch import ranges, storage
-from crackbatch.archive import LOCAL_HEADER, LOCAL_MAGIC, MAX_IMAGE_BYTES, image_column
+from crackbatch.archive import MAX_IMAGE_BYTES, image_column
 from crackbatch.errors import RunError
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.redaction import reason_of, redact
 from crackbatch.retry import retrying
 from crackbatch.table import CARRIED
+from crackbatch.zips import LOCAL_HEADER, LOCAL_MAGIC
 
 # A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
 _MAX_GAP = 64 << 10

@@ -18,11 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch import storage
-from crackbatch.archive import (
-    Listing,
-    is_hidden,
-    kind_of,
-)
+from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import RunError, SourceError
 from crackbatch.manifest import URI_COLUMN, Manifest
 from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive, look_at

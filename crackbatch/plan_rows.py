@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch import ranges, storage
-from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet, list_tar, list_zip
+from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet
 from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.redaction import as_text, reason_of, redact
 from crackbatch.retry import is_transient
 from crackbatch.source import Object
+from crackbatch.tars import list_tar
+from crackbatch.zips import list_zip
 
 SCHEMA = pa.schema(
     [

@@ -1,0 +1,174 @@
+"""The members of a zip, by its directory, or by a scan of the file where that is lost."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from crackbatch.archive import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
+
+LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
+LOCAL_MAGIC = b"PK\x03\x04"
+_ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
+_KEEPING_MODES = (3, 19)  # Unix and macOS, of the systems that a zip's writer may name (APPNOTE.TXT 4.4.2.2)
+_MAX_ZIP_END = 22 + 65_535  # an end record with the longest comment
+_METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
+_CHUNK = 1 << 20
+_MAX_UNMEASURED = 20
+
+
+def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    """Images of a zip in the order of their bytes; without its directory, those that a scan of the file finds."""
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, UnicodeDecodeError) as error:
+        found = 0
+        for info, following in _scan_zip(file):
+            if member := _zip_member(info, following, listing, wanted):
+                found += 1
+                yield member
+        listing.problems.append(
+            f"its directory cannot be read ({error}): {found:,} images were found without it, others may be missing"
+        )
+        return
+    infos = sorted(archive.filelist, key=lambda info: info.header_offset)
+    end = archive.start_dir
+    begin = infos[0].header_offset if infos else end  # negative where a zip lost its first bytes
+    if 0 < begin <= end and _follows_a_zip(file, begin):
+        listing.problems.append("another zip stands before it in the same file, whose images are missing: split them")
+    archive.filelist = []
+    archive.NameToInfo = {}
+    infos.reverse()  # so that each entry is freed once it is listed: a million of them weigh a gigabyte
+    while infos:
+        info = infos.pop()
+        following = infos[-1].header_offset if infos else end
+        if member := _zip_member(info, following, listing, wanted):
+            if not 0 <= member.start < end:  # not asked for: the system's error would be that of its neighbours too
+                where = "the zip's directory says that it lies outside of the file"
+                member = member._replace(status="corrupt", error=where)
+            yield member
+
+
+def _follows_a_zip(file: IO[bytes], start: int) -> bool:
+    """Whether the end record of another zip (APPNOTE.TXT 4.3.16), and its comment, end where this one's bytes start."""
+    begin = max(0, start - _MAX_ZIP_END)
+    file.seek(begin)
+    before = file.read(start - begin)
+    at = len(before)
+    while (at := before.rfind(b"PK\x05\x06", 0, at)) >= 0:
+        if at + 22 <= len(before) == at + 22 + int(struct.unpack_from("<H", before, at + 20)[0]):
+            return True
+    return False
+
+
+def _zip_member(
+    info: zipfile.ZipInfo, following: int, listing: Listing, wanted: Callable[[str], bool]
+) -> Member | None:
+    """The member with the range from its local header to the next one, which holds header, name, extras and data."""
+    if info.is_dir() or not wanted(info.filename):
+        return None
+    if info.create_system in _KEEPING_MODES and stat.S_ISLNK(info.external_attr >> 16):
+        listing.pass_over(LINKS)
+        return None
+    start, needed = info.header_offset, LOCAL_HEADER.size + info.compress_size
+    # Entries may overlap or lie apart in odd files; what a member needs is never cut, and the rest is bounded.
+    most = needed + 2 * 65_535
+    likely = max(following - start, needed + len(info.orig_filename) * 4 + 64)
+    length = min(likely, most) if following > start else most
+    status = error = None
+    method = _ZIP_METHODS.get(info.compress_type)
+    if info.flag_bits & 0x1:
+        status, error = "encrypted", "this zip member needs a password"
+    elif method is None:
+        name = _METHOD_NAMES.get(info.compress_type, "unknown")
+        status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) cannot be read here"
+    elif max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
+        status, error = too_large(info.file_size)
+    elif info.compress_size > info.file_size + info.file_size // 100 + 1024:
+        status, error = "corrupt", f"{info.compress_size:,} packed bytes for {info.file_size:,} unpacked ones"
+    return Member(info.filename, start, length, method or "none", info.file_size, info.CRC, status, error)
+
+
+def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
+    """(member, where its bytes end) by local headers, for a zip whose directory is lost."""
+    offset = given_up = 0
+    while (offset := _find(file, LOCAL_MAGIC, offset)) >= 0:
+        file.seek(offset)
+        head = file.read(LOCAL_HEADER.size)
+        if len(head) < LOCAL_HEADER.size:
+            return
+        _, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(head)
+        name = file.read(name_length)
+        extra = file.read(extra_length)
+        header_length = LOCAL_HEADER.size + name_length + extra_length
+        packed, size = _zip64_sizes(extra, packed, size)
+        if flags & 0x8 and not packed:
+            measured = _measure_member(file, offset + header_length, method)
+            if measured is None:
+                given_up += 1
+                if given_up > _MAX_UNMEASURED:  # each costs a look through the rest of the file
+                    return
+                offset += 4
+                continue
+            packed, size, crc = measured
+        info = zipfile.ZipInfo(name.decode("utf-8" if flags & 0x800 else "cp437", "replace"))
+        info.flag_bits, info.compress_type, info.CRC = flags, method, crc
+        info.header_offset, info.compress_size, info.file_size = offset, packed, size
+        offset += header_length + packed
+        yield info, offset
+
+
+def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
+    """Sizes from a zip64 extra field (APPNOTE.TXT 4.5.3) where the header's own are full."""
+    at = 0
+    while at + 4 <= len(extra):
+        tag, length = struct.unpack_from("<HH", extra, at)
+        if tag == 1 and length >= 16 and packed == size == 0xFFFFFFFF:
+            size, packed = struct.unpack_from("<QQ", extra, at + 4)
+        at += 4 + length
+    return packed, size
+
+
+def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int, int] | None:
+    """(packed size, size, crc) of a member whose sizes stand behind it, found by unpacking; None if it is cut off."""
+    if method == zipfile.ZIP_STORED:
+        end = start
+        while (end := _find(file, b"PK\x07\x08", end)) >= 0:
+            file.seek(end + 4)
+            descriptor = file.read(20).ljust(20, b"\0")
+            for form in ("<LLL", "<LQQ"):  # zip64's sizes are twice as long
+                crc, packed, size = struct.unpack_from(form, descriptor)
+                if packed == size == end - start:
+                    return packed, size, crc
+            end += 4
+        return None
+    file.seek(start)
+    inflater, packed, size, crc = zlib.decompressobj(-15), 0, 0, 0
+    while not inflater.eof and (chunk := file.read(1 << 16)):
+        packed += len(chunk)
+        while chunk and not inflater.eof:
+            try:
+                data = inflater.decompress(chunk, _CHUNK)
+            except zlib.error:
+                return None
+            size, crc, chunk = size + len(data), zlib.crc32(data, crc), inflater.unconsumed_tail
+        if size > MAX_IMAGE_BYTES:
+            return None
+    return (packed - len(inflater.unused_data), size, crc) if inflater.eof else None
+
+
+def _find(file: IO[bytes], pattern: bytes, offset: int) -> int:
+    """Where `pattern` next stands in a file, or -1; reads a megabyte at a time."""
+    file.seek(offset)
+    held = b""
+    while chunk := file.read(_CHUNK):
+        held += chunk
+        if (found := held.find(pattern)) >= 0:
+            return offset + found
+        offset += len(held) - len(pattern) + 1
+        held = held[-len(pattern) + 1 :]
+    return -1
