@@ -369,6 +369,8 @@ def _cell(scalar: pa.Scalar) -> _Content:
     if pa.types.is_struct(scalar.type):
         path = scalar["path"].as_py() if scalar.is_valid and "path" in scalar else None
         scalar = scalar["bytes"] if scalar.is_valid else pa.scalar(None, pa.binary())
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
     if not scalar.is_valid:
         where = f"; it names {path!r}, which lies outside" if path else ""
         return _Content(None, "missing", f"the row holds no bytes{where}")

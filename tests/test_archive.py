@@ -342,13 +342,15 @@ def test_a_zip_method_that_cannot_be_read_is_a_status(tmp_path: Path, tiles: dic
     assert "lzma" in plan.table["error"][0].as_py()
 
 
-@pytest.mark.parametrize("layout", ["bytes", "image-struct", "image-binary", "image-view"])
+@pytest.mark.parametrize("layout", ["bytes", "image-struct", "image-binary", "image-view", "image-categories"])
 def test_parquet_with_an_image_column(tmp_path: Path, tiles: dict[str, bytes], layout: str) -> None:
     data = list(tiles.values())
     column: pa.Array = pa.array(data, pa.binary_view() if layout == "image-view" else pa.binary())
     if layout == "image-struct":
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         column = pa.array([{"bytes": item, "path": name} for name, item in tiles.items()], kind)
+    if layout == "image-categories":
+        column = column.dictionary_encode()
     name = "bytes" if layout == "bytes" else "image"
     pq.write_table(pa.table({"label": [1] * len(data), name: column}), tmp_path / "a.parquet", row_group_size=5)
     assert list(contents(plan_of(tmp_path / "a.parquet")).values()) == data
