@@ -130,11 +130,11 @@ def _failure(error: BaseException, location: str) -> _Content:
 
 
 def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
-    locations = [os.fsdecode(row["container"]) for row in rows]
-    if storage.is_local(locations[0]):
-        return (_read_local(row, location) for row, location in zip(rows, locations, strict=True))
+    places = [os.fsdecode(row["container"]) for row in rows]
+    if storage.is_local(places[0]):
+        return (_read_local(row, location) for row, location in zip(rows, places, strict=True))
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
-        return list(threads.map(_read_remote, rows, locations))
+        return list(threads.map(_read_remote, rows, places))
 
 
 def _read_remote(row: dict[str, Any], location: str) -> _Content:

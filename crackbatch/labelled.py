@@ -132,8 +132,8 @@ def list_labelled(
 
 def _source_names(sources: Sequence[str]) -> list[str]:
     """The last part of each source's location, or all of it where two end alike."""
-    locations = [root_of(source) for source in sources]
-    names = [PurePosixPath(redact(location)).name for location in locations]
+    roots = [root_of(source) for source in sources]
+    names = [PurePosixPath(redact(location)).name for location in roots]
     return [
         redact(storage.normalize(source)) if names.count(name) > 1 else name
         for name, source in zip(names, sources, strict=True)
@@ -204,11 +204,11 @@ def _paths(uris: list[str], root: str, name: str) -> tuple[list[str], list[str]]
     for a source: those above it are nobody's labels.
     """
     split = [uri.rpartition("::") for uri in uris]
-    locations = [location for _, _, location in split]
-    if all(location == root or location.startswith(f"{root.rstrip('/')}/") for location in locations):
-        whole = below = [location.removeprefix(root).strip("/") for location in locations]
+    places = [location for _, _, location in split]
+    if all(location == root or location.startswith(f"{root.rstrip('/')}/") for location in places):
+        whole = below = [location.removeprefix(root).strip("/") for location in places]
     else:
-        whole = [(location.partition("://")[2] or location).strip("/") for location in locations]
+        whole = [(location.partition("://")[2] or location).strip("/") for location in places]
         above = posixpath.dirname(posixpath.commonpath(list(map(posixpath.dirname, whole))))
         below = [path.removeprefix(above).strip("/") for path in whole]
     members = [member.partition("://")[2] for member, _, _ in split]

@@ -99,9 +99,9 @@ def _is_published(folder: RunFolder, run: ListedRun) -> bool:
 
 
 def _describe(folder: RunFolder, run: ListedRun, files: list[str]) -> Leftovers:
-    locations = [storage.join(folder.location, name) for name in files]
+    places = [storage.join(folder.location, name) for name in files]
     size_bytes = sum(folder.files[name] for name in files)
-    return Leftovers(run.run_id, run.state, locations, size_bytes, _count_lost(folder, run))
+    return Leftovers(run.run_id, run.state, places, size_bytes, _count_lost(folder, run))
 
 
 def _count_lost(folder: RunFolder, run: ListedRun) -> int:
@@ -116,9 +116,9 @@ def _count_lost(folder: RunFolder, run: ListedRun) -> int:
     return int(lost.num_rows)
 
 
-def _identities(locations: list[str]) -> pa.Table:
+def _identities(places: list[str]) -> pa.Table:
     with ThreadPoolExecutor(_THREADS) as threads:
-        tables = list(threads.map(lambda location: results.read_part(location, IDENTITY), locations))
+        tables = list(threads.map(lambda location: results.read_part(location, IDENTITY), places))
     return results.concat_identities(table for table in tables if table is not None)
 
 
@@ -129,9 +129,9 @@ def _remove(folder: RunFolder, files: list[str]) -> bool:
             if _without_leases(storage.list_sizes(folder.location)) != _without_leases(folder.files):
                 return False
             late = [name for name in files if name == "run.json"]
-            locations = [storage.join(folder.location, name) for name in files if name not in late]
+            places = [storage.join(folder.location, name) for name in files if name not in late]
             with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(storage.remove_file, locations))
+                list(threads.map(storage.remove_file, places))
             for name in late:
                 storage.remove_file(storage.join(folder.location, name))
     except HeldError:

@@ -167,10 +167,10 @@ def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
     """Identities that the run's published files and its parts hold; parts that cannot be read are removed."""
     published = _read_all(published_files(run), IDENTITY)
     parts = []
-    locations = _parts(run)
+    files = _parts(run)
     with ThreadPoolExecutor(_THREADS) as threads:
-        tables = threads.map(lambda location: read_part(location, IDENTITY), locations)
-        for location, table in zip(locations, tables, strict=True):
+        tables = threads.map(lambda location: read_part(location, IDENTITY), files)
+        for location, table in zip(files, tables, strict=True):
             if table is None:
                 storage.remove(location)
             else:
@@ -215,8 +215,8 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     Raises PublishError, and publishes nothing, unless the parts hold a row for each planned image. Rows that an
     interrupted attempt made of images that have changed since are left behind; an image done twice is taken once.
     """
-    locations = _parts(run)
-    counts, kept = _choose_rows(locations, expected)
+    files = _parts(run)
+    counts, kept = _choose_rows(files, expected)
     if len(kept) != expected.num_rows:
         missing = expected.num_rows - len(kept)
         raise PublishError(
@@ -229,7 +229,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     written: list[tuple[str, str]] = []
     number = max(taken, default=-1) + 1
     # A night with nothing new has its (empty) table too.
-    for rows in _tables(locations, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
+    for rows in _tables(files, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
         hidden = storage.join(run.folder, "publish", f"{name}.whole")
         visible = storage.join(run.out, "predictions", f"date={run.date}", name)
@@ -308,15 +308,15 @@ def _parts(run: Run) -> list[str]:
     return storage.list_files(run.parts_folder, ".part")
 
 
-def _read_all(locations: list[str], columns: list[str]) -> list[pa.Table]:
+def _read_all(files: list[str], columns: list[str]) -> list[pa.Table]:
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda location: read_columns(location, columns), locations))
+        return list(threads.map(lambda location: read_columns(location, columns), files))
 
 
-def _choose_rows(locations: list[str], expected: pa.Table) -> tuple[list[int], np.ndarray]:
+def _choose_rows(files: list[str], expected: pa.Table) -> tuple[list[int], np.ndarray]:
     """(rows of each part, numbers of the rows to be published, counted through all parts)."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        read = list(threads.map(lambda location: read_part(location, IDENTITY), locations))
+        read = list(threads.map(lambda location: read_part(location, IDENTITY), files))
     identities = [table for table in read if table is not None]
     if len(identities) < len(read):
         raise PublishError("a part cannot be read any more; run again")
@@ -333,17 +333,17 @@ def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
     return np.sort(rows[first])
 
 
-def _tables(locations: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
+def _tables(files: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
     """The kept rows of all parts, in tables of a bounded number of rows."""
     ends = np.cumsum(counts)
     held: list[pa.Table] = []
     num = 0
-    for index, rows in enumerate(_read_parts(locations)):
+    for index, rows in enumerate(_read_parts(files)):
         start = ends[index] - counts[index]
         mine = kept[np.searchsorted(kept, start) : np.searchsorted(kept, ends[index])] - start
         held.append(_conform(rows if len(mine) == rows.num_rows else rows.take(pa.array(mine)), schema))
         num += len(mine)
-        if num >= _MAX_FILE_ROWS or index == len(locations) - 1:
+        if num >= _MAX_FILE_ROWS or index == len(files) - 1:
             yield pa.concat_tables(held)
             held, num = [], 0
 
@@ -365,11 +365,11 @@ def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _read_parts(locations: list[str]) -> Iterator[pa.Table]:
+def _read_parts(files: list[str]) -> Iterator[pa.Table]:
     """Whole parts, each in one request, a few read ahead: writing them is slower than reading."""
     waiting: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(_THREADS) as threads:
-        for location in locations:
+        for location in files:
             if len(waiting) == _THREADS:
                 yield waiting.popleft().result()
             waiting.append(threads.submit(_read_whole, location))

@@ -391,12 +391,12 @@ def test_a_plan_that_is_given_up_reads_no_more_archives_and_leaves_the_scratch_a
     for number in range(40):
         (tmp_path / "in").mkdir(exist_ok=True)
         os.mkfifo(tmp_path / "in" / f"{number:02d}.tar.gz")
-    objects = [Object(str(path), 1, "1", "tar.gz") for path in sorted((tmp_path / "in").iterdir())]
+    listed = [Object(str(path), 1, "1", "tar.gz") for path in sorted((tmp_path / "in").iterdir())]
     archive = tar_of(tmp_path / "a.tar.gz", tiles).read_bytes()
     planner = _Planner(EXTENSIONS, str(tmp_path / "scratch"), threading.Event())
-    for found in objects:
+    for found in listed:
         planner.add(found)
-    pipes = [open(found.location, "wb") for found in objects[:8]]  # noqa: SIM115  # each thread has opened its own
+    pipes = [open(found.location, "wb") for found in listed[:8]]  # noqa: SIM115  # each thread has opened its own
     stopping = threading.Thread(target=planner.stop)
     stopping.start()
     ticks = threading.Event()

@@ -132,11 +132,11 @@ def place(request: pytest.FixtureRequest, tiles: dict[str, bytes]) -> Place:
     request.getfixturevalue(request.param)
     url += "/storage"
     filesystem, root = storage.filesystem(url)
-    objects = {f"lot/span-{index % 3}/{name}": data for index, (name, data) in enumerate(tiles.items())}
+    placed = {f"lot/span-{index % 3}/{name}": data for index, (name, data) in enumerate(tiles.items())}
     model = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL
-    objects |= {f"model/{file.name}": file.read_bytes() for file in model.iterdir()}
+    placed |= {f"model/{file.name}": file.read_bytes() for file in model.iterdir()}
     for name, data in {
-        **objects,
+        **placed,
         "lot.zip": zip_with(8, tiles),
         "lot/notes.txt": b"x",
         "lot/.hidden.jpg": b"x",
@@ -371,8 +371,8 @@ def test_a_shared_access_signature_is_in_no_row_and_no_file_of_a_run(
     azure: str, tiles: dict[str, bytes], tmp_path: Path
 ) -> None:
     filesystem, root = storage.filesystem(f"{azure}/signed")
-    objects = {"a.jpg": tiles["tile-00.jpg"], "b.zip": zip_with(8, tiles), "damaged.zip": b"no zip at all"}
-    filesystem.pipe({f"{root}/{name}": data for name, data in objects.items()})
+    placed = {"a.jpg": tiles["tile-00.jpg"], "b.zip": zip_with(8, tiles), "damaged.zip": b"no zip at all"}
+    filesystem.pipe({f"{root}/{name}": data for name, data in placed.items()})
     until = datetime.now(UTC) + timedelta(hours=1)
     signed = generate_container_sas("tests", "inspections", account_key=ACCOUNT_KEY, permission="rl", expiry=until)
     base = os.environ["AZURE_STORAGE_CONNECTION_STRING"].partition("BlobEndpoint=")[2]
