@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from crackbatch import storage
+from crackbatch.storage import objects
 from crackbatch.table import digest_of
 
 MAX_DEATHS = 3
@@ -60,7 +60,7 @@ class Attempts:
     def attempt(self, block: pa.Table) -> Iterator[tuple[str, Past]]:
         """(name, past) of a block while it is scored; if the process dies in between, that is remembered."""
         name = digest_of(block)
-        before = [file for file in storage.list_files(self._folder, recursive=False) if f"/{name}-" in file]
+        before = [file for file in objects.list_files(self._folder, recursive=False) if f"/{name}-" in file]
         slow, alone = _rows(before, r"\.slow"), _rows(before, r"-\w+\.alone")
         past = Past(
             sum(file.endswith(".try") for file in before),
@@ -72,7 +72,7 @@ class Attempts:
                 yield name, past
             finally:
                 for file in before:
-                    storage.remove(file)
+                    objects.remove(file)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -96,21 +96,21 @@ class Attempts:
 
     def give_up(self, name: str, row: int) -> None:
         """Remember that a row is too slow, and that this worker's end is no death of the others' making."""
-        storage.write_whole(storage.join(self._folder, f"{name}-{row}.slow"), b"")
+        objects.write_whole(objects.join(self._folder, f"{name}-{row}.slow"), b"")
         for file in list(self._open):
-            storage.remove(file)
+            objects.remove(file)
 
     @contextmanager
     def _mark(self, file: str) -> Iterator[None]:
         """A mark that stays if the process dies; an exception is no death."""
-        mark = storage.join(self._folder, file)
-        storage.write_whole(mark, b"")
+        mark = objects.join(self._folder, file)
+        objects.write_whole(mark, b"")
         self._open.add(mark)
         try:
             yield
         finally:
             self._open.discard(mark)
-            storage.remove(mark)
+            objects.remove(mark)
 
 
 def _rows(files: list[str], ending: str) -> Counter[int]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from crackbatch import storage
 from crackbatch.bundle import Bundle
+from crackbatch.storage import objects
 
 FILE = "MODEL_CARD.md"
 
 
 def write_card(bundle: Bundle) -> None:
     """Write the card beside the bundle's other files."""
-    storage.write_whole(storage.join(bundle.location, FILE), draw_card(bundle).encode())
+    objects.write_whole(objects.join(bundle.location, FILE), draw_card(bundle).encode())
 
 
 def draw_card(bundle: Bundle) -> str:

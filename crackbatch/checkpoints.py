@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from crackbatch import storage
 from crackbatch.errors import RunError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 _KEPT = 2
 _OLD_BEST = "best.pt"  # a training that an older crackbatch began has its best weights so, whatever their epoch
@@ -29,38 +29,38 @@ class Checkpoints:
 
     def save(self, epoch: int, state: dict[str, Any], best: set[int]) -> None:
         """Write an epoch's checkpoint, then remove all but the last two, and all but the weights of the best epochs."""
-        storage.write_whole(self._location(epoch), _dump(state))
+        objects.write_whole(self._location(epoch), _dump(state))
         files = self._files()
         # Later epochs are those that could not be read when this training went on from an earlier one.
         for number in _epochs(files):
             if number > epoch or number <= epoch - _KEPT:
-                storage.remove(self._location(number))
+                objects.remove(self._location(number))
         # From the listing: that one file is not there is said by some storages where they only failed to look.
         needed = {name if (name := _best_name(number)) in files else _OLD_BEST for number in best}
         for name, file in files.items():
             if is_best(name) and name not in needed:
-                storage.remove(file)
+                objects.remove(file)
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, None where there is none."""
         for epoch in reversed(_epochs(self._files())):
-            if (state := _parse(storage.read_bytes(self._location(epoch)))) is not None:
+            if (state := _parse(objects.read_bytes(self._location(epoch)))) is not None:
                 return state
         return None
 
     def save_best(self, epoch: int, weights: dict[str, Any]) -> None:
         """Keep the weights of an epoch that is the best so far; those before stay until it has its checkpoint."""
-        storage.write_whole(storage.join(self.folder, _best_name(epoch)), _dump(weights))
+        objects.write_whole(objects.join(self.folder, _best_name(epoch)), _dump(weights))
 
     def best_location(self, epoch: int) -> str:
         """Where the weights of the best epoch lie."""
-        location = storage.join(self.folder, _best_name(epoch))
-        return location if storage.exists(location) else storage.join(self.folder, _OLD_BEST)
+        location = objects.join(self.folder, _best_name(epoch))
+        return location if objects.exists(location) else objects.join(self.folder, _OLD_BEST)
 
     def best(self, epoch: int) -> dict[str, Any]:
         """The weights of the best epoch; raises RunError where they are gone or damaged."""
         try:
-            weights = _parse(storage.read_bytes(self.best_location(epoch)))
+            weights = _parse(objects.read_bytes(self.best_location(epoch)))
         except FileNotFoundError:
             weights = None
         if weights is None:
@@ -72,10 +72,10 @@ class Checkpoints:
 
     def _files(self) -> dict[str, str]:
         """Name → location."""
-        return {file.rsplit("/", 1)[-1]: file for file in storage.list_files(self.folder, ".pt")}
+        return {file.rsplit("/", 1)[-1]: file for file in objects.list_files(self.folder, ".pt")}
 
     def _location(self, epoch: int) -> str:
-        return storage.join(self.folder, f"epoch-{epoch:04d}.pt")
+        return objects.join(self.folder, f"epoch-{epoch:04d}.pt")
 
 
 def _epochs(names: Iterable[str]) -> list[int]:

@@ -30,8 +30,8 @@ from crackbatch.console import (
 )
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError, RunError
 from crackbatch.progress import REDRAW
-from crackbatch.redaction import redact
-from crackbatch.retry import giving_up
+from crackbatch.storage.redaction import redact
+from crackbatch.storage.retry import giving_up
 
 app = typer.Typer(
     add_completion=False,

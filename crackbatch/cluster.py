@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crackbatch.errors import RunError
-from crackbatch.redaction import redact
+from crackbatch.storage.redaction import redact
 
 # Reading and writing wait more than they compute: as many tasks read at once as an eighth of the CPUs allows.
 IO_CPUS = 0.25

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import storage
 from crackbatch.archive import Listing
 from crackbatch.bundle import absolute, check_threshold
 from crackbatch.errors import OptionError, SourceError
@@ -25,8 +24,9 @@ from crackbatch.image import EXTENSIONS
 from crackbatch.initial import WORDS, initial_network
 from crackbatch.model import Model, load_model
 from crackbatch.recipe import Recipe
-from crackbatch.redaction import redact
 from crackbatch.source import check_sources, list_source
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 from crackbatch.training import train
 from crackbatch.tuner import train_side_by_side
 
@@ -44,8 +44,8 @@ class Comparison:
 
 
 def compare(
-    sources: storage.Location | Sequence[storage.Location],
-    out: storage.Location,
+    sources: objects.Location | Sequence[objects.Location],
+    out: objects.Location,
     *,
     networks: Sequence[str],
     threshold: float | None = None,
@@ -53,8 +53,8 @@ def compare(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: storage.Location | None = None,
-    init: storage.Location = "imagenet",
+    split: objects.Location | None = None,
+    init: objects.Location = "imagenet",
     workers: int = 1,
     address: str | None = None,
     **training: Any,
@@ -71,7 +71,7 @@ def compare(
         raise OptionError(f"--networks {','.join(names)}: one stands there twice")
     if threshold is not None:
         check_threshold(threshold)
-    location = storage.check_output(os.fspath(out))
+    location = objects.check_output(os.fspath(out))
     for name in names:
         recipe = Recipe(name, **{key: value for key, value in training.items() if key in _RECIPE and value is not None})
         initial_network(name, "none", recipe.image_size)
@@ -79,7 +79,7 @@ def compare(
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
             raise SourceError(f"no images in {redact(source)}")
     # Trials have working directories of their own.
-    sources, split = list(map(storage.normalize, check_sources(sources))), absolute(os.fspath(split)) if split else None
+    sources, split = list(map(objects.normalize, check_sources(sources))), absolute(os.fspath(split)) if split else None
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,
@@ -87,7 +87,7 @@ def compare(
         "group_column": group_column,
     }
     trainings = [
-        {"sources": sources, "out": storage.join(location, name), "name": name, "network": name, "split": split,
+        {"sources": sources, "out": objects.join(location, name), "name": name, "network": name, "split": split,
          "init": absolute(os.fspath(init), WORDS), **labels, **training}
         for name in names
     ]  # fmt: skip
@@ -103,14 +103,14 @@ def compare(
                 f" networks that were trained are kept in {redact(location)}"
             )
         measured = evaluate(
-            sources, storage.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
+            sources, objects.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
         ).metrics["sources"]
         rows.append(_row(name, folder, measured.get(ALL) or next(iter(measured.values())), result.history))
     rows.sort(key=lambda row: -row["average_precision"])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
-    table = storage.join(location, "comparison.parquet")
-    storage.write_whole(table, sink.getvalue().to_pybytes())
+    table = objects.join(location, "comparison.parquet")
+    objects.write_whole(table, sink.getvalue().to_pybytes())
     return Comparison(rows, table)
 
 

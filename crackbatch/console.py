@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from crackbatch.progress import duration
-from crackbatch.redaction import redact
+from crackbatch.storage.redaction import redact
 
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch import storage
 from crackbatch.duplicates import clusters, components, picture_hash
 from crackbatch.errors import SourceError
 from crackbatch.fetch import fetch
@@ -26,10 +25,11 @@ from crackbatch.image import read_image
 from crackbatch.labelled import LABEL_COLUMN, Listed, Report, list_labelled
 from crackbatch.labels import LabelRules
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
-from crackbatch.redaction import redact
 from crackbatch.seen import read_seen, splits_of
 from crackbatch.shards import shard_sizes
 from crackbatch.split import check_split, digest_of, draw_split, read_split
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 _BATCH = 256
 
@@ -124,7 +124,7 @@ def _cut(components: list[str], splits: list[str | None]) -> list[str]:
 
 def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], int]:
     """The split of each image, None for one that is not named, and how many images are named."""
-    if storage.file_name(location).lower().endswith(".parquet"):
+    if objects.file_name(location).lower().endswith(".parquet"):
         known = read_split(location)
         return [known.get(image) for image in images], len(known)
     if not (seen := read_seen(location)):

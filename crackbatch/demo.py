@@ -19,8 +19,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
-from crackbatch import storage
 from crackbatch.console import print_summary
+from crackbatch.storage import objects
 
 TILE = 227
 NUM_TILES = 96
@@ -50,7 +50,7 @@ def main() -> None:
 def draw_archive(path: Path, num_tiles: int = NUM_TILES) -> None:
     """A zip as inspections send them: tiles in two folders, and files that are empty, cut off or no image at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.new_local_file(str(path)) as file, zipfile.ZipFile(file, "w") as archive:
+    with objects.new_local_file(str(path)) as file, zipfile.ZipFile(file, "w") as archive:
         for index in range(num_tiles):
             cracked = index % 3 == 0
             # A fixed moment makes the drawn archive the same every time.

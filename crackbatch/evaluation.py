@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crackbatch import storage
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, read_bundle_and_weights
 from crackbatch.dataset import Dataset, read_dataset, read_encoded
 from crackbatch.errors import OptionError, SourceError
@@ -33,9 +32,10 @@ from crackbatch.model import Model
 from crackbatch.pixels import number_rows, stream_pixels
 from crackbatch.plots import Tile, contact_sheet, plot_confusion, plot_ranking, plot_reliability
 from crackbatch.predictions import read_predictions
-from crackbatch.redaction import redact
 from crackbatch.seen import LEARNT, read_learnt, splits_of
 from crackbatch.source import check_sources
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 ALL = "all"
 _SHOWN = 32
@@ -50,11 +50,11 @@ class Evaluation:
 
 
 def evaluate(
-    sources: storage.Location | Sequence[storage.Location],
-    out: storage.Location,
+    sources: objects.Location | Sequence[objects.Location],
+    out: objects.Location,
     *,
-    model: storage.Location = DEFAULT_MODEL,
-    predictions: storage.Location | None = None,
+    model: objects.Location = DEFAULT_MODEL,
+    predictions: objects.Location | None = None,
     run_id: str | None = None,
     threshold: float | None = None,
     operating_point: str | None = None,
@@ -78,7 +78,7 @@ def evaluate(
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     bundle, weights = read_bundle_and_weights(os.fspath(model))
     line = bundle.draw_line(threshold, operating_point)
-    location = storage.check_output(os.fspath(out))
+    location = objects.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
         dataset = read_dataset(names, rules, scratch)
         rows, left_out = _choose(dataset, bundle, include_seen)
@@ -239,7 +239,7 @@ def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float
         "metrics.json": json.dumps(_without_nan(metrics), indent=2).encode() + b"\n",
     }
     for name, data in files.items():
-        storage.write_whole(storage.join(out, name), data)
+        objects.write_whole(objects.join(out, name), data)
 
 
 def _errors(rows: pa.Table, probabilities: np.ndarray, threshold: float) -> pa.Table:

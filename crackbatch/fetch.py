@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import ranges, storage
 from crackbatch.archive import MAX_IMAGE_BYTES, image_column
 from crackbatch.errors import RunError
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
-from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import retrying
+from crackbatch.storage import objects, ranges
+from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.retry import retrying
 from crackbatch.table import CARRIED
 from crackbatch.zips import LOCAL_HEADER, LOCAL_MAGIC
 
@@ -100,7 +100,7 @@ def _together(first: dict[str, Any], other: dict[str, Any]) -> bool:
     if first["method"] != other["method"] and "whole" in (first["method"], other["method"]):
         return False
     if first["method"] == "whole":
-        return storage.scheme(os.fsdecode(first["container"])) == storage.scheme(os.fsdecode(other["container"]))
+        return objects.scheme(os.fsdecode(first["container"])) == objects.scheme(os.fsdecode(other["container"]))
     return bool(first["container"] == other["container"])
 
 
@@ -123,7 +123,7 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[_Content]:
 def _failure(error: BaseException, location: str) -> _Content:
     """What a row says whose bytes the storage does not give; RunError where it would give none of them."""
     shown = redact(location)
-    storage.check_credentials(error, location)
+    objects.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return _Content(None, "missing", f"gone since it was listed: {shown}")
     return _Content(None, "unreadable", f"{shown}: {reason_of(error)}")
@@ -131,7 +131,7 @@ def _failure(error: BaseException, location: str) -> _Content:
 
 def _read_whole(rows: list[dict[str, Any]]) -> Iterable[_Content]:
     places = [os.fsdecode(row["container"]) for row in rows]
-    if storage.is_local(places[0]):
+    if objects.is_local(places[0]):
         return (_read_local(row, location) for row, location in zip(rows, places, strict=True))
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
         return list(threads.map(_read_remote, rows, places))
@@ -141,12 +141,12 @@ def _read_remote(row: dict[str, Any], location: str) -> _Content:
     """A whole object in one request, one byte beyond its listed size to see whether it grew."""
     size = row["size_bytes"]
     try:
-        filesystem, path = storage.filesystem(location)
+        filesystem, path = objects.filesystem(location)
         data = retrying(lambda: _read_object(filesystem, path, size))
         content = _check_whole(row, data)
         listed = row["container_version"]
-        if content.data is not None and storage.lists_versions(location) and not _is_version(data, listed):
-            now = storage.version(storage.info(location))
+        if content.data is not None and objects.lists_versions(location) and not _is_version(data, listed):
+            now = objects.version(objects.info(location))
             if now != listed:
                 return _Content(None, "changed", f"replaced since it was listed: {redact(location)}; run again")
         return content
@@ -170,7 +170,7 @@ def _read_local(row: dict[str, Any], location: str) -> _Content:
     try:
         with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe must not be waited for
             data = file.read(MAX_IMAGE_BYTES + 1) or b""
-            now = storage.local_version(os.fstat(file.fileno()))
+            now = objects.local_version(os.fstat(file.fileno()))
     except OSError as error:
         return _failure(error, location)
     if row["container_version"] and now != row["container_version"]:
@@ -200,7 +200,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
     """Members of one archive by their ranges, neighbours in one request; one that fails costs its own members alone."""
     location = os.fsdecode(rows[0]["container"])
     runs = _merge([(row["start"], row["start"] + row["length"]) for row in rows])
-    chunks, now = (_read_local_ranges if storage.is_local(location) else _read_remote_ranges)(location, runs)
+    chunks, now = (_read_local_ranges if objects.is_local(location) else _read_remote_ranges)(location, runs)
     if rows[0]["container_version"] not in ("", now):
         return [_changed_archive(location)] * len(rows)
     contents = []
@@ -210,7 +210,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[_Content]:
             if isinstance(chunk, _Content):
                 # A disk's bad sector answers at once, so that those beside it are read one by one; a store was asked
                 # ten times already.
-                alone = len(members) == 1 or not storage.is_local(location)
+                alone = len(members) == 1 or not objects.is_local(location)
                 contents.append(chunk if alone else _read_ranges([row])[0])
             else:
                 begin = row["start"] - start
@@ -227,7 +227,7 @@ def _read_local_ranges(location: str, runs: list[_Run]) -> tuple[list[bytes | _C
                 chunks.append(_pread(file.fileno(), start, stop))
             except OSError as error:
                 chunks.append(_failure(error, location))
-        return chunks, storage.local_version(os.fstat(file.fileno()))
+        return chunks, objects.local_version(os.fstat(file.fileno()))
 
 
 def _pread(descriptor: int, start: int, stop: int) -> bytes:
@@ -240,8 +240,8 @@ def _pread(descriptor: int, start: int, stop: int) -> bytes:
 
 def _read_remote_ranges(location: str, runs: list[_Run]) -> tuple[list[bytes | _Content], str]:
     """The same of an object elsewhere, several runs at a time; its version is that afterwards, of what was read."""
-    filesystem, path = storage.filesystem(location)
-    size = storage.info(location).get("size")
+    filesystem, path = objects.filesystem(location)
+    size = objects.info(location).get("size")
 
     def read(start: int, stop: int) -> bytes | _Content:
         stop = stop if size is None else min(stop, size)
@@ -252,7 +252,7 @@ def _read_remote_ranges(location: str, runs: list[_Run]) -> tuple[list[bytes | _
 
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
         chunks = list(threads.map(read, [start for start, _, _ in runs], [stop for _, stop, _ in runs]))
-    return chunks, storage.version(storage.info(location))
+    return chunks, objects.version(objects.info(location))
 
 
 def _merge(spans: list[tuple[int, int]]) -> list[_Run]:
@@ -333,9 +333,9 @@ def _in_blocks(contents: Iterable[_Content]) -> Iterator[list[_Content]]:
 
 
 def _stat_version(location: str) -> str:
-    if storage.is_local(location):
-        return storage.local_version(os.stat(location))
-    return storage.version(storage.info(location))
+    if objects.is_local(location):
+        return objects.local_version(os.stat(location))
+    return objects.version(objects.info(location))
 
 
 def _parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[_Content]:

@@ -12,7 +12,7 @@ from crackbatch.checkpoints import Checkpoints
 from crackbatch.errors import RunError
 from crackbatch.learner import Learner
 from crackbatch.pixels import Pixels
-from crackbatch.redaction import redact
+from crackbatch.storage.redaction import redact
 
 # One row of metrics.parquet.
 Figures = dict[str, float]

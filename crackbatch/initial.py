@@ -8,13 +8,13 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crackbatch import storage
 from crackbatch.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle_and_weights, shipped_models
 from crackbatch.checkpoints import is_best
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.model import build_network, load_tensors
-from crackbatch.redaction import reason_of, redact
 from crackbatch.seen import read_learnt
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import reason_of, redact
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def learnt_before(init: str) -> dict[int, str]:
 
 
 def _is_bundle(init: str) -> bool:
-    return init in shipped_models() or storage.exists(storage.join(absolute(init), DESCRIPTION))
+    return init in shipped_models() or objects.exists(objects.join(absolute(init), DESCRIPTION))
 
 
 def _try_network(name: str, input_size: int) -> torch.nn.Module:
@@ -117,7 +117,7 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
         return dict(load(weights)), bundle.model_id
     shown = redact(init)
     try:
-        data = storage.read_bytes(absolute(init))
+        data = objects.read_bytes(absolute(init))
     except CrackbatchError:
         raise
     except Exception as error:  # each storage raises its own

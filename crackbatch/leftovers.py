@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from crackbatch import results, storage
+from crackbatch import results
 from crackbatch.errors import HeldError, OptionError, RunError
-from crackbatch.lease import Holding
-from crackbatch.redaction import redact
-from crackbatch.retry import giving_up
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
+from crackbatch.storage import objects
+from crackbatch.storage.lease import Holding
+from crackbatch.storage.redaction import redact
+from crackbatch.storage.retry import giving_up
 from crackbatch.table import IDENTITY
 
 _THREADS = 16
@@ -46,7 +47,7 @@ class Cleaning:
     removed: bool
 
 
-def clean(out: storage.Location, yes: bool = False, run_id: str | None = None) -> Cleaning:
+def clean(out: objects.Location, yes: bool = False, run_id: str | None = None) -> Cleaning:
     """List what interrupted runs left in `out`, of one run if it is named, and remove it where `yes` says so.
 
     A run that was never published goes whole. Raises OutputError where there are no runs, OptionError for a run that
@@ -71,7 +72,7 @@ def clean(out: storage.Location, yes: bool = False, run_id: str | None = None) -
                     passed_over[run.run_id] = "has just been continued"
                     continue
                 leftovers.append(left)
-    return Cleaning(storage.normalize(out), leftovers, passed_over, yes)
+    return Cleaning(objects.normalize(out), leftovers, passed_over, yes)
 
 
 def _why_not(run: ListedRun) -> str | None:
@@ -91,7 +92,7 @@ def _leftover_files(folder: RunFolder, run: ListedRun) -> list[str]:
 
 def _is_leftover(name: str) -> bool:
     first, slash, _ = name.partition("/")
-    return first in FOLDERS if slash else storage.is_temporary(name) or bool(LEASE.fullmatch(name))
+    return first in FOLDERS if slash else objects.is_temporary(name) or bool(LEASE.fullmatch(name))
 
 
 def _is_published(folder: RunFolder, run: ListedRun) -> bool:
@@ -99,7 +100,7 @@ def _is_published(folder: RunFolder, run: ListedRun) -> bool:
 
 
 def _describe(folder: RunFolder, run: ListedRun, files: list[str]) -> Leftovers:
-    places = [storage.join(folder.location, name) for name in files]
+    places = [objects.join(folder.location, name) for name in files]
     size_bytes = sum(folder.files[name] for name in files)
     return Leftovers(run.run_id, run.state, places, size_bytes, _count_lost(folder, run))
 
@@ -126,17 +127,17 @@ def _remove(folder: RunFolder, files: list[str]) -> bool:
     """Remove the files, and on this machine the folders that are empty then; False where somebody works on the run."""
     try:
         with Holding(folder.location, f"run {folder.run_id}"):
-            if _without_leases(storage.list_sizes(folder.location)) != _without_leases(folder.files):
+            if _without_leases(objects.list_sizes(folder.location)) != _without_leases(folder.files):
                 return False
             late = [name for name in files if name == "run.json"]
-            places = [storage.join(folder.location, name) for name in files if name not in late]
+            places = [objects.join(folder.location, name) for name in files if name not in late]
             with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(storage.remove_file, places))
+                list(threads.map(objects.remove_file, places))
             for name in late:
-                storage.remove_file(storage.join(folder.location, name))
+                objects.remove_file(objects.join(folder.location, name))
     except HeldError:
         return False
-    if storage.is_local(folder.location):
+    if objects.is_local(folder.location):
         for name in (*FOLDERS, ""):
             with suppress(OSError):  # not empty, or not there
                 os.rmdir(os.path.join(folder.location, name))

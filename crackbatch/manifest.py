@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from crackbatch import ranges, storage
 from crackbatch.errors import SourceError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects, ranges
+from crackbatch.storage.redaction import redact
 
 URI_COLUMN = "image_uri"
 # A quote that is not closed would make one cell of all that follows.
@@ -35,17 +35,17 @@ def read_manifest(location: str) -> Manifest | None:
     """
     shown = redact(location)
     try:
-        if storage.file_name(location).lower().endswith(".parquet"):
+        if objects.file_name(location).lower().endswith(".parquet"):
             with ranges.open_file(location) as file:
                 parquet = pq.ParquetFile(file)
                 if URI_COLUMN not in parquet.schema_arrow.names:
                     return None
                 table = parquet.read()
         else:
-            data = storage.read_bytes(location)
+            data = objects.read_bytes(location)
             table = _read_csv(data, shown)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and not storage.is_local(location):
+        if isinstance(error, OSError) and not objects.is_local(location):
             raise
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
     table = table.cast(pa.schema([_decoded(field) for field in table.schema]))

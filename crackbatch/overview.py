@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crackbatch import storage
 from crackbatch.dataset import Dataset, read_dataset, read_encoded, with_given_split, with_split
 from crackbatch.image import read_image
 from crackbatch.labels import LabelRules
 from crackbatch.plots import Tile, contact_sheet
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, check_seed, write_split
+from crackbatch.storage import objects
 
 _SHOWN = 8
 
@@ -37,14 +37,14 @@ class Overview:
 
 
 def describe_dataset(
-    sources: storage.Location | Sequence[storage.Location],
-    out: storage.Location = "dataset",
+    sources: objects.Location | Sequence[objects.Location],
+    out: objects.Location = "dataset",
     *,
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: storage.Location | None = None,
+    split: objects.Location | None = None,
     seed: int = 0,
 ) -> Overview:
     """Count labelled images by source, label, split and group, and write `split.parquet` and `dataset.png` to `out`.
@@ -54,13 +54,13 @@ def describe_dataset(
     check_seed(seed)
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    location = storage.check_output(os.fspath(out))
+    location = objects.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-dataset-") as scratch:
         dataset = read_dataset(names, rules, scratch)
         dataset = with_given_split(dataset, os.fspath(split)) if split else with_split(dataset, seed)
-        files = [storage.join(location, name) for name in ("split.parquet", "dataset.png")]
+        files = [objects.join(location, name) for name in ("split.parquet", "dataset.png")]
         write_split(dataset.table, files[0])
-        storage.write_whole(files[1], _sheet(dataset, seed))
+        objects.write_whole(files[1], _sheet(dataset, seed))
     notes = [*dataset.report.groupings(), *dataset.report.lines()]
     return Overview(_count(dataset), notes, dataset.digest, files)
 

@@ -24,11 +24,11 @@ from crackbatch.decoder import Decoded, Decoder, IsolatedDecoder, too_slow
 from crackbatch.errors import BundleError, RunError
 from crackbatch.fetch import fetch
 from crackbatch.image import Picture
-from crackbatch.redaction import redact
 from crackbatch.request import Request
 from crackbatch.results import Run
-from crackbatch.retry import num_retries
 from crackbatch.shards import read_shard
+from crackbatch.storage.redaction import redact
+from crackbatch.storage.retry import num_retries
 
 
 def run_pipeline(

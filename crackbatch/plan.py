@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch import storage
 from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import RunError, SourceError
 from crackbatch.manifest import URI_COLUMN, Manifest
 from crackbatch.plan_rows import SCHEMA, Rows, add_loose, list_archive, look_at
-from crackbatch.redaction import as_text, redact
 from crackbatch.source import ARCHIVE_SCHEMES, Object, list_source, pass_over_name, root_of
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import as_text, redact
 from crackbatch.table import CARRIED, IDENTITY, identity_keys
 
 _SORTED_ROWS = 1_000_000
@@ -67,7 +67,7 @@ def make_plan(
         for source in sources:
             for found in list_source(source, extensions, planner.listing, skip):
                 planner.add(found)
-            planner.end_source(is_ordered=storage.is_local(source))
+            planner.end_source(is_ordered=objects.is_local(source))
         plan = planner.finish(apart)
     finally:
         planner.stop()
@@ -175,7 +175,7 @@ def _sort(table: pa.Table) -> pa.Table:
 
 def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
     """Rows of the images that a manifest names, with its other columns; what is not there is a row `missing`."""
-    folder = storage.without_query(manifest.location).rsplit("/", 1)[0]
+    folder = objects.without_query(manifest.location).rsplit("/", 1)[0]
     others = manifest.table.drop_columns([URI_COLUMN])
     loose: list[tuple[int, str]] = []
     inside: dict[str, dict[str, list[int]]] = {}  # archive → member name → manifest rows
@@ -207,13 +207,13 @@ def _plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) ->
 
 
 def _absolute(uri: str, folder: str) -> str:
-    if storage.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
-        return storage.normalize(storage.join(folder, uri))
-    return storage.normalize(uri)
+    if objects.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
+        return objects.normalize(objects.join(folder, uri))
+    return objects.normalize(uri)
 
 
 def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
-    found = look_at(container)._replace(kind=kind_of(storage.file_name(container)))
+    found = look_at(container)._replace(kind=kind_of(objects.file_name(container)))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
     rows = Rows()
@@ -233,7 +233,7 @@ def _pick_members(container: str, names: Collection[str], listing: Listing, scra
             table = table.filter(pa.array(keep, pa.bool_()))
             present = {_member_name(uri) for uri in table.column("image_uri").to_pylist()}
     protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
-    shown = storage.public(container)
+    shown = objects.public(container)
     for name in names:
         if name not in present:
             rows.add(
@@ -279,8 +279,8 @@ def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
     waiting = table.filter(table.column("status").is_null()).column("container")
     paths = pc.unique(waiting.filter(pc.invert(pc.match_substring(waiting, "://"))))
     found = []
-    for root in (root_of(source) for source in sources if storage.is_local(source)):
-        below = pc.starts_with(paths, os.fsencode(storage.join(root, "")))
+    for root in (root_of(source) for source in sources if objects.is_local(source)):
+        below = pc.starts_with(paths, os.fsencode(objects.join(root, "")))
         is_there = pc.or_(below, pc.equal(paths, os.fsencode(root)))
         found += [root] if pc.any(is_there).as_py() else []
         paths = paths.filter(pc.invert(is_there))

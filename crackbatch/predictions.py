@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
 
-from crackbatch import storage
 from crackbatch.errors import OptionError, OutputError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ _NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 def read_predictions(
-    out: storage.Location,
+    out: objects.Location,
     run_id: str | None = None,
     date: str | None = None,
     min_probability: float | None = None,
@@ -37,8 +37,8 @@ def read_predictions(
     types in several runs that do not go together, OptionError for a column, run or date that is not there.
     """
     out = os.fspath(out)
-    root = storage.join(storage.normalize(out), "predictions")
-    files = storage.list_files(root, ".parquet")
+    root = objects.join(objects.normalize(out), "predictions")
+    files = objects.list_files(root, ".parquet")
     if not files:
         raise OutputError(f"no predictions in {redact(out)}; `crackbatch score` publishes them there")
     dataset = _open(root, files)
@@ -65,9 +65,9 @@ def read_predictions(
 
 def _open(root: str, files: list[str]) -> ds.FileSystemDataset:
     """All files as one dataset; runs with different manifests have different columns, so every file is asked."""
-    filesystem, base = storage.filesystem(root)
+    filesystem, base = objects.filesystem(root)
     options = ds.FileSystemFactoryOptions(base, ds.partitioning(flavor="hive"))
-    paths = [storage.filesystem(file)[1] for file in files]
+    paths = [objects.filesystem(file)[1] for file in files]
     arrow = pa.fs.PyFileSystem(pa.fs.FSSpecHandler(filesystem))
     factory = ds.FileSystemDatasetFactory(arrow, paths, ds.ParquetFileFormat(), options)
     try:

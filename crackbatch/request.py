@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from crackbatch import __version__, results, storage
+from crackbatch import __version__, results
 from crackbatch.bundle import Bundle, read_bundle
 from crackbatch.errors import OptionError
 from crackbatch.image import EXTENSIONS
-from crackbatch.redaction import redact
 from crackbatch.source import check_sources
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 DEFAULT_MAX_ERROR_RATE = 0.05
 DEFAULT_DECODE_TIMEOUT_S = 120.0
@@ -41,7 +42,7 @@ class Request:
 
     @property
     def fingerprint(self) -> str:
-        named = [redact(storage.normalize(source)) for source in self.sources]
+        named = [redact(objects.normalize(source)) for source in self.sources]
         return results.fingerprint_of(
             {
                 "sources": named if self.limit else sorted(named),  # of whose order a limited run has the first
@@ -60,7 +61,7 @@ class Request:
 
 
 def check_request(
-    sources: storage.Location | Sequence[storage.Location],
+    sources: objects.Location | Sequence[objects.Location],
     out: str,
     model: str,
     threshold: float | None,
@@ -91,7 +92,7 @@ def check_request(
     checked_limit = _check_limit(limit)
     bundle = read_bundle(model)
     line = bundle.draw_line(threshold, operating_point)
-    location = storage.check_output(out) if not dry_run else storage.normalize(out) if out else ""
+    location = objects.check_output(out) if not dry_run else objects.normalize(out) if out else ""
     return Request(
         names, location, bundle, line, checked_extensions, max_megapixels, decode_timeout, max_error_rate, max_errors,
         new_only, checked_limit, batch_size, address,

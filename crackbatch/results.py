@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crackbatch import ranges, storage
 from crackbatch.errors import OptionError, OutputError, PublishError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects, ranges
+from crackbatch.storage.redaction import redact
 from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of, identity_keys
 
 ROW_GROUP_ROWS = 128 * 1024
@@ -48,23 +48,23 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return storage.join(self.out, "runs", self.run_id)
+        return objects.join(self.out, "runs", self.run_id)
 
     @property
     def plan_folder(self) -> str:
-        return storage.join(self.folder, "plan")
+        return objects.join(self.folder, "plan")
 
     @property
     def parts_folder(self) -> str:
-        return storage.join(self.folder, "parts")
+        return objects.join(self.folder, "parts")
 
     @property
     def scratch_folder(self) -> str:
-        return storage.join(self.folder, "scratch")
+        return objects.join(self.folder, "scratch")
 
     @property
     def attempts_folder(self) -> str:
-        return storage.join(self.folder, "attempts")
+        return objects.join(self.folder, "attempts")
 
 
 def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None) -> Run:
@@ -77,7 +77,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
         return unfinished
     today = datetime.now(UTC).date().isoformat()
     run_id = run_id or f"{date or today}-{fingerprint[:8]}"
-    known = read_json(storage.join(out, "runs", run_id, "run.json"))
+    known = read_json(objects.join(out, "runs", run_id, "run.json"))
     if known is not None:
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
@@ -107,8 +107,8 @@ def fingerprint_of(request: dict[str, Any]) -> str:
 
 def _unfinished(out: str, fingerprint: str) -> Run | None:
     """The newest run of this fingerprint without a summary."""
-    runs = storage.join(out, "runs")
-    files = storage.list_files(runs)
+    runs = objects.join(out, "runs")
+    files = objects.list_files(runs)
     finished = {file.rsplit("/", 2)[-2] for file in files if file.endswith("/summary.json")}
     candidates = []
     for file in files:
@@ -123,7 +123,7 @@ def _unfinished(out: str, fingerprint: str) -> Run | None:
 def read_json(location: str) -> dict[str, Any] | None:
     """A JSON object, None where there is none; raises OutputError where there is something else."""
     try:
-        value = json.loads(storage.read_bytes(location))
+        value = json.loads(objects.read_bytes(location))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -135,32 +135,32 @@ def read_json(location: str) -> dict[str, Any] | None:
 
 def write_json(location: str, value: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
-    storage.write_whole(location, json.dumps(value, indent=2, default=str).encode() + b"\n")
+    objects.write_whole(location, json.dumps(value, indent=2, default=str).encode() + b"\n")
 
 
 def begin(run: Run, description: dict[str, Any]) -> None:
     """Mark the run as working: run.json is there, a former summary is not."""
-    location = storage.join(run.folder, "run.json")
+    location = objects.join(run.folder, "run.json")
     if read_json(location) is None:
         write_json(location, {"run_id": run.run_id, "date": run.date, **description})
     for name in ("summary.json", "failure.json"):
-        storage.remove(storage.join(run.folder, name))
+        objects.remove(objects.join(run.folder, name))
 
 
 def write_failure(run: Run, error: str) -> None:
     """Leave word of why the run broke off, as far as OUT can still be written to."""
     with suppress(Exception):  # OUT itself may be what failed, and the error is reported all the same
-        if read_json(storage.join(run.folder, "run.json")) is not None:
+        if read_json(objects.join(run.folder, "run.json")) is not None:
             moment = datetime.now(UTC).isoformat(timespec="seconds")
-            write_json(storage.join(run.folder, "failure.json"), {"error": error, "at": moment})
+            write_json(objects.join(run.folder, "failure.json"), {"error": error, "at": moment})
 
 
 def write_part(run: Run, rows: pa.Table) -> None:
     """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
-    location = storage.join(run.parts_folder, f"{digest_of(rows)}.part")
-    storage.write_whole(location, sink.getvalue().to_pybytes())
+    location = objects.join(run.parts_folder, f"{digest_of(rows)}.part")
+    objects.write_whole(location, sink.getvalue().to_pybytes())
 
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
@@ -172,7 +172,7 @@ def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
         tables = threads.map(lambda location: read_part(location, IDENTITY), files)
         for location, table in zip(files, tables, strict=True):
             if table is None:
-                storage.remove(location)
+                objects.remove(location)
             else:
                 parts.append(table)
     return concat_identities(published), concat_identities(parts)
@@ -183,8 +183,8 @@ def read_scored(out: str, model_id: str) -> pa.Table:
 
     Those whose bytes could not be had are left out: another night may have them.
     """
-    root = storage.join(out, "predictions")
-    files = storage.list_files(root, ".parquet")
+    root = objects.join(out, "predictions")
+    files = objects.list_files(root, ".parquet")
 
     def read(file: str) -> pa.Table:
         rows = read_columns(file, [*IDENTITY, "status", "model_id"])
@@ -204,9 +204,9 @@ def count_failed(run: Run) -> int:
 
 def published_files(run: Run) -> list[str]:
     """The run's files below `predictions/`, by number."""
-    folder = storage.join(run.out, "predictions", f"date={run.date}")
+    folder = objects.join(run.out, "predictions", f"date={run.date}")
     pattern = re.compile(re.escape(run.run_id) + r"-\d{5}\.parquet")
-    return [file for file in storage.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
+    return [file for file in objects.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
 
 
 def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
@@ -231,29 +231,29 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     # A night with nothing new has its (empty) table too.
     for rows in _tables(files, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
-        hidden = storage.join(run.folder, "publish", f"{name}.whole")
-        visible = storage.join(run.out, "predictions", f"date={run.date}", name)
+        hidden = objects.join(run.folder, "publish", f"{name}.whole")
+        visible = objects.join(run.out, "predictions", f"date={run.date}", name)
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
     for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
-        if storage.exists(visible):
+        if objects.exists(visible):
             raise PublishError(f"{redact(visible)} is there already, though no listing named it: nothing replaces it")
-        storage.move(hidden, visible)
+        objects.move(hidden, visible)
     return [visible for _, visible in written]
 
 
 def finish(run: Run, summary: dict[str, Any]) -> None:
     """Write the summary, then remove what the run needed only while it worked."""
-    write_json(storage.join(run.folder, "summary.json"), summary)
+    write_json(objects.join(run.folder, "summary.json"), summary)
     tidy(run)
 
 
 def tidy(run: Run) -> None:
     """Remove what a run needs only while it works, and the word of an earlier attempt that broke off."""
-    publishing = storage.join(run.folder, "publish")
-    failure = storage.join(run.folder, "failure.json")
+    publishing = objects.join(run.folder, "publish")
+    failure = objects.join(run.folder, "failure.json")
     for place in (run.parts_folder, run.plan_folder, run.scratch_folder, run.attempts_folder, publishing, failure):
-        storage.remove(place)
+        objects.remove(place)
 
 
 def count_statuses(run: Run) -> dict[str, int]:
@@ -305,7 +305,7 @@ def concat_identities(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def _parts(run: Run) -> list[str]:
-    return storage.list_files(run.parts_folder, ".part")
+    return objects.list_files(run.parts_folder, ".part")
 
 
 def _read_all(files: list[str], columns: list[str]) -> list[pa.Table]:
@@ -378,7 +378,7 @@ def _read_parts(files: list[str]) -> Iterator[pa.Table]:
 
 
 def _read_whole(location: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(location)))
+    return pq.read_table(pa.BufferReader(objects.read_bytes(location)))
 
 
 def _write_sorted(rows: pa.Table, location: str) -> None:
@@ -386,7 +386,7 @@ def _write_sorted(rows: pa.Table, location: str) -> None:
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
     order = pc.sort_indices(rows, sort_keys=keys)
     with (
-        storage.new_file(location) as file,
+        objects.new_file(location) as file,
         pq.ParquetWriter(file, rows.schema, compression="zstd") as writer,
     ):
         for start in range(0, max(1, len(order)), ROW_GROUP_ROWS):

@@ -21,20 +21,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import __version__, results, storage
+from crackbatch import __version__, results
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
-from crackbatch.lease import Holding
 from crackbatch.pipeline import run_pipeline
 from crackbatch.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.progress import Progress
-from crackbatch.redaction import redact
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
-from crackbatch.retry import giving_up, num_retries
 from crackbatch.shards import write_shards
+from crackbatch.storage import objects
+from crackbatch.storage.lease import Holding
+from crackbatch.storage.redaction import redact
+from crackbatch.storage.retry import giving_up, num_retries
 from crackbatch.summary import RunSummary
 from crackbatch.table import CARRIED, schema_with
 
@@ -57,10 +58,10 @@ class Work:
 
 
 def score(
-    sources: storage.Location | Sequence[storage.Location],
-    out: storage.Location,
+    sources: objects.Location | Sequence[objects.Location],
+    out: objects.Location,
     *,
-    model: storage.Location = DEFAULT_MODEL,
+    model: objects.Location = DEFAULT_MODEL,
     date: str | None = None,
     run_id: str | None = None,
     threshold: float | None = None,
@@ -94,7 +95,7 @@ def score(
         plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
     run = _choose_run(request, date, run_id)
-    made = storage.missing_folders(run.folder)
+    made = objects.missing_folders(run.folder)
     broken_off = giving_up(lambda why: RunError(f"the run broke off ({why}); the same command continues it"))
     try:
         with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:
@@ -105,7 +106,7 @@ def score(
         results.write_failure(run, str(error))
         raise
     finally:
-        storage.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
+        objects.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
@@ -122,7 +123,7 @@ def _new(request: Request, planned: pa.Table) -> pa.Table:
 
 def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSummary:
     """Plan and, at the same time, start Ray; then score and publish what is not there yet."""
-    is_new = results.read_json(storage.join(run.folder, "run.json")) is None
+    is_new = results.read_json(objects.join(run.folder, "run.json")) is None
     planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
     try:
         any_image = threading.Event()
@@ -144,7 +145,7 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
             except Exception:
                 if is_new:
                     holding.check()
-                    storage.remove(run.scratch_folder)
+                    objects.remove(run.scratch_folder)
                 raise
             return _run(request, run, holding, plan, schema, cluster, start)
     finally:
@@ -180,7 +181,7 @@ def _run(
     published, parts = results.read_done(run)
     expected = _new(request, subtract(plan.table, published))
     work = Work()
-    is_unfinished = results.read_json(storage.join(run.folder, "summary.json")) is None
+    is_unfinished = results.read_json(objects.join(run.folder, "summary.json")) is None
     if expected.num_rows or (is_unfinished and not results.published_files(run)):
         holding.check()
         results.begin(run, describe(request))
@@ -252,7 +253,7 @@ def _score_rows(
     if request.fails_too_often(failed):
         return Work(stopped_early=True)
     cluster.start()
-    storage.remove(run.plan_folder)
+    objects.remove(run.plan_folder)
     num_shards, roots = write_shards(todo, run.plan_folder), local_roots(todo, request.sources)
     with Progress(num_expected, num_expected - todo.num_rows) as progress:
         for part in run_pipeline(request, run, todo.num_rows, num_shards, roots, cluster):

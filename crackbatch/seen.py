@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import storage
 from crackbatch.bundle import resolve
 from crackbatch.errors import BundleError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 FILE = "seen.parquet"
 # A model that was trained on an image has seen it, and one that was tuned on it too.
@@ -34,7 +34,7 @@ def write_seen(
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"image": np.array(images, np.uint64), **columns}), sink, compression="zstd")
-    storage.write_whole(storage.join(location, FILE), sink.getvalue().to_pybytes())
+    objects.write_whole(objects.join(location, FILE), sink.getvalue().to_pybytes())
 
 
 def read_seen(location: str) -> dict[int, str]:
@@ -51,7 +51,7 @@ def read_learnt(location: str) -> dict[int, str]:
 def _read(location: str) -> tuple[dict[int, str], dict[int, str]]:
     """The splits of a bundle's own images, and of those that the model before it had learnt from."""
     try:
-        data = storage.read_bytes(storage.join(resolve(location), FILE))
+        data = objects.read_bytes(objects.join(resolve(location), FILE))
     except (FileNotFoundError, NotADirectoryError):
         return {}, {}
     try:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import fsspec.utils
 
-from crackbatch import storage
 from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import CrackbatchError, RunError, SourceError
-from crackbatch.listing import Entry, list_objects
 from crackbatch.manifest import Manifest, read_manifest
-from crackbatch.redaction import reason_of, redact
-from crackbatch.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
+from crackbatch.storage import objects
+from crackbatch.storage.buckets import Entry, list_objects
+from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
 _WRITTEN = ("predictions", "runs")  # where scoring keeps what it makes in its output
 ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # of images in archives, as the table names them
@@ -37,14 +37,14 @@ class Object(NamedTuple):
     error: str | None = None
 
 
-def check_sources(sources: storage.Location | Sequence[storage.Location]) -> list[str]:
+def check_sources(sources: objects.Location | Sequence[objects.Location]) -> list[str]:
     """The sources that a caller names, one or several; SourceError where there is none."""
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if not names:
         raise SourceError("no source: name a folder, an archive, an image or a manifest")
     if not all(names):
         raise SourceError("a source is an empty name; write . for this folder")
-    if inside := [name for name in names if storage.scheme(name) in ARCHIVE_SCHEMES]:
+    if inside := [name for name in names if objects.scheme(name) in ARCHIVE_SCHEMES]:
         raise SourceError(f"{redact(inside[0])} lies in an archive: name the archive, or list its images in a manifest")
     return names
 
@@ -58,10 +58,10 @@ def list_source(
 
     Raises SourceError where the source itself is not there or cannot be read, RunError where its store fails.
     """
-    location = storage.normalize(source)
-    written = (storage.join(storage.normalize(out), name, "") for out in skip for name in _WRITTEN)
+    location = objects.normalize(source)
+    written = (objects.join(objects.normalize(out), name, "") for out in skip for name in _WRITTEN)
     below = tuple(folder for folder in written if not f"{location}/".startswith(folder))  # what is named is looked into
-    list_all = _list_local if storage.is_local(location) else _list_remote
+    list_all = _list_local if objects.is_local(location) else _list_remote
     yield from list_all(location, source, extensions, listing, below)
 
 
@@ -69,7 +69,7 @@ def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str
     """Whether it is a run that made a file: but for the published tables none has the name of an image or archive."""
     if not location.startswith(below):
         return False
-    interesting, kind = _classify(storage.file_name(location), extensions)
+    interesting, kind = _classify(objects.file_name(location), extensions)
     return not interesting or (kind == "parquet" and re.search(r"/predictions/date=[^/]*/[^/]*$", location) is not None)
 
 
@@ -103,7 +103,7 @@ def _glob_local(
     pattern: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
     """The files that a glob matches, and those below its folders where no `**` matches them already."""
-    filesystem, path = storage.filesystem(pattern)
+    filesystem, path = objects.filesystem(pattern)
     folders = []
     for found in sorted(filesystem.glob(path)):
         if os.path.isfile(found):
@@ -176,12 +176,12 @@ def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = 
         return Object(path, None, "", kind, "missing", f"{error.strerror}: {redact(path)}")
     if not stat.S_ISREG(status.st_mode):
         return Object(path, None, "", kind, "not_an_image", "a pipe, a device or a folder, not a file")
-    return Object(path, status.st_size, storage.local_version(status), kind)
+    return Object(path, status.st_size, objects.local_version(status), kind)
 
 
 def _single(location: str, source: str, extensions: frozenset[str], make: Any) -> Iterator[Object | Manifest]:
     """One file that the user named: an image, an archive or a manifest."""
-    name = storage.file_name(location)
+    name = objects.file_name(location)
     interesting, kind = _classify(name, extensions)
     if name.lower().endswith(".csv") or kind == "parquet":
         manifest = read_manifest(location)
@@ -201,19 +201,19 @@ def _from_glob(
     location: str, pattern: str, extensions: frozenset[str], listing: Listing
 ) -> Iterator[Object | Manifest]:
     fixed = _fixed_part(pattern)
-    interesting, kind = _classify(storage.file_name(location), extensions)
+    interesting, kind = _classify(objects.file_name(location), extensions)
     if is_hidden(location[len(fixed) :]):
         listing.pass_over("hidden files")
     elif interesting:
         yield _local_object(location, kind)
     else:
-        pass_over_name(storage.file_name(location), listing)
+        pass_over_name(objects.file_name(location), listing)
 
 
 def root_of(source: str) -> str:
     """The location that a source's images lie below: its own, or that of the folder above a glob's first wildcard."""
-    location = storage.normalize(source)
-    is_glob = _is_glob(location) and not storage.is_web(location)
+    location = objects.normalize(source)
+    is_glob = _is_glob(location) and not objects.is_web(location)
     return _fixed_part(location) if is_glob and not os.path.lexists(location) else location
 
 
@@ -232,16 +232,16 @@ def _list_remote(
     filesystem, path = _open_storage(location, source)
 
     def make(_: str, archive: str | None) -> Object:
-        info = storage.info(location)
-        return _remote_object(location, info.get("size"), storage.version(info), archive)
+        info = objects.info(location)
+        return _remote_object(location, info.get("size"), objects.version(info), archive)
 
     # Who mistyped a server's name is told so; a store that falls silent later, or is never named, is no such mistake.
-    is_known = storage.scheme(location) not in _WITH_SERVER
+    is_known = objects.scheme(location) not in _WITH_SERVER
     try:
         filesystem.invalidate_cache()
-        is_glob = _is_glob(path) and not storage.is_web(location)
+        is_glob = _is_glob(path) and not objects.is_web(location)
         root = _fixed_part(path) if is_glob else path
-        name = storage.file_name(location)
+        name = objects.file_name(location)
         is_file_name = _classify(name, extensions)[0] or name.lower().endswith(".csv")
         is_file = _is_file(filesystem, root, is_file_name)
         is_known = True
@@ -252,7 +252,7 @@ def _list_remote(
         is_empty = True
         for entry in entries:
             is_empty = False
-            full = storage.locate(entry.path, location)
+            full = objects.locate(entry.path, location)
             if not _is_written(full, written, extensions):
                 yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
@@ -270,11 +270,11 @@ def _list_remote(
 def _open_storage(location: str, source: str) -> tuple[Any, str]:
     """`storage.filesystem`, where fsspec's classes that want more than a URL say so in their own ways."""
     try:
-        return storage.filesystem(location)
+        return objects.filesystem(location)
     except CrackbatchError:
         raise
     except (TypeError, AttributeError) as error:
-        why = f"a URL alone does not open {storage.scheme(location)}:// ({reason_of(error)})"
+        why = f"a URL alone does not open {objects.scheme(location)}:// ({reason_of(error)})"
         raise SourceError(f"cannot read {redact(source)}: {why}") from None
     except Exception as error:  # each cloud library raises its own
         raise _unlisted(error, location, source, is_known=False) from None
@@ -282,7 +282,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
 
 def _unlisted(error: BaseException, location: str, source: str, is_known: bool) -> CrackbatchError:
     """SourceError where a source cannot be listed, RunError where another time it can."""
-    storage.check_credentials(error, location)
+    objects.check_credentials(error, location)
     why = f"cannot read {redact(source)}: {reason_of(error)}"
     can_pass = is_transient(error) and (is_known or is_answer(error))
     return RunError(f"{why}; run again") if can_pass else SourceError(why)
@@ -294,8 +294,8 @@ def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
     for page in list_objects(filesystem, path):
         is_empty = False
         yield from page
-    if is_empty and (info := retrying(lambda: storage.look_up(filesystem, path)))["type"] == "file":
-        yield Entry(path, info.get("size"), storage.version(info))
+    if is_empty and (info := retrying(lambda: objects.look_up(filesystem, path)))["type"] == "file":
+        yield Entry(path, info.get("size"), objects.version(info))
 
 
 def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
@@ -316,7 +316,7 @@ def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
 
 
 def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str], listing: Listing) -> Iterator[Object]:
-    interesting, archive = _classify(storage.file_name(location), extensions)
+    interesting, archive = _classify(objects.file_name(location), extensions)
     if is_hidden(relative):
         listing.pass_over("hidden files")
     elif location.endswith("/"):  # the marker of a folder
@@ -324,13 +324,13 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
     elif interesting:
         yield _remote_object(location, entry.size, entry.version, archive)
     else:
-        pass_over_name(storage.file_name(location), listing)
+        pass_over_name(objects.file_name(location), listing)
 
 
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
     """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
     try:
-        return bool(retrying(lambda: storage.look_up(filesystem, path), FIRST_TRIES)["type"] == "file")
+        return bool(retrying(lambda: objects.look_up(filesystem, path), FIRST_TRIES)["type"] == "file")
     except FileNotFoundError:
         return False
     except Exception as error:  # each cloud library raises its own

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crackbatch import storage
 from crackbatch.errors import OptionError, SourceError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ["image_uri", "label", "group", "split", "sha256"]
@@ -105,14 +105,14 @@ def write_split(table: pa.Table, location: str) -> None:
     sink = pa.BufferOutputStream()
     shown = table.select(COLUMNS).sort_by("image_uri")
     pq.write_table(shown, sink, compression="zstd")
-    storage.write_whole(location, sink.getvalue().to_pybytes())
+    objects.write_whole(location, sink.getvalue().to_pybytes())
 
 
 def read_split(location: str) -> dict[str, str]:
     """sha256 → split, as `write_split` wrote it; SourceError where it is no such table."""
     shown = redact(location)
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(storage.normalize(location))), columns=["sha256", "split"])
+        table = pq.read_table(io.BytesIO(objects.read_bytes(objects.normalize(location))), columns=["sha256", "split"])
     except FileNotFoundError:
         raise SourceError(f"no such split file: {shown}") from None
     except Exception as error:  # pyarrow's and each storage's own

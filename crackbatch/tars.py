@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from crackbatch.archive import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
 from crackbatch.errors import RunError
-from crackbatch.redaction import as_text
+from crackbatch.storage.redaction import as_text
 
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
     "tar.gz": lambda file: _GzipFile(None, "rb", fileobj=file), "tar.bz2": bz2.open, "tar.xz": lzma.open

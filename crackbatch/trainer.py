@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crackbatch import results, storage
+from crackbatch import results
 from crackbatch.batches import make_batches, stored_size
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
@@ -31,6 +31,7 @@ from crackbatch.learner import Learner
 from crackbatch.pixels import Marks, Pixels, deal, held_or_streamed, marks_of, stream_pixels
 from crackbatch.recipe import Recipe
 from crackbatch.shards import read_shard, write_shards
+from crackbatch.storage import objects
 
 _POLL_S = 1.0
 # The workers wait for the first one while it validates, for longer than torch's half an hour if need be; that a worker
@@ -78,13 +79,13 @@ def fit_on_ray(
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         device = cluster.train_device(workers)
         say(describe_device(device, workers, cluster.node_resources()))
-        data = storage.join(folder, "data")
-        storage.remove(data)
+        data = objects.join(folder, "data")
+        objects.remove(data)
         parts = [
-            _write_part(part, storage.join(data, f"train-{rank}"))
+            _write_part(part, objects.join(data, f"train-{rank}"))
             for rank, part in enumerate(deal(train, workers, recipe.seed))
         ]
-        job = Job(recipe, folder, parts, _write_part(validation, storage.join(data, "validation")), device)
+        job = Job(recipe, folder, parts, _write_part(validation, objects.join(data, "validation")), device)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
@@ -120,7 +121,7 @@ def _write_part(rows: pa.Table, folder: str) -> Part:
 def _run_config(folder: str, max_failures: int) -> Any:
     import ray.train
 
-    filesystem, path = storage.arrow_filesystem(storage.join(folder, "ray"))
+    filesystem, path = objects.arrow_filesystem(objects.join(folder, "ray"))
     return ray.train.RunConfig(
         name=uuid.uuid4().hex,  # a name that was used before would be taken for finished, and train nothing
         storage_path=path,
@@ -205,7 +206,7 @@ def _train(job: Job) -> None:
 
     def report(figures: Figures) -> None:
         if rank == 0:
-            storage.write_whole(_progress_file(job.folder, int(figures["epoch"])), json.dumps(figures).encode())
+            objects.write_whole(_progress_file(job.folder, int(figures["epoch"])), json.dumps(figures).encode())
         ray.train.report(figures)
 
     fit(Fit(learner, batches, validation, Checkpoints(job.folder), recipe.epochs, workers), report)
@@ -233,9 +234,9 @@ class _Watch:
         self._thread = threading.Thread(target=self._poll, name="watch epochs", daemon=True)
 
     def __enter__(self) -> None:
-        for file in storage.list_files(self._folder, ".json"):
+        for file in objects.list_files(self._folder, ".json"):
             if "/progress-" in file or file == _failure_file(self._folder):
-                storage.remove(file)
+                objects.remove(file)
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -249,17 +250,17 @@ class _Watch:
                 self._tell()
 
     def _tell(self) -> None:
-        files = [file for file in storage.list_files(self._folder, ".json") if "/progress-" in file]
+        files = [file for file in objects.list_files(self._folder, ".json") if "/progress-" in file]
         for file in files:
-            figures = json.loads(storage.read_bytes(file))
+            figures = json.loads(objects.read_bytes(file))
             if figures["epoch"] > self._epoch:
                 self._epoch = figures["epoch"]
                 self._on_epoch(figures)
 
 
 def _failure_file(folder: str) -> str:
-    return storage.join(folder, "failure.json")
+    return objects.join(folder, "failure.json")
 
 
 def _progress_file(folder: str, epoch: int) -> str:
-    return storage.join(folder, f"progress-{epoch:04d}.json")
+    return objects.join(folder, f"progress-{epoch:04d}.json")

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import __version__, results, storage
+from crackbatch import __version__, results
 from crackbatch.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
@@ -42,17 +42,18 @@ from crackbatch.initial import WORDS, Initial, initial_network, learnt_before
 from crackbatch.labelled import list_labelled
 from crackbatch.labels import LabelRules
 from crackbatch.learner import Learner, runs_bfloat16
-from crackbatch.lease import Holding
 from crackbatch.model import Model, calibrated
 from crackbatch.pixels import Pixels, deal, held_or_streamed, marks_of, number_rows, stream_pixels
 from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import Recipe
-from crackbatch.redaction import redact
-from crackbatch.retry import giving_up
 from crackbatch.seen import splits_of, write_seen
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, write_split
+from crackbatch.storage import objects
+from crackbatch.storage.lease import Holding
+from crackbatch.storage.redaction import redact
+from crackbatch.storage.retry import giving_up
 from crackbatch.trainer import fit_on_ray
 
 
@@ -75,12 +76,12 @@ class Where:
 
 
 def train(
-    sources: storage.Location | Sequence[storage.Location],
-    out: storage.Location,
+    sources: objects.Location | Sequence[objects.Location],
+    out: objects.Location,
     *,
     name: str | None = None,
     network: str = "resnet18",
-    init: storage.Location = "imagenet",
+    init: objects.Location = "imagenet",
     freeze: bool = False,
     epochs: int = 10,
     batch_size: int = 64,
@@ -94,7 +95,7 @@ def train(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: storage.Location | None = None,
+    split: objects.Location | None = None,
     workers: int = 1,
     max_failures: int = 3,
     address: str | None = None,
@@ -113,10 +114,10 @@ def train(
     if workers < 0 or max_failures < 0:
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     out = os.fspath(out)
-    location = storage.check_output(out)
+    location = objects.check_output(out)
     where = Where(workers, max_failures, address)
-    folder = storage.join(location, "training")
-    made = storage.missing_folders(folder)
+    folder = objects.join(location, "training")
+    made = objects.missing_folders(folder)
     broken_off = giving_up(lambda why: RunError(f"the training broke off ({why}); the same command continues it"))
     try:
         with broken_off, Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
@@ -131,7 +132,7 @@ def train(
             named = name or location.rsplit("/", 1)[-1]
             return _train(location, named, recipe, dataset, said, names, built, before, where)
     finally:
-        storage.remove_folders(made)  # a request that is refused leaves nothing behind
+        objects.remove_folders(made)  # a request that is refused leaves nothing behind
 
 
 @contextmanager
@@ -141,11 +142,11 @@ def _scratch(folder: str, workers: int) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as temporary:
             yield temporary
         return
-    location = storage.join(folder, "scratch")
+    location = objects.join(folder, "scratch")
     try:
         yield location
     finally:
-        storage.remove(location)
+        objects.remove(location)
 
 
 def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
@@ -174,9 +175,9 @@ def _train(
         "labels_digest": dataset.labels_digest,
     }
     fingerprint = results.fingerprint_of(request)
-    folder = storage.join(out, "training")
+    folder = objects.join(out, "training")
     if (finished := _finished(out, fingerprint)) is not None:
-        storage.remove(folder)  # of a process that was killed between writing the bundle and this
+        objects.remove(folder)  # of a process that was killed between writing the bundle and this
         return TrainResult(finished, _read_history(out), trained=False)
     images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     _begin(folder, {"fingerprint": fingerprint, **request})
@@ -195,11 +196,11 @@ def _train(
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(best_epoch(history)), validation)
     write_seen(out, images, splits, before)
-    write_split(dataset.table, storage.join(out, "split.parquet"))
+    write_split(dataset.table, objects.join(out, "split.parquet"))
     _write_history(out, history)
     write_card(bundle)
     write_bundle(bundle, weights)
-    storage.remove(folder)
+    objects.remove(folder)
     return TrainResult(bundle, history, trained=True)
 
 
@@ -210,7 +211,7 @@ def _describe_draw(dataset: Dataset, seed: int) -> str:
 
 def _finished(out: str, fingerprint: str) -> Bundle | None:
     """The bundle that OUT holds already, if this very training made it; OptionError if another did."""
-    if not storage.exists(storage.join(out, DESCRIPTION)):
+    if not objects.exists(objects.join(out, DESCRIPTION)):
         return None
     bundle = read_bundle(out)
     if bundle.training.get("fingerprint") != fingerprint:
@@ -219,10 +220,10 @@ def _finished(out: str, fingerprint: str) -> Bundle | None:
 
 
 def _begin(folder: str, request: dict[str, Any]) -> None:
-    location = storage.join(folder, "request.json")
+    location = objects.join(folder, "request.json")
     known = results.read_json(location)
     is_other = known is not None and known.get("fingerprint") != request["fingerprint"]
-    if is_other and storage.list_files(folder, ".pt"):  # without a checkpoint it has nothing to keep
+    if is_other and objects.list_files(folder, ".pt"):  # without a checkpoint it has nothing to keep
         raise OptionError(
             f"{redact(folder)} holds an unfinished training with other data or options; give those again to"
             " finish it, choose another --out, or remove the folder"
@@ -375,12 +376,12 @@ def _half(value: Any) -> Any:
 def _write_history(out: str, history: list[Figures]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(history), sink)
-    storage.write_whole(storage.join(out, "metrics.parquet"), sink.getvalue().to_pybytes())
-    storage.write_whole(storage.join(out, "training.png"), plot_training(history))
+    objects.write_whole(objects.join(out, "metrics.parquet"), sink.getvalue().to_pybytes())
+    objects.write_whole(objects.join(out, "training.png"), plot_training(history))
 
 
 def _read_history(out: str) -> list[Figures]:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(out, "metrics.parquet"))))
+    table = pq.read_table(io.BytesIO(objects.read_bytes(objects.join(out, "metrics.parquet"))))
     rows: list[Figures] = table.to_pylist()
     return rows
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crackbatch import storage
 from crackbatch.cluster import Cluster, cause_of
 from crackbatch.errors import RunError
+from crackbatch.storage import objects
 from crackbatch.training import train
 
 
@@ -49,8 +49,8 @@ def train_side_by_side(trainings: Sequence[dict[str, Any]], folder: str, address
 def _run(trainings: Sequence[dict[str, Any]], folder: str, room: Room) -> None:
     from ray import tune
 
-    location = storage.join(folder, "tune")
-    filesystem, path = storage.arrow_filesystem(location)
+    location = objects.join(folder, "tune")
+    filesystem, path = objects.arrow_filesystem(location)
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": room.cpus, "gpu": room.gpus}),
         param_space={"training": tune.grid_search(list(trainings)), "threads": int(room.cpus)},
@@ -61,7 +61,7 @@ def _run(trainings: Sequence[dict[str, Any]], folder: str, room: Room) -> None:
         failed = list(tuner.fit().errors)
     except Exception as error:  # Ray Tune wraps what it meets in errors of its own
         raise RunError(f"the comparison broke off ({cause_of(error)}); the same command continues it") from None
-    storage.remove(location)
+    objects.remove(location)
     if failed:
         raise RunError(
             f"{len(failed)} of {len(trainings)} trainings broke off ({cause_of(failed[0])}); the same command continues"

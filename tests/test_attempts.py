@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from crackbatch import storage
 from crackbatch.attempts import MAX_DEATHS, Attempts, Watch
+from crackbatch.storage import objects
 from crackbatch.table import IDENTITY
 
 BLOCK = pa.table({name: [f"{name}-{row}" for row in range(3)] for name in IDENTITY})
@@ -33,13 +33,13 @@ def die(folder: str, when: str = "os._exit(9)") -> None:
 
 
 def test_after_three_deaths_a_block_is_suspicious_and_after_a_good_end_it_is_not(out: str) -> None:
-    folder = storage.join(out, "attempts")
+    folder = objects.join(out, "attempts")
     for deaths in range(MAX_DEATHS):
         with Attempts(folder).attempt(BLOCK.slice(1)) as (_, other):
             assert other.deaths == 0, "another block's deaths are its own"
         die(folder)
         if deaths + 1 < MAX_DEATHS:
-            assert len(storage.list_files(folder)) == deaths + 1
+            assert len(objects.list_files(folder)) == deaths + 1
     with Attempts(folder).attempt(BLOCK) as (_, past):
         assert past.is_suspicious
         assert past.deaths == MAX_DEATHS == 3
@@ -59,7 +59,7 @@ def test_a_row_with_which_three_workers_died_that_decoded_it_alone_is_known(tmp_
         die(folder, f"assert not past.killers\n    with attempts.alone(name, {row}): os._exit(9)")
     with Attempts(folder).attempt(BLOCK) as (_, past):
         assert (past.deaths, past.killers) == (4, {2})
-    assert storage.list_files(folder) == []
+    assert objects.list_files(folder) == []
 
 
 def test_a_worker_decodes_nothing_beside_an_image_that_it_decodes_alone(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_worker_decodes_nothing_beside_an_image_that_it_decodes_alone(tmp_path
                     together.discard(thread)
                 continue
             with attempts.alone(f"suspicious{thread}", row):
-                beside.append((len(storage.list_files(str(tmp_path), ".alone")), len(together)))
+                beside.append((len(objects.list_files(str(tmp_path), ".alone")), len(together)))
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
@@ -88,13 +88,13 @@ def test_an_exception_is_no_death(tmp_path: os.PathLike[str]) -> None:
     attempts = Attempts(str(tmp_path))
     with pytest.raises(ZeroDivisionError), attempts.attempt(BLOCK):
         raise ZeroDivisionError
-    assert storage.list_files(str(tmp_path)) == []
+    assert objects.list_files(str(tmp_path)) == []
 
 
 def test_a_row_that_is_too_slow_is_remembered_and_is_no_death(tmp_path: os.PathLike[str]) -> None:
     attempts = Attempts(str(tmp_path))
     with attempts.attempt(BLOCK) as (name, _), attempts.alone(name, 1):
         attempts.give_up(name, 2)
-        assert storage.list_files(str(tmp_path)) == [f"{tmp_path}/{name}-2.slow"]
+        assert objects.list_files(str(tmp_path)) == [f"{tmp_path}/{name}-2.slow"]
         with Attempts(str(tmp_path)).attempt(BLOCK) as (_, past):
             assert (past.deaths, past.slow) == (0, {2})

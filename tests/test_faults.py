@@ -144,8 +144,9 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
 
 DIE_WHEN_IT_PUBLISHES = """
 import os, signal
-from crackbatch import cli, storage
-storage.move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from crackbatch import cli
+from crackbatch.storage import objects
+objects.move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 cli.main()
 """
 

@@ -25,16 +25,16 @@ import pytest
 import s3fs
 
 from conftest import SECRET
-from crackbatch import retry
 from crackbatch.archive import Listing
 from crackbatch.errors import RunError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
 from crackbatch.plan_rows import SCHEMA, list_archive
-from crackbatch.retry import num_retries
 from crackbatch.shards import shard_sizes
 from crackbatch.source import list_source
+from crackbatch.storage import retry
+from crackbatch.storage.retry import num_retries
 from faulty import FAULTS, Faults, FaultyProxy
 from test_archive import tar_of, write_files, zip_with
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from crackbatch import lease, storage
 from crackbatch.errors import HeldError, LeaseLostError
-from crackbatch.lease import Holding, Lease, read_lease
+from crackbatch.storage import lease, objects
+from crackbatch.storage.lease import Holding, Lease, read_lease
 
 HOLD = """
 import sys
-from crackbatch.lease import Holding
+from crackbatch.storage.lease import Holding
 with Holding(sys.argv[1], "run r"):
     print("held", flush=True)
     sys.stdin.read()
@@ -40,7 +40,7 @@ def hold(folder: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def folder(out: str) -> str:
-    return storage.join(out, "runs", "r")
+    return objects.join(out, "runs", "r")
 
 
 def test_a_second_process_is_told_who_works_and_since_when(folder: str) -> None:
@@ -79,11 +79,11 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
         "token": "t",
         "since": "2026-01-01T00:00:00+00:00",
     }
-    location = storage.join(folder, "lease-00007.json")
+    location = objects.join(folder, "lease-00007.json")
 
     def renew(number: int) -> None:
         moment = f"2026-01-01T00:00:{number:02d}+00:00"
-        storage.write_whole(location, json.dumps({**elsewhere, "renewed_at": moment}).encode())
+        objects.write_whole(location, json.dumps({**elsewhere, "renewed_at": moment}).encode())
 
     renew(0)
     renewing = threading.Timer(0.5, renew, [1])
@@ -93,7 +93,7 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
     renewing.join()
     with Holding(folder, "run r"):
         assert read_lease(folder).number == 8
-    assert not storage.list_files(folder)
+    assert not objects.list_files(folder)
 
 
 ELSEWHERE = Lease(1, "far", 1, "other/pid:[1]", "1", "t", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
@@ -103,8 +103,8 @@ ELSEWHERE = Lease(1, "far", 1, "other/pid:[1]", "1", "t", "2026-01-01T00:00:00+0
 def test_a_holder_that_was_taken_over_does_not_publish(folder: str, number: int) -> None:
     with Holding(folder, "run r") as holding:
         holding.check()
-        there = storage.join(folder, f"lease-{number:05d}.json")  # 1: the one that took over has ended, a third holds
-        storage.write_whole(there, lease._encode(ELSEWHERE))
+        there = objects.join(folder, f"lease-{number:05d}.json")  # 1: the one that took over has ended, a third holds
+        objects.write_whole(there, lease._encode(ELSEWHERE))
         with pytest.raises(LeaseLostError, match="took run r over"):
             holding.check()
     assert read_lease(folder) == replace(ELSEWHERE, number=number), "it is not its own to remove"
@@ -112,15 +112,15 @@ def test_a_holder_that_was_taken_over_does_not_publish(folder: str, number: int)
 
 def test_a_holder_whose_lease_is_gone_does_not_publish(folder: str) -> None:
     with Holding(folder, "run r") as holding:
-        storage.write_whole(storage.join(folder, "run.json"), b"{}")
-        storage.remove_file(storage.join(folder, "lease-00001.json"))
+        objects.write_whole(objects.join(folder, "run.json"), b"{}")
+        objects.remove_file(objects.join(folder, "lease-00001.json"))
         with pytest.raises(LeaseLostError, match="took run r over"):
             holding.check()
 
 
 def test_a_holder_whose_folder_is_gone_says_so(folder: str) -> None:
     with Holding(folder, "run r") as holding:
-        storage.remove(folder)
+        objects.remove(folder)
         with pytest.raises(LeaseLostError, match=f"^{re.escape(folder)} is gone; bring it back"):
             holding.check()
 
@@ -170,14 +170,14 @@ def _wait_for_renewal(folder: str) -> None:
 
 def test_a_lease_that_is_being_written_is_not_free(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_SILENT_S", 2.0)
-    location = storage.join(folder, "lease-00001.json")
-    storage.write_whole(location, b"")
-    writing = threading.Timer(0.5, storage.write_whole, [location, lease._encode(ELSEWHERE)])
+    location = objects.join(folder, "lease-00001.json")
+    objects.write_whole(location, b"")
+    writing = threading.Timer(0.5, objects.write_whole, [location, lease._encode(ELSEWHERE)])
     writing.start()
     with pytest.raises(HeldError, match="process 1 on far"):
         Holding(folder, "run r").__enter__()
     writing.join()
-    storage.write_whole(location, b"")  # and nobody ever writes the rest
+    objects.write_whole(location, b"")  # and nobody ever writes the rest
     with Holding(folder, "run r"):
         assert read_lease(folder).number == 2
 

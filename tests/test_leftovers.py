@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import crackbatch
-from crackbatch import lease, results, storage
+from crackbatch import results
 from crackbatch.errors import OptionError
+from crackbatch.storage import lease, objects
 from test_runs import FOREIGN, begin, crackbatch_says, publish, summary_of, write, write_part
 
 # Of a process of this machine that is gone: process 1 began at another time.
@@ -30,7 +31,7 @@ WORK = {
 
 def contents(out: str) -> dict[str, bytes]:
     """Every file in the output location, those still being written too."""
-    found, path = storage.filesystem(out)
+    found, path = objects.filesystem(out)
     found.invalidate_cache()
     return {name[name.index(path) + len(path) + 1 :]: found.cat_file(name) for name in found.find(path)}
 
@@ -67,7 +68,7 @@ def test_runs_that_were_never_published_go_whole_and_nothing_else(out: str) -> N
     write(stopped.folder, WORK)
     begin(out, "planned")
     failed = begin(out, "failed")
-    results.write_json(storage.join(failed.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"})
+    results.write_json(objects.join(failed.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"})
     write(out, {"runs/planning/scratch/0123456789abcdef.copy": b"x"})
     found = crackbatch.clean(out, yes=True)
     assert {left.run_id: left.lost_rows for left in found.leftovers} == {
@@ -75,7 +76,7 @@ def test_runs_that_were_never_published_go_whole_and_nothing_else(out: str) -> N
     }  # fmt: skip
     assert found.removed
     assert contents(out) == before
-    if storage.is_local(out):
+    if objects.is_local(out):
         assert not any((Path(out) / "runs" / left.run_id).exists() for left in found.leftovers)
     assert [run.run_id for run in crackbatch.list_runs(out)] == [kept.run_id]
     assert crackbatch.clean(out, yes=True).leftovers == []
@@ -87,7 +88,7 @@ def test_a_published_run_loses_only_what_it_needed_while_it_worked(out: str) -> 
     run = begin(out, "r")
     write_part(run, "abc")
     publish(run, "abc")
-    results.write_json(storage.join(run.folder, "summary.json"), summary_of(run))  # killed before the rest of finish
+    results.write_json(objects.join(run.folder, "summary.json"), summary_of(run))  # killed before the rest of finish
     rows = contents(out)
     write(run.folder, WORK)
     (left,) = crackbatch.clean(out, yes=True).leftovers
@@ -108,7 +109,7 @@ def test_an_unfinished_attempt_goes_and_the_rows_published_before_it_stay(out: s
     write(run.folder, WORK)
     if is_failed:
         failure = {"error": "no space", "at": "2026-01-03T11:00:00"}
-        results.write_json(storage.join(run.folder, "failure.json"), failure)
+        results.write_json(objects.join(run.folder, "failure.json"), failure)
     (left,) = crackbatch.clean(out, yes=True).leftovers
     assert (left.state, left.lost_rows) == ("failed" if is_failed else "interrupted", 3)
     assert {name: data for name, data in contents(out).items() if not name.endswith("failure.json")} == before
@@ -168,10 +169,10 @@ def test_a_run_on_a_machine_whose_clock_is_behind_is_passed_over(out: str, monke
     run = begin(out, "r")
     write_part(run, "abc")
     elsewhere = replace(DEAD, machine="other/pid:[1]")
-    location = storage.join(run.folder, "lease-00003.json")
-    storage.write_whole(location, lease._encode(elsewhere))
+    location = objects.join(run.folder, "lease-00003.json")
+    objects.write_whole(location, lease._encode(elsewhere))
     renewed = lease._encode(replace(elsewhere, renewed_at="2026-01-01T00:00:05+00:00"))
-    renewing = threading.Timer(1.5, storage.write_whole, [location, renewed])
+    renewing = threading.Timer(1.5, objects.write_whole, [location, renewed])
     renewing.start()
     found = crackbatch.clean(out, yes=True)
     renewing.join()

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from crackbatch import storage
 from crackbatch.errors import SourceError
 from crackbatch.image import EXTENSIONS
-from crackbatch.listing import _WAITING_PAGES, Entry, list_objects
 from crackbatch.plan import Plan, make_plan
+from crackbatch.storage import objects
+from crackbatch.storage.buckets import _WAITING_PAGES, Entry, list_objects
 from test_archive import contents, write_files, zip_with
 
 
@@ -44,19 +44,19 @@ def plan_of(*sources: str, **options: object) -> Plan:
 
 
 def listed(location: str, levels: int | None = None) -> list[Entry]:
-    return [entry for page in list_objects(*storage.filesystem(location), levels) for entry in page]
+    return [entry for page in list_objects(*objects.filesystem(location), levels) for entry in page]
 
 
 def version_of(location: str) -> str:
     """The version of one object as a look at it gives it, and as reading an archive compares it."""
-    filesystem, path = storage.filesystem(location)
+    filesystem, path = objects.filesystem(location)
     filesystem.invalidate_cache()
-    return storage.version(filesystem.info(path))
+    return objects.version(filesystem.info(path))
 
 
 @pytest.mark.parametrize("prefix", ["", "/many", "/large", "/a", "/a/b/c", "/marker", "/ü"])
 def test_every_object_is_listed_once_as_the_storage_itself_lists_it(bucket: str, prefix: str) -> None:
-    filesystem, path = storage.filesystem(bucket + prefix)
+    filesystem, path = objects.filesystem(bucket + prefix)
     expected = filesystem.find(path, detail=True)
     found = listed(bucket + prefix)
     assert sorted(entry.path for entry in found) == sorted(expected)
@@ -84,7 +84,7 @@ def test_versions_are_those_that_a_look_at_the_object_gives(bucket: str) -> None
      ("**/0.jpg", 70), ("a/**/*.jpg", 2), ("large/0000*", 10), ("nowhere/*.jpg", 0)],
 )  # fmt: skip
 def test_globs_give_the_images_that_fsspec_gives(bucket: str, pattern: str, number: int) -> None:
-    filesystem, path = storage.filesystem(f"{bucket}/{pattern}")
+    filesystem, path = objects.filesystem(f"{bucket}/{pattern}")
     expected = [f"s3://{name}" for name in filesystem.glob(path) if filesystem.isfile(name) and "/._" not in name]
     images = [uri for uri in expected if uri.lower().endswith((".jpg", ".png"))]
     assert len(images) == number
@@ -118,7 +118,7 @@ def test_a_prefix_without_objects_is_an_error(bucket: str, source: str) -> None:
 
 
 def test_a_listing_that_is_given_up_ends_its_threads(bucket: str) -> None:
-    pages = list_objects(*storage.filesystem(bucket))
+    pages = list_objects(*objects.filesystem(bucket))
     next(pages)
     workers = [thread for thread in threading.enumerate() if thread.name.startswith("list-")]
     assert workers

@@ -409,7 +409,7 @@ def test_a_plan_that_is_given_up_reads_no_more_archives_and_leaves_the_scratch_a
     assert not stopping.is_alive()
     assert list((tmp_path / "scratch").iterdir()) == []
     with pytest.raises(OSError, match="No such device"):
-        os.open(objects[8].location, os.O_WRONLY | os.O_NONBLOCK)  # nobody reads it
+        os.open(listed[8].location, os.O_WRONLY | os.O_NONBLOCK)  # nobody reads it
 
 
 def test_a_source_that_is_absent_ends_the_planning_of_those_before_it(tmp_path: Path, tiles: dict[str, bytes]) -> None:

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crackbatch import results, storage
+from crackbatch import results
 from crackbatch.errors import OutputError, PublishError
 from crackbatch.predictions import read_predictions
+from crackbatch.storage import objects
 from crackbatch.table import COLUMNS
 from test_runs import begin, publish, summary_of, write_part
 
@@ -112,10 +113,10 @@ def test_a_manifest_that_changed_between_attempts_is_published_with_its_columns_
 
 def test_an_unreadable_part_is_done_again(tmp_path: Path) -> None:
     run = results.Run(str(tmp_path), "r", "2026-01-01")
-    storage.write_whole(storage.join(run.parts_folder, "x.part"), b"PAR1 half a part")
+    objects.write_whole(objects.join(run.parts_folder, "x.part"), b"PAR1 half a part")
     _, parts = results.read_done(run)
     assert parts.num_rows == 0
-    assert not storage.list_files(run.parts_folder)
+    assert not objects.list_files(run.parts_folder)
 
 
 def test_a_part_that_cannot_be_decompressed_is_done_again(tmp_path: Path) -> None:
@@ -131,11 +132,12 @@ def test_a_part_that_cannot_be_decompressed_is_done_again(tmp_path: Path) -> Non
 
 KILLED_WHILE_PUBLISHING = """
 import os, signal, sys
-from crackbatch import results, storage
+from crackbatch import results
+from crackbatch.storage import objects
 from test_runs import begin, publish
 
 results.ROW_GROUP_ROWS = results._MAX_FILE_ROWS = 1
-move, left = storage.move, int(sys.argv[2])
+move, left = objects.move, int(sys.argv[2])
 
 def move_or_die(source, target):
     global left
@@ -144,7 +146,7 @@ def move_or_die(source, target):
     left -= 1
     move(source, target)
 
-storage.move = move_or_die
+objects.move = move_or_die
 publish(begin(sys.argv[1], "r"), "abcd")
 """
 
@@ -179,14 +181,14 @@ def test_a_night_without_anything_new_has_one_empty_file_however_often_it_is_run
 def test_an_output_may_have_the_name_of_a_pattern(out: str, name: str) -> None:
     neighbour = begin(f"{out}1", "r")
     write_part(neighbour, "abc")
-    there = storage.check_output(storage.join(out, name))
+    there = objects.check_output(objects.join(out, name))
     run = begin(there, "r")
     write_part(run, "abc")
     publish(run, "abc")
     results.finish(run, summary_of(run))
     assert len(results.published_files(run)) == 1
-    assert sorted(storage.list_sizes(run.folder)) == ["run.json", "summary.json"]
-    assert sorted(storage.list_sizes(there)) == [
+    assert sorted(objects.list_sizes(run.folder)) == ["run.json", "summary.json"]
+    assert sorted(objects.list_sizes(there)) == [
         "predictions/date=2026-01-01/r-00000.parquet", "runs/r/run.json", "runs/r/summary.json"
     ]  # fmt: skip
     assert results.read_done(neighbour)[1].num_rows == 3

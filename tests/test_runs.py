@@ -13,8 +13,9 @@ import pytest
 
 import crackbatch
 from conftest import run_main
-from crackbatch import lease, results, storage
+from crackbatch import results
 from crackbatch.errors import OutputError
+from crackbatch.storage import lease, objects
 from crackbatch.table import COLUMNS
 
 MODEL = "concrete-resnet18@0123456789ab"
@@ -46,7 +47,7 @@ def summary_of(run: results.Run, **changed: object) -> dict[str, object]:
 
 def write(out: str, files: dict[str, bytes]) -> dict[str, bytes]:
     for name, data in files.items():
-        storage.write_whole(storage.join(out, name), data)
+        objects.write_whole(objects.join(out, name), data)
     return files
 
 
@@ -84,7 +85,7 @@ def test_every_state_is_known_from_what_lies_there(out: str) -> None:
     results.finish(whole, summary_of(whole, exit_code=3))
     broken = begin(out, "broken", 3)
     write_part(broken, "a")
-    results.write_json(storage.join(broken.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"})
+    results.write_json(objects.join(broken.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"})
     begin(out, "garbled", 2)
     write(out, {"runs/garbled/summary.json": b'{"images": '})
     write(
@@ -137,7 +138,7 @@ def test_a_part_that_cannot_be_read_is_named_and_stays(out: str) -> None:
     (found,) = crackbatch.list_runs(out)
     assert (found.state, found.images) == ("interrupted", 3)
     assert found.reason == "parts that cannot be read, and will be scored again: 2"
-    assert len(storage.list_files(run.parts_folder)) == 3
+    assert len(objects.list_files(run.parts_folder)) == 3
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_the_command_shows_a_table_of_100_columns_or_json(tmp_path: Path) -> Non
         write_part(run, [f"{status}-{index}" for index in range(1000)], status)
     failed = begin(out, "x" * 128, 2)
     reason = "the run broke off:\n\x1b[31m" + "no space left " * 20
-    results.write_json(storage.join(failed.folder, "failure.json"), {"error": reason, "at": "2026-01-01T11:00:00"})
+    results.write_json(objects.join(failed.folder, "failure.json"), {"error": reason, "at": "2026-01-01T11:00:00"})
     table = crackbatch_says("runs", out)
     assert table.returncode == 0, table.stderr
     lines = table.stdout.splitlines()

@@ -21,15 +21,15 @@ from azure.storage.blob import generate_container_sas
 
 import crackbatch
 from conftest import ACCOUNT_KEY, SECRET
-from crackbatch import retry, storage
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.errors import OutputError, SourceError
 from crackbatch.fetch import fetch
 from crackbatch.image import EXTENSIONS
-from crackbatch.listing import list_objects
 from crackbatch.model import load_model
 from crackbatch.plan import make_plan
-from crackbatch.redaction import redact
+from crackbatch.storage import objects, retry
+from crackbatch.storage.buckets import list_objects
+from crackbatch.storage.redaction import redact
 from faulty import Faults, FaultyProxy
 from test_archive import contents, zip_with
 
@@ -74,7 +74,7 @@ def test_credentials_are_taken_out_of_what_is_shown(shown: str, left: str | None
     "location", ["s3://b/Load Bearer of-the-northern-span.jpg", "s3://b/a sig=0123456789abcdefgh.jpg", "s3://b/sig=1/a"]
 )
 def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
-    assert storage.public(location) == location
+    assert objects.public(location) == location
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
     ],
 )
 def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str, like: str, location: str) -> None:
-    assert storage.locate(path, like) == location
+    assert objects.locate(path, like) == location
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str,
     ],
 )
 def test_the_name_of_a_file_ends_before_the_query_of_a_url(location: str, name: str) -> None:
-    assert storage.file_name(location) == name
+    assert objects.file_name(location) == name
 
 
 def test_a_connection_string_given_for_a_source_is_not_shown(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def place(request: pytest.FixtureRequest, tiles: dict[str, bytes]) -> Place:
     url = "s3://inspections" if request.param == "s3" else request.getfixturevalue(request.param)
     request.getfixturevalue(request.param)
     url += "/storage"
-    filesystem, root = storage.filesystem(url)
+    filesystem, root = objects.filesystem(url)
     placed = {f"lot/span-{index % 3}/{name}": data for index, (name, data) in enumerate(tiles.items())}
     model = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL
     placed |= {f"model/{file.name}": file.read_bytes() for file in model.iterdir()}
@@ -157,27 +157,27 @@ def test_planned_and_fetched_to_the_same_bytes(place: Place, tiles: dict[str, by
 
 
 def test_a_name_with_colons_is_no_chain_of_storages(place: Place, tiles: dict[str, bytes]) -> None:
-    root = storage.filesystem(place.url)[1]
+    root = objects.filesystem(place.url)[1]
     place.filesystem.pipe_file(f"{root}/colons/span::3.jpg", tiles["tile-00.jpg"])
     place.filesystem.pipe_file(f"{root}/colons/span::3.zip", zip_with(8, tiles))
     plan = make_plan([f"{place.url}/colons"], EXTENSIONS)
     fetched = [data for block in fetch(plan.table) for data in block["bytes"].to_pylist()]
     assert sorted(fetched) == sorted([tiles["tile-00.jpg"], *tiles.values()])
-    storage.write_whole(f"{place.url}/colons/a::b/c.json", b"{}")
-    assert storage.list_files(f"{place.url}/colons/a::b") == [f"{place.url}/colons/a::b/c.json"]
+    objects.write_whole(f"{place.url}/colons/a::b/c.json", b"{}")
+    assert objects.list_files(f"{place.url}/colons/a::b") == [f"{place.url}/colons/a::b/c.json"]
 
 
 def test_many_pages_of_folders_are_listed_as_the_storage_does_with_each_objects_version(
     place: Place,
 ) -> None:
-    root = storage.filesystem(place.url)[1]
+    root = objects.filesystem(place.url)[1]
     names = [f"{root}/many/{number:04d}/{number // 200}/{number % 23:02d}.jpg" for number in range(1100)]
     place.filesystem.pipe(dict.fromkeys(names, b"x"))
     found = {entry.path: entry for page in list_objects(place.filesystem, f"{root}/many") for entry in page}
     assert sorted(found) == sorted(names)
     for name in names[::100]:
         place.filesystem.invalidate_cache()
-        assert found[name].version == storage.version(place.filesystem.info(name))
+        assert found[name].version == objects.version(place.filesystem.info(name))
         assert found[name].size == 1
 
 
@@ -208,11 +208,11 @@ def test_scored_with_results_and_model_on_the_same_storage(place: Place, tiles: 
 
 def written(place: Place, out: str) -> dict[str, bytes]:
     """Every object of the results, but not those of a run that is under way."""
-    return {name: storage.read_bytes(name) for name in storage.list_files(out)}
+    return {name: objects.read_bytes(name) for name in objects.list_files(out)}
 
 
 def test_an_object_is_created_only_where_there_is_none(place: Place) -> None:
-    path = storage.filesystem(f"{place.url}/created")[1]
+    path = objects.filesystem(f"{place.url}/created")[1]
     place.filesystem.pipe_file(path, b"first", mode="create")
     with pytest.raises(FileExistsError):
         place.filesystem.pipe_file(path, b"second", mode="create")
@@ -222,11 +222,11 @@ def test_an_object_is_created_only_where_there_is_none(place: Place) -> None:
 
 def check_listing(base: str) -> None:
     for name in ("r/a.json", "r/deep/b.json", "r/deep/er/c.txt", "r1/d.json", "r.json"):
-        storage.write_whole(f"{base}/{name}", name.encode())
-    assert storage.list_files(f"{base}/r", ".json") == [f"{base}/r/a.json", f"{base}/r/deep/b.json"]
-    assert storage.list_files(f"{base}/r", recursive=False) == [f"{base}/r/a.json"]
-    assert storage.list_sizes(f"{base}/r") == {"a.json": 8, "deep/b.json": 13, "deep/er/c.txt": 15}
-    assert storage.list_files(f"{base}/nothing") == storage.list_files(f"{base}/nothing", recursive=False) == []
+        objects.write_whole(f"{base}/{name}", name.encode())
+    assert objects.list_files(f"{base}/r", ".json") == [f"{base}/r/a.json", f"{base}/r/deep/b.json"]
+    assert objects.list_files(f"{base}/r", recursive=False) == [f"{base}/r/a.json"]
+    assert objects.list_sizes(f"{base}/r") == {"a.json": 8, "deep/b.json": 13, "deep/er/c.txt": 15}
+    assert objects.list_files(f"{base}/nothing") == objects.list_files(f"{base}/nothing", recursive=False) == []
 
 
 def test_the_files_below_a_folder_are_listed_and_no_others(place: Place) -> None:
@@ -239,14 +239,14 @@ def test_the_files_below_a_folder_here_are_listed_and_no_others(tmp_path: Path, 
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path: Path) -> None:
-    storage.write_whole(str(tmp_path / "runs/a.json"), b"x")
+    objects.write_whole(str(tmp_path / "runs/a.json"), b"x")
     lowest = os.dup(0)
     os.close(lowest)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))  # no further file or folder can be opened
     try:
         with pytest.raises(OSError, match="Too many open files"):
-            storage.list_files(str(tmp_path))
+            objects.list_files(str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -256,14 +256,14 @@ def test_a_bucket_that_cannot_be_listed_is_asked_again_and_not_taken_for_empty(
     s3: str, monkeypatch: pytest.MonkeyPatch, recursive: bool
 ) -> None:
     monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
-    storage.write_whole("s3://inspections/unlisted/r/a.json", b"x")
+    objects.write_whole("s3://inspections/unlisted/r/a.json", b"x")
     for faults, error in ((Faults(share=1.0, kinds=("503",)), OSError), (Faults(denied="list-type"), PermissionError)):
         before = retry.num_retries()
         with FaultyProxy(s3, faults) as proxy:
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
             s3fs.S3FileSystem.clear_instance_cache()
             with pytest.raises(error):
-                storage.list_files("s3://inspections/unlisted/r", recursive=recursive)
+                objects.list_files("s3://inspections/unlisted/r", recursive=recursive)
         assert (retry.num_retries() > before) == (error is OSError)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -281,23 +281,23 @@ LAYOUTS = {
 def test_of_an_output_that_a_source_holds_only_what_runs_wrote_is_no_image(
     layout: str, out: str, tmp_path: Path, tiles: dict[str, bytes]
 ) -> None:
-    source, results = (storage.normalize(f"{out}/{part}".removesuffix("/.")) for part in LAYOUTS[layout])
+    source, results = (objects.normalize(f"{out}/{part}".removesuffix("/.")) for part in LAYOUTS[layout])
     images = [f"{source}/a.jpg", f"{source}/b/runs/c.jpg", f"{results}/photos/d.jpg", f"{source}/predictions.jpg"]
     images += [f"{results}/runs/pier 7/e.jpg", f"{results}/predictions/f.jpg"]
     for image in images:
-        storage.write_whole(image, tiles["tile-00.jpg"])
+        objects.write_whole(image, tiles["tile-00.jpg"])
     before = make_plan([source], EXTENSIONS, [results]).table
     assert set(before["image_uri"].to_pylist()) == {image for image in images if image.startswith(f"{source}/")}
     pq.write_table(pa.table({"bytes": [tiles["tile-01.jpg"]]}), tmp_path / "r.parquet")
     for name in ("runs/r/scratch/0.images", "runs/r/run.json", "predictions/date=2026-01-01/r-00000.parquet"):
-        storage.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
+        objects.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
     assert make_plan([source], EXTENSIONS, [results]).table.equals(before)
 
 
 @pytest.mark.usefixtures("ray_here", "s3")
 def test_scoring_a_prefix_into_itself_again_adds_nothing(tiles: dict[str, bytes]) -> None:
     out = "s3://inspections/itself"
-    storage.write_whole(f"{out}/a.jpg", tiles["tile-00.jpg"])
+    objects.write_whole(f"{out}/a.jpg", tiles["tile-00.jpg"])
     assert [crackbatch.score(out, out, date="2026-01-01").added for _ in range(2)] == [1, 0]
 
 
@@ -314,13 +314,13 @@ def test_a_source_that_is_not_there_is_an_error_of_one_line(place: Place, name: 
 def test_results_in_a_bucket_that_is_not_there_are_refused_in_one_line(place: Place) -> None:
     out = f"{place.url.removesuffix('/storage')}-no-such-bucket/results"
     with pytest.raises(OutputError, match=r"does not exist|no such bucket") as raised:
-        storage.check_output(out)
+        objects.check_output(out)
     assert out in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_an_account_in_a_url_stays_in_the_names_of_its_objects(azure: str, tiles: dict[str, bytes]) -> None:
-    filesystem, root = storage.filesystem(f"{azure}/account")
+    filesystem, root = objects.filesystem(f"{azure}/account")
     filesystem.pipe({f"{root}/{name}": data for name, data in tiles.items()})
     for url in (
         "abfss://inspections@tests.dfs.core.windows.net/account",
@@ -329,7 +329,7 @@ def test_an_account_in_a_url_stays_in_the_names_of_its_objects(azure: str, tiles
         plan = make_plan([url], EXTENSIONS)
         assert plan.table["image_uri"].to_pylist() == [f"{url}/{name}" for name in sorted(tiles)]
         assert sorted(contents(plan).values()) == sorted(tiles.values())
-        assert storage.list_files(url) == [f"{url}/{name}" for name in sorted(tiles)]
+        assert objects.list_files(url) == [f"{url}/{name}" for name in sorted(tiles)]
 
 
 def test_a_wrong_key_is_refused_in_one_line_that_does_not_show_it(azure: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +370,7 @@ def test_a_storage_that_lets_nobody_read_the_results_is_one_line(
 def test_a_shared_access_signature_is_in_no_row_and_no_file_of_a_run(
     azure: str, tiles: dict[str, bytes], tmp_path: Path
 ) -> None:
-    filesystem, root = storage.filesystem(f"{azure}/signed")
+    filesystem, root = objects.filesystem(f"{azure}/signed")
     placed = {"a.jpg": tiles["tile-00.jpg"], "b.zip": zip_with(8, tiles), "damaged.zip": b"no zip at all"}
     filesystem.pipe({f"{root}/{name}": data for name, data in placed.items()})
     until = datetime.now(UTC) + timedelta(hours=1)

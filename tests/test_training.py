@@ -35,10 +35,10 @@ from crackbatch.errors import BundleError, HeldError, OptionError, RunError, Sou
 from crackbatch.fitting import Fit, best_epoch, fit
 from crackbatch.initial import initial_network, learnt_before
 from crackbatch.learner import compute_alike
-from crackbatch.lease import Holding
 from crackbatch.memory import free_memory
 from crackbatch.pixels import deal, fits_memory, number_rows, stream_pixels
 from crackbatch.recipe import Recipe
+from crackbatch.storage.lease import Holding
 from crackbatch.trainer import _Watch, describe_device
 from test_dataset import make_photos
 

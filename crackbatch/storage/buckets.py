@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import fsspec.asyn
 
-from crackbatch import storage
-from crackbatch.retry import retrying
+from crackbatch.storage import objects
+from crackbatch.storage.retry import retrying
 
 _THREADS = 16
 _WAITING_PAGES = 16
@@ -194,7 +194,7 @@ def _s3(filesystem: Any, path: str) -> _Store:
             page = retrying(partial(filesystem.call_s3, "list_objects_v2", **asked))
             items = page.get("Contents", ())  # none on a page of folders alone
             found = [
-                Entry(f"{bucket}/{item['Key']}", int(item["Size"]), storage.version({"ETag": item.get("ETag")}))
+                Entry(f"{bucket}/{item['Key']}", int(item["Size"]), objects.version({"ETag": item.get("ETag")}))
                 for item in items
                 if _in_range(folder, item["Key"])
             ]
@@ -220,7 +220,7 @@ def _google(filesystem: Any, path: str) -> _Store:
             page = retrying(partial(filesystem.call, "GET", "b/{}/o", bucket, json_out=True, **asked))
             items = page.get("items", ())
             found = [
-                Entry(f"{bucket}/{item['name']}", int(item["size"]), storage.version(item))
+                Entry(f"{bucket}/{item['name']}", int(item["size"]), objects.version(item))
                 for item in items
                 if _in_range(folder, item["name"])
             ]
@@ -250,7 +250,7 @@ def _azure(filesystem: Any, path: str) -> _Store:
         listed = (client.list_blobs(**asked) if folder.deep else client.walk_blobs(**asked)).by_page()
         while (blobs := fsspec.asyn.sync(filesystem.loop, next_page, listed)) is not None:
             found = [
-                Entry(f"{container}/{blob.name}", int(blob.size), storage.version(blob))
+                Entry(f"{container}/{blob.name}", int(blob.size), objects.version(blob))
                 for blob in blobs
                 if hasattr(blob, "size") and not _is_azure_folder(blob)
             ]
@@ -291,4 +291,4 @@ def _entry(filesystem: Any, info: dict[str, Any]) -> Entry:
         with suppress(FileNotFoundError):  # it is found missing when it is read
             info = retrying(partial(filesystem.info, info["name"]))
     size = info.get("size")
-    return Entry(info["name"], None if size is None else int(size), storage.version(info))
+    return Entry(info["name"], None if size is None else int(size), objects.version(info))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from crackbatch.errors import CrackbatchError
-from crackbatch.redaction import reason_of
+from crackbatch.storage.redaction import reason_of
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import fsspec
 
 from crackbatch.errors import OutputError, RunError, SourceError
-from crackbatch.redaction import AZURE, as_text, reason_of, redact, redact_url
-from crackbatch.retry import MAX_TRIES, is_credential, is_unexplained, retrying
+from crackbatch.storage.redaction import AZURE, as_text, reason_of, redact, redact_url
+from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, retrying
 
 Location = str | os.PathLike[str]
 _S3 = ("s3", "s3a")

@@ -9,8 +9,8 @@ import io
 import os
 from typing import IO, Any
 
-from crackbatch import storage
-from crackbatch.retry import retrying
+from crackbatch.storage import objects
+from crackbatch.storage.retry import retrying
 
 _PIECE_BYTES = 4 << 20
 _WHOLE_FILES_ONLY = "its server sends whole files only; download it and name the copy"
@@ -21,10 +21,10 @@ def open_file(location: str) -> IO[bytes]:
 
     One whose size nobody knows comes as `open_stream` opens it.
     """
-    if storage.is_local(location):
-        return open(storage.normalize(location), "rb")
-    found, path = storage.filesystem(location)
-    size = storage.info(location).get("size")
+    if objects.is_local(location):
+        return open(objects.normalize(location), "rb")
+    found, path = objects.filesystem(location)
+    size = objects.info(location).get("size")
     if size is None:  # a server that does not say how long it is has no ranges either
         return retrying(lambda: open_stream(found, path))
     return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
@@ -36,7 +36,7 @@ def open_stream(found: Any, path: str) -> IO[bytes]:
     Seeking in it raises UnsupportedOperation. What fsspec's HTTP opens gives fewer bytes than are asked for, as many
     as have arrived; this waits for all of them.
     """
-    with storage.told_apart(path):
+    with objects.told_apart(path):
         return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
 
 
@@ -47,7 +47,7 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
     """
     if start >= stop:
         return b""
-    if not storage.is_web(path):
+    if not objects.is_web(path):
         return bytes(found.cat_file(path, start=start, end=stop))
     try:  # the file and not `cat_file`, which reads whatever comes, all of it
         with found.open(path, "rb", size=stop, cache_type="none") as file:
@@ -56,7 +56,7 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
     except ValueError:
         raise io.UnsupportedOperation(_WHOLE_FILES_ONLY) from None
     except Exception as error:
-        if getattr(error, "status", None) in storage.GONE:
+        if getattr(error, "status", None) in objects.GONE:
             raise FileNotFoundError(path) from None
         raise
 

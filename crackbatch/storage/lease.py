@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from crackbatch import storage
 from crackbatch.errors import HeldError, LeaseLostError
-from crackbatch.redaction import redact
+from crackbatch.storage import objects
+from crackbatch.storage.redaction import redact
 
 _RENEW_S = 5.0
 _SILENT_S = 30.0
@@ -86,13 +86,13 @@ class Holding:
         self._thread.join()
         with suppress(Exception):  # it ends by silence as well, and must not hide what went wrong
             if self._is_mine():
-                storage.remove_file(self._location(self._lease.number))
+                objects.remove_file(self._location(self._lease.number))
 
     def check(self) -> None:
         """Raise LeaseLostError where another process took over: this one must not publish any more."""
         if not self._lost:
             newest = self._newest()
-            if not newest and not storage.exists(self._folder):
+            if not newest and not objects.exists(self._folder):
                 raise LeaseLostError(
                     f"{redact(self._folder)} is gone; bring it back, and the same command continues the run"
                 )
@@ -111,7 +111,7 @@ class Holding:
         return max(map(_number, _files(self._folder)), default=0)
 
     def _location(self, number: int) -> str:
-        return storage.join(self._folder, f"lease-{number:05d}.json")
+        return objects.join(self._folder, f"lease-{number:05d}.json")
 
     def _take(self) -> Lease:
         """Create the next lease as soon as the one that is there is known to be dead."""
@@ -140,11 +140,11 @@ class Holding:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         pid, token = os.getpid(), uuid.uuid4().hex
         mine = Lease(number, socket.gethostname(), pid, _machine(), _started(pid), token, since, since)
-        if not storage.create(self._location(number), _encode(mine)):
+        if not objects.create(self._location(number), _encode(mine)):
             return None
         for file in _files(self._folder):
             if _number(file) < number:
-                storage.remove_file(file)
+                objects.remove_file(file)
         return mine
 
     def _renew(self) -> None:
@@ -154,7 +154,7 @@ class Holding:
             try:
                 self.check()
                 self._lease = replace(self._lease, renewed_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
-                storage.write_whole(self._location(self._lease.number), _encode(self._lease))
+                objects.write_whole(self._location(self._lease.number), _encode(self._lease))
                 renewed = time.monotonic()
                 if renewed - began > _SILENT_S:  # meanwhile another may have come and gone, and this wrote it anew
                     self._lost = f"the lease on {self._what} was renewed too late"
@@ -166,13 +166,13 @@ class Holding:
 
 
 def _files(folder: str) -> list[str]:
-    return [file for file in storage.list_files(folder, ".json", recursive=False) if _number(file)]
+    return [file for file in objects.list_files(folder, ".json", recursive=False) if _number(file)]
 
 
 def _read(file: str) -> Lease | None:
     """None for what is gone, or has not been written to its end."""
     try:
-        return Lease(number=_number(file), **json.loads(storage.read_bytes(file)))
+        return Lease(number=_number(file), **json.loads(objects.read_bytes(file)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
