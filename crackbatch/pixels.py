@@ -14,7 +14,7 @@ from crackbatch.dataset import Encoded, read_encoded
 from crackbatch.errors import RunError
 from crackbatch.image import Picture, read_image, to_input
 from crackbatch.labelled import LABEL_COLUMN
-from crackbatch.memory import free_memory
+from crackbatch.machine import free_memory
 
 # Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data: as many
 # to each worker at least, lest all of a class, whose images are neighbours, go to one.

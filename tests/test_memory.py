@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crackbatch.memory import free_memory
+from crackbatch.machine import free_memory
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,6 @@ def test_free_is_what_the_container_may_still_take_with_room_made_of_files_that_
         f"anon 700\nfile 3000\nshmem 5\nfile_mapped 9\ninactive_anon 0\nactive_anon 700\n"
         f"inactive_file {inactive}\nactive_file {active}\nworkingset_refault_file 8\n"
     )
-    monkeypatch.setattr("crackbatch.memory._MEMORY", tmp_path / "meminfo")
-    monkeypatch.setattr("crackbatch.memory._GROUP", tmp_path)
+    monkeypatch.setattr("crackbatch.machine._MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("crackbatch.machine._GROUP", tmp_path)
     assert free_memory() == free

@@ -35,7 +35,7 @@ from crackbatch.errors import BundleError, HeldError, OptionError, RunError, Sou
 from crackbatch.fitting import Fit, best_epoch, fit
 from crackbatch.initial import initial_network, learnt_before
 from crackbatch.learner import compute_alike
-from crackbatch.memory import free_memory
+from crackbatch.machine import free_memory
 from crackbatch.pixels import deal, fits_memory, number_rows, stream_pixels
 from crackbatch.recipe import Recipe
 from crackbatch.storage.lease import Holding
@@ -435,7 +435,7 @@ def test_neighbours_share_the_memory_of_their_machine(neighbours: int, fits: boo
 
 
 def test_memory_is_told_also_where_no_file_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crackbatch.memory._MEMORY", tmp_path / "not on this system")
+    monkeypatch.setattr("crackbatch.machine._MEMORY", tmp_path / "not on this system")
     assert 1 << 28 < free_memory() < 1 << 50
 
 
