@@ -80,7 +80,7 @@ def show(what: str, source: Path | str, **environment: str) -> None:
 
 
 def plan(source: str) -> None:
-    from crackbatch.image import EXTENSIONS
+    from crackbatch.images.formats import EXTENSIONS
     from crackbatch.plan import make_plan
     from crackbatch.shards import write_shards
 

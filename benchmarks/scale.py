@@ -111,7 +111,7 @@ class Nothing:
         self._predict = Predictor(model, Labels(**labels), decoder=None)  # type: ignore[arg-type]
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        from crackbatch.image import Picture
+        from crackbatch.images.picture import Picture
 
         rows = self._predict(block, lambda *_: (Picture("failed", "not decoded"), None))
         for name in ("_fetch_seconds", "_fetch_retries"):

@@ -140,7 +140,7 @@ def ceiling(folder: Path, device: str) -> float:
     """Images/s of a plain loop over the files with one thread per core, each with its own batches."""
     import torch
 
-    from crackbatch.image import read_image, to_input
+    from crackbatch.images.picture import read_image, to_input
     from crackbatch.model import load_model
 
     torch.set_num_threads(1)
@@ -159,7 +159,7 @@ def ceiling(folder: Path, device: str) -> float:
 
 def stage_ceiling(folder: Path, device: str, stage: str) -> float:
     """Images/s of decoding alone on all cores, or of the network alone on pixels already decoded."""
-    from crackbatch.image import read_image, to_input
+    from crackbatch.images.picture import read_image, to_input
     from crackbatch.model import load_model
 
     model = load_model(device=device)

@@ -20,7 +20,7 @@ from crackbatch.archive import Listing
 from crackbatch.bundle import absolute, check_threshold
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.initial import WORDS, initial_network
 from crackbatch.model import Model, load_model
 from crackbatch.recipe import Recipe

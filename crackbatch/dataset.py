@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from crackbatch.duplicates import clusters, components, picture_hash
 from crackbatch.errors import SourceError
 from crackbatch.fetch import fetch
-from crackbatch.image import read_image
+from crackbatch.images.picture import read_image
 from crackbatch.labelled import LABEL_COLUMN, Listed, Report, list_labelled
 from crackbatch.labels import LabelRules
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import PIL.Image
 
-from crackbatch.image import Picture
+from crackbatch.images.picture import Picture
 
 HASH_BYTES = 32
 # Of 256 bits. Nine of ten real tiles saved again as JPEG of quality 50 differ in fewer; other pictures in about 128.

@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, read_bundle_and_weights
 from crackbatch.dataset import Dataset, read_dataset, read_encoded
 from crackbatch.errors import OptionError, SourceError
-from crackbatch.image import read_image
+from crackbatch.images.picture import read_image
+from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.labels import LabelRules
 from crackbatch.metrics import Scored, confusion, measure, precision_at
 from crackbatch.model import Model
 from crackbatch.pixels import number_rows, stream_pixels
-from crackbatch.plots import Tile, contact_sheet, plot_confusion, plot_ranking, plot_reliability
+from crackbatch.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.predictions import read_predictions
 from crackbatch.seen import LEARNT, read_learnt, splits_of
 from crackbatch.source import check_sources

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from crackbatch.errors import SourceError
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.labels import LabelRules, name_blocks, parse_label
 from crackbatch.plan import make_plan
 from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA

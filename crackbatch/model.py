@@ -16,7 +16,7 @@ import PIL.Image
 
 from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.errors import BundleError
-from crackbatch.image import Picture, from_pillow, read_image, to_input
+from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
 from crackbatch.storage import objects
 
 if TYPE_CHECKING:

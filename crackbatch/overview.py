@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from crackbatch.dataset import Dataset, read_dataset, read_encoded, with_given_split, with_split
-from crackbatch.image import read_image
+from crackbatch.images.picture import read_image
+from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.labels import LabelRules
-from crackbatch.plots import Tile, contact_sheet
 from crackbatch.source import check_sources
 from crackbatch.split import SPLITS, check_seed, write_split
 from crackbatch.storage import objects

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from crackbatch.dataset import Encoded, read_encoded
 from crackbatch.errors import RunError
-from crackbatch.image import Picture, read_image, to_input
+from crackbatch.images.picture import Picture, read_image, to_input
 from crackbatch.labelled import LABEL_COLUMN
 from crackbatch.machine import free_memory
 

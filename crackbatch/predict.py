@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.decoder import Decoded, Decoder
-from crackbatch.image import Picture
+from crackbatch.images.decoders import Decoded, Decoder
+from crackbatch.images.picture import Picture
 from crackbatch.model import Model
 from crackbatch.table import CARRIED, COLUMNS
 

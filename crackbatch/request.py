@@ -12,7 +12,7 @@ from typing import Any
 from crackbatch import __version__, results
 from crackbatch.bundle import Bundle, read_bundle
 from crackbatch.errors import OptionError
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.source import check_sources
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact

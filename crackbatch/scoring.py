@@ -25,7 +25,7 @@ from crackbatch import __version__, results
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
-from crackbatch.image import DEFAULT_MAX_MEGAPIXELS
+from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.pipeline import run_pipeline
 from crackbatch.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.progress import Progress

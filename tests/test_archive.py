@@ -25,7 +25,7 @@ import pytest
 from crackbatch.archive import Listing
 from crackbatch.errors import RunError, SourceError
 from crackbatch.fetch import fetch
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
 from crackbatch.tars import list_tar
 

@@ -24,7 +24,7 @@ from crackbatch.bundle import (
 )
 from crackbatch.demo import draw_tile
 from crackbatch.errors import BundleError
-from crackbatch.image import read_image, to_input
+from crackbatch.images.picture import read_image, to_input
 from crackbatch.model import Model, build_network, load_model
 
 SHIPPED = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL

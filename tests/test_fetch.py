@@ -28,7 +28,7 @@ from conftest import SECRET
 from crackbatch.archive import Listing
 from crackbatch.errors import RunError, SourceError
 from crackbatch.fetch import fetch
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
 from crackbatch.plan_rows import SCHEMA, list_archive
 from crackbatch.shards import shard_sizes

@@ -12,7 +12,7 @@ import pillow_heif
 import pytest
 
 from crackbatch.demo import draw_tile
-from crackbatch.image import Picture, read_image, to_input
+from crackbatch.images.picture import Picture, read_image, to_input
 
 pillow_heif.register_heif_opener()
 

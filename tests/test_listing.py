@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from crackbatch.errors import SourceError
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.plan import Plan, make_plan
 from crackbatch.storage import objects
 from crackbatch.storage.buckets import _WAITING_PAGES, Entry, list_objects

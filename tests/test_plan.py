@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from crackbatch.errors import SourceError
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.plan import Plan, _Planner, local_roots, make_plan, subtract
 from crackbatch.shards import read_shard, shard_sizes, write_shards
 from crackbatch.source import Object, check_sources

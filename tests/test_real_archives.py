@@ -8,7 +8,8 @@ import zipfile
 from pathlib import Path
 
 from crackbatch.fetch import fetch
-from crackbatch.image import EXTENSIONS, read_image
+from crackbatch.images.formats import EXTENSIONS
+from crackbatch.images.picture import read_image
 from crackbatch.plan import make_plan
 
 

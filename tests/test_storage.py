@@ -24,7 +24,7 @@ from conftest import ACCOUNT_KEY, SECRET
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.errors import OutputError, SourceError
 from crackbatch.fetch import fetch
-from crackbatch.image import EXTENSIONS
+from crackbatch.images.formats import EXTENSIONS
 from crackbatch.model import load_model
 from crackbatch.plan import make_plan
 from crackbatch.storage import objects, retry

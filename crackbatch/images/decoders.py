@@ -22,7 +22,7 @@ from typing import IO
 
 import numpy as np
 
-from crackbatch.image import NO_MEMORY, Picture, read_image, to_input
+from crackbatch.images.picture import NO_MEMORY, Picture, read_image, to_input
 from crackbatch.machine import free_memory
 
 Decoded = tuple[Picture, np.ndarray | None]
