@@ -81,8 +81,8 @@ def show(what: str, source: Path | str, **environment: str) -> None:
 
 def plan(source: str) -> None:
     from crackbatch.images.formats import EXTENSIONS
-    from crackbatch.plan import make_plan
-    from crackbatch.shards import write_shards
+    from crackbatch.sources.plan import make_plan
+    from crackbatch.sources.shards import write_shards
 
     began = time.perf_counter()
     made = make_plan([source], EXTENSIONS)

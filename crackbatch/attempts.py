@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from crackbatch.sources.rows import block_digest
 from crackbatch.storage import objects
-from crackbatch.table import digest_of
 
 MAX_DEATHS = 3
 _LOOK_S = 0.5
@@ -59,7 +59,7 @@ class Attempts:
     @contextmanager
     def attempt(self, block: pa.Table) -> Iterator[tuple[str, Past]]:
         """(name, past) of a block while it is scored; if the process dies in between, that is remembered."""
-        name = digest_of(block)
+        name = block_digest(block)
         before = [file for file in objects.list_files(self._folder, recursive=False) if f"/{name}-" in file]
         slow, alone = _rows(before, r"\.slow"), _rows(before, r"-\w+\.alone")
         past = Past(

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch.archive import Listing
 from crackbatch.bundle import absolute, check_threshold
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
@@ -24,7 +23,8 @@ from crackbatch.images.formats import EXTENSIONS
 from crackbatch.initial import WORDS, initial_network
 from crackbatch.model import Model, load_model
 from crackbatch.recipe import Recipe
-from crackbatch.source import check_sources, list_source
+from crackbatch.sources.listing import check_sources, list_source
+from crackbatch.sources.members import Listing
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
 from crackbatch.training import train

@@ -20,14 +20,14 @@ import pyarrow.compute as pc
 
 from crackbatch.duplicates import clusters, components, picture_hash
 from crackbatch.errors import SourceError
-from crackbatch.fetch import fetch
 from crackbatch.images.picture import read_image
 from crackbatch.labelled import LABEL_COLUMN, Listed, Report, list_labelled
 from crackbatch.labels import LabelRules
-from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.seen import read_seen, splits_of
-from crackbatch.shards import shard_sizes
-from crackbatch.split import check_split, digest_of, draw_split, read_split
+from crackbatch.sources.fetch import fetch
+from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
+from crackbatch.sources.shards import shard_sizes
+from crackbatch.split import images_digest, check_split, draw_split, read_split
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
 
@@ -53,12 +53,12 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Which image stands in which split."""
-        return digest_of(self.table.column("sha256").to_pylist(), self.table.column("split").to_pylist())
+        return images_digest(self.table.column("sha256").to_pylist(), self.table.column("split").to_pylist())
 
     @property
     def labels_digest(self) -> str:
         """Which image has which label."""
-        return digest_of(self.table.column("sha256").to_pylist(), list(map(str, self.labels.tolist())))
+        return images_digest(self.table.column("sha256").to_pylist(), list(map(str, self.labels.tolist())))
 
     def part(self, split: str) -> pa.Table:
         """The rows of one split."""

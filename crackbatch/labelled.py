@@ -16,12 +16,12 @@ import pyarrow as pa
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.labels import LabelRules, name_blocks, parse_label
-from crackbatch.plan import make_plan
-from crackbatch.plan_rows import SCHEMA as PLAN_SCHEMA
-from crackbatch.source import root_of
+from crackbatch.sources.listing import root_of
+from crackbatch.sources.plan import make_plan
+from crackbatch.sources.rows import CARRIED
+from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
-from crackbatch.table import CARRIED
 
 LABEL_COLUMN = "label"
 # More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.

@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from crackbatch.archive import kind_of
 from crackbatch.errors import OptionError
+from crackbatch.sources.members import kind_of
 
 # Folder names of published crack datasets and of what people make themselves; SDNET2018's are (C)racked and
 # (U)ncracked (D)ecks, (P)avements and (W)alls, or these words in full.

@@ -17,11 +17,11 @@ import pyarrow as pa
 from crackbatch import results
 from crackbatch.errors import HeldError, OptionError, RunError
 from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
+from crackbatch.sources.rows import IDENTITY
 from crackbatch.storage import objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up
-from crackbatch.table import IDENTITY
 
 _THREADS = 16
 

@@ -15,7 +15,7 @@ from crackbatch.dataset import Dataset, read_dataset, read_encoded, with_given_s
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.labels import LabelRules
-from crackbatch.source import check_sources
+from crackbatch.sources.listing import check_sources
 from crackbatch.split import SPLITS, check_seed, write_split
 from crackbatch.storage import objects
 

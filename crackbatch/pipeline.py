@@ -21,12 +21,12 @@ from crackbatch.attempts import Attempts, Past, Watch
 from crackbatch.bundle import read_bundle_and_weights
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
 from crackbatch.errors import BundleError, RunError
-from crackbatch.fetch import fetch
 from crackbatch.images.decoders import Decoded, Decoder, IsolatedDecoder, too_slow
 from crackbatch.images.picture import Picture
 from crackbatch.request import Request
 from crackbatch.results import Run
-from crackbatch.shards import read_shard
+from crackbatch.sources.fetch import fetch
+from crackbatch.sources.shards import read_shard
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import num_retries
 

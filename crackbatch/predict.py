@@ -18,7 +18,8 @@ import pyarrow as pa
 from crackbatch.images.decoders import Decoded, Decoder
 from crackbatch.images.picture import Picture
 from crackbatch.model import Model
-from crackbatch.table import CARRIED, COLUMNS
+from crackbatch.sources.rows import CARRIED
+from crackbatch.table import COLUMNS
 
 # What makes a picture and the network's input of a row's bytes.
 Decode = Callable[[int, bytes], Decoded]

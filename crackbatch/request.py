@@ -13,7 +13,7 @@ from crackbatch import __version__, results
 from crackbatch.bundle import Bundle, read_bundle
 from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.source import check_sources
+from crackbatch.sources.listing import check_sources
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
 

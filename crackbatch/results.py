@@ -29,9 +29,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, OutputError, PublishError
+from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
 from crackbatch.storage import objects, ranges
 from crackbatch.storage.redaction import redact
-from crackbatch.table import IDENTITY, WITHOUT_BYTES, digest_of, identity_keys
+from crackbatch.table import WITHOUT_BYTES
 
 ROW_GROUP_ROWS = 128 * 1024
 _MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # sorted in memory at once: under a gigabyte
@@ -159,7 +160,7 @@ def write_part(run: Run, rows: pa.Table) -> None:
     """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
-    location = objects.join(run.parts_folder, f"{digest_of(rows)}.part")
+    location = objects.join(run.parts_folder, f"{block_digest(rows)}.part")
     objects.write_whole(location, sink.getvalue().to_pybytes())
 
 

@@ -27,17 +27,18 @@ from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.pipeline import run_pipeline
-from crackbatch.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.progress import Progress
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results import Run
-from crackbatch.shards import write_shards
+from crackbatch.sources.plan import Plan, intersect, local_roots, make_plan, subtract
+from crackbatch.sources.rows import CARRIED
+from crackbatch.sources.shards import write_shards
 from crackbatch.storage import objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up, num_retries
 from crackbatch.summary import RunSummary
-from crackbatch.table import CARRIED, schema_with
+from crackbatch.table import schema_with
 
 
 @dataclass(frozen=True)

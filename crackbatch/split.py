@@ -125,7 +125,7 @@ def read_split(location: str) -> dict[str, str]:
     return dict(zip(*(table.column(name).to_pylist() for name in ("sha256", "split")), strict=True))
 
 
-def digest_of(sha256: Sequence[str], said: Sequence[str]) -> str:
+def images_digest(sha256: Sequence[str], said: Sequence[str]) -> str:
     """A digest of what is said of which image (its split, say), whatever the order and wherever the files lie."""
     lines = sorted(f"{image} {word}" for image, word in zip(sha256, said, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

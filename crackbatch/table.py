@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from crackbatch.errors import SourceError
 
@@ -60,29 +58,9 @@ COLUMNS = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-# (image_uri, version): two rows of a run never share both.
-IDENTITY = ["image_uri", "version"]
 # Statuses of images whose bytes could not be had: the next run may have them.
 WITHOUT_BYTES = ["missing", "changed", "unreadable"]
-# A manifest's own columns travel under this prefix until they are rows, so that its `length` or `method` is not taken
-# for the plan's.
-CARRIED = "carried:"
 RESERVED = frozenset([*COLUMNS.names, "date"])
-
-
-def identity_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """The identity of each row as one text; a version never holds the NUL that parts it from the URI."""
-    version, uri = (rows.column(name).cast(pa.large_string()) for name in ("version", "image_uri"))
-    return pc.binary_join_element_wise(version, uri, pa.scalar("\0", pa.large_string()))
-
-
-def digest_of(rows: pa.Table) -> str:
-    """What names a block of rows: a digest of the identities in it, in their order."""
-    names = hashlib.sha256()
-    for column in IDENTITY:
-        for value in rows.column(column).to_pylist():
-            names.update(value.encode() + b"\0")
-    return names.hexdigest()[:24]
 
 
 def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:

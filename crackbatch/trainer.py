@@ -30,7 +30,7 @@ from crackbatch.initial import initial_network
 from crackbatch.learner import Learner
 from crackbatch.pixels import Marks, Pixels, deal, held_or_streamed, marks_of, stream_pixels
 from crackbatch.recipe import Recipe
-from crackbatch.shards import read_shard, write_shards
+from crackbatch.sources.shards import read_shard, write_shards
 from crackbatch.storage import objects
 
 _POLL_S = 1.0

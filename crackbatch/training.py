@@ -48,7 +48,7 @@ from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import Recipe
 from crackbatch.seen import splits_of, write_seen
-from crackbatch.source import check_sources
+from crackbatch.sources.listing import check_sources
 from crackbatch.split import SPLITS, write_split
 from crackbatch.storage import objects
 from crackbatch.storage.lease import Holding

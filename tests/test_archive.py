@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crackbatch.archive import Listing
 from crackbatch.errors import RunError, SourceError
-from crackbatch.fetch import fetch
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.plan import Plan, make_plan
-from crackbatch.tars import list_tar
+from crackbatch.sources.fetch import fetch
+from crackbatch.sources.members import Listing
+from crackbatch.sources.plan import Plan, make_plan
+from crackbatch.sources.tars import list_tar
 
 
 def plan_of(path: Path, **options: object) -> Plan:

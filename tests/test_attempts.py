@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from crackbatch.attempts import MAX_DEATHS, Attempts, Watch
+from crackbatch.sources.rows import IDENTITY
 from crackbatch.storage import objects
-from crackbatch.table import IDENTITY
 
 BLOCK = pa.table({name: [f"{name}-{row}" for row in range(3)] for name in IDENTITY})
 DIE = """

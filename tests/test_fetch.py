@@ -25,14 +25,14 @@ import pytest
 import s3fs
 
 from conftest import SECRET
-from crackbatch.archive import Listing
 from crackbatch.errors import RunError, SourceError
-from crackbatch.fetch import fetch
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.plan import Plan, make_plan
-from crackbatch.plan_rows import SCHEMA, list_archive
-from crackbatch.shards import shard_sizes
-from crackbatch.source import list_source
+from crackbatch.sources.fetch import fetch
+from crackbatch.sources.listing import list_source
+from crackbatch.sources.members import Listing
+from crackbatch.sources.plan import Plan, make_plan
+from crackbatch.sources.rows import SCHEMA, list_archive
+from crackbatch.sources.shards import shard_sizes
 from crackbatch.storage import retry
 from crackbatch.storage.retry import num_retries
 from faulty import FAULTS, Faults, FaultyProxy
@@ -285,7 +285,7 @@ def test_a_local_archive_that_is_replaced_while_it_is_unpacked_gives_no_pixels(
 def test_a_parquet_file_that_changes_while_it_is_read_gives_no_new_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crackbatch.fetch._MAX_BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr("crackbatch.sources.fetch._MAX_BLOCK_BYTES", 1 << 20)
     path, old, new = tmp_path / "a.parquet", [os.urandom(100_000) for _ in range(60)], bytes(100_000)
     options = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": False}
     pq.write_table(pa.table({"bytes": old}), path, **options)
@@ -356,7 +356,7 @@ def test_a_web_server_that_does_not_say_how_long_an_image_is_gives_all_of_it(
 def test_an_image_without_end_is_read_no_further_than_an_image_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crackbatch.fetch.MAX_IMAGE_BYTES", 1 << 20)
+    monkeypatch.setattr("crackbatch.sources.fetch.MAX_IMAGE_BYTES", 1 << 20)
     folder = write_files(tmp_path / "www", {"a.jpg": bytes(1 << 20), "b.jpg": bytes((1 << 20) + 1)})
     with serving(folder, InPieces) as base:
         rows = fetch_all(make_plan([f"{base}/a.jpg", f"{base}/b.jpg"], EXTENSIONS))

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.plan import Plan, make_plan
+from crackbatch.sources.plan import Plan, make_plan
 from crackbatch.storage import objects
 from crackbatch.storage.buckets import _WAITING_PAGES, Entry, list_objects
 from test_archive import contents, write_files, zip_with

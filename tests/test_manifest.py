@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crackbatch.errors import SourceError
-from crackbatch.manifest import Manifest, read_manifest
+from crackbatch.sources.manifest import Manifest, read_manifest
 
 
 def manifest_of(path: Path, text: str) -> Manifest:

@@ -15,9 +15,10 @@ import pytest
 
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.plan import Plan, _Planner, local_roots, make_plan, subtract
-from crackbatch.shards import read_shard, shard_sizes, write_shards
-from crackbatch.source import Object, check_sources
+from crackbatch.sources.listing import check_sources
+from crackbatch.sources.members import Object
+from crackbatch.sources.plan import Plan, _Planner, local_roots, make_plan, subtract
+from crackbatch.sources.shards import read_shard, shard_sizes, write_shards
 from test_archive import contents, tar_of, write_files, zip_with
 
 
@@ -96,8 +97,8 @@ def test_two_objects_whose_shown_urls_are_the_same_are_two_images() -> None:
     memory.pipe({"/twice/img[1].jpg": b"first", "/twice/img1.jpg": b"other"})
     plan = plan_of("memory://twice")
     assert contents(plan) == {"/twice/img[1].jpg": b"first", "/twice/img1.jpg": b"other"}
-    from crackbatch.archive import Listing
-    from crackbatch.plan import _drop_repeated
+    from crackbatch.sources.members import Listing
+    from crackbatch.sources.plan import _drop_repeated
 
     shown = pa.array(["https://host/get"] * 2)
     same = plan.table.set_column(0, "image_uri", shown).set_column(9, "version", pa.array(["1", "1"]))
@@ -240,7 +241,7 @@ def test_every_uri_opens_its_image(tmp_path: Path, tiles: dict[str, bytes]) -> N
 
     pq.write_table(pa.table({"bytes": list(tiles.values())}), folder / "d.parquet")
     plan = plan_of(folder, scratch=str(tmp_path / "scratch"))
-    from crackbatch.fetch import fetch
+    from crackbatch.sources.fetch import fetch
 
     for block in fetch(plan.table):
         for row in block.to_pylist():

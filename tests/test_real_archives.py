@@ -7,10 +7,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from crackbatch.fetch import fetch
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.images.picture import read_image
-from crackbatch.plan import make_plan
+from crackbatch.sources.fetch import fetch
+from crackbatch.sources.plan import make_plan
 
 
 def test_every_real_image_is_planned_once_and_read_as_itself(shared_data: Path) -> None:

@@ -23,10 +23,10 @@ import crackbatch
 from conftest import ACCOUNT_KEY, SECRET
 from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.errors import OutputError, SourceError
-from crackbatch.fetch import fetch
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.model import load_model
-from crackbatch.plan import make_plan
+from crackbatch.sources.fetch import fetch
+from crackbatch.sources.plan import make_plan
 from crackbatch.storage import objects, retry
 from crackbatch.storage.buckets import list_objects
 from crackbatch.storage.redaction import redact

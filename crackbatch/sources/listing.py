@@ -9,32 +9,20 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec.utils
 
-from crackbatch.archive import Listing, is_hidden, kind_of
 from crackbatch.errors import CrackbatchError, RunError, SourceError
-from crackbatch.manifest import Manifest, read_manifest
+from crackbatch.sources.manifest import Manifest, read_manifest
+from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, Object, is_hidden, kind_of
 from crackbatch.storage import objects
 from crackbatch.storage.buckets import Entry, list_objects
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
 _WRITTEN = ("predictions", "runs")  # where scoring keeps what it makes in its output
-ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # of images in archives, as the table names them
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
-
-
-class Object(NamedTuple):
-    """A file or object: where it lies, and as what it was listed; `kind` is an archive's, None for a loose image."""
-
-    location: str
-    size: int | None
-    version: str
-    kind: str | None
-    status: str | None = None
-    error: str | None = None
 
 
 def check_sources(sources: objects.Location | Sequence[objects.Location]) -> list[str]:

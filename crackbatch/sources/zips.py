@@ -7,9 +7,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
-from crackbatch.archive import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
+from crackbatch.sources.members import LINKS, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
 
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -172,3 +172,27 @@ def _find(file: IO[bytes], pattern: bytes, offset: int) -> int:
         offset += len(held) - len(pattern) + 1
         held = held[-len(pattern) + 1 :]
     return -1
+
+
+def unzip(row: dict[str, Any], chunk: memoryview) -> Content:
+    """A zip member from the bytes of its local header on; its size is bounded by what the directory says."""
+    size = row["size_bytes"]
+    if len(chunk) < LOCAL_HEADER.size or chunk[:4] != LOCAL_MAGIC:
+        return Content(None, "corrupt", "there is no member where the zip's directory says")
+    name_length, extra_length = struct.unpack_from("<HH", chunk, 26)
+    packed = chunk[LOCAL_HEADER.size + name_length + extra_length :]
+    if row["method"] == "zip-stored":
+        data = bytes(packed[:size])
+    else:
+        inflater = zlib.decompressobj(-15)
+        try:
+            data = inflater.decompress(packed, size + 1)
+        except zlib.error as error:
+            return Content(None, "corrupt", f"zip member cannot be unpacked: {error}")
+        if len(data) > size:
+            return Content(None, "corrupt", f"zip member is larger than the {size:,} bytes its directory says")
+    if len(data) < size:
+        return Content(None, "truncated", f"zip member is cut off: {len(data):,} of {size:,} bytes are there")
+    if zlib.crc32(data) != row["crc32"]:
+        return Content(None, "corrupt", "zip member does not match its checksum (CRC-32)")
+    return Content(data)

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from crackbatch.archive import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
 from crackbatch.errors import RunError
+from crackbatch.sources.members import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
 from crackbatch.storage.redaction import as_text
 
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {

@@ -1,4 +1,4 @@
-"""What lies in an archive and where: what is known of a member, of whatever kind its archive is, and those of Parquet.
+"""What is known of an image before it is decoded: the file or archive it lies in, its place there, and its bytes.
 
 A member is a byte range of its archive, plus how to undo what was done to it, found without reading images. Damaged
 archives give what can still be found, and say what is missing through `Listing.problems`.
@@ -7,12 +7,8 @@ archives give what can still be found, and say what is missing through `Listing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import NamedTuple
 
 # Suffix → kind. Longer suffixes come first: ".tar.gz" before ".gz" could ever be asked for.
 KINDS = {
@@ -28,9 +24,23 @@ KINDS = {
     ".parquet": "parquet",
 }
 
+ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # of images in archives, as the table names them
 # No photograph is encoded larger than this; a directory that says so is damaged or hostile.
 MAX_IMAGE_BYTES = 1 << 30
+# Images travel in blocks of about this many encoded bytes.
+MAX_BLOCK_BYTES = 32 << 20
 LINKS = "links and special files in archives"  # what they are counted as
+
+
+class Object(NamedTuple):
+    """A file or object: where it lies, and as what it was listed; `kind` is an archive's, None for a loose image."""
+
+    location: str
+    size: int | None
+    version: str
+    kind: str | None
+    status: str | None = None
+    error: str | None = None
 
 
 class Member(NamedTuple):
@@ -45,6 +55,15 @@ class Member(NamedTuple):
     status: str | None = None  # known before reading: encrypted, too_large, …
     error: str | None = None
     row_group: int | None = None
+
+
+@dataclass(slots=True)
+class Content:
+    """The encoded bytes of one image, or its status and the cause."""
+
+    data: bytes | None = None
+    status: str | None = None
+    error: str | None = None
 
 
 @dataclass
@@ -76,39 +95,3 @@ def is_hidden(name: str) -> bool:
 def too_large(size: int) -> tuple[str, str]:
     """Status and error of a member with more encoded bytes than an image may have."""
     return "too_large", f"{size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
-
-
-def image_column(schema: pa.Schema) -> str | None:
-    """The column of a Parquet file that holds encoded images: `bytes`, `image`, or any struct<bytes, path>; or None."""
-    for name in ("image", "bytes", *schema.names):
-        if name not in schema.names:
-            continue
-        kind = schema.field(name).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
-            return str(name)
-        if name in ("image", "bytes") and _is_binary(kind):
-            return str(name)
-    return None
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_binary(kind.value_type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:
-    """A member for each row of a Parquet file with an image column, named `column/row`; None without one."""
-    parquet = pq.ParquetFile(file)
-    column = image_column(parquet.schema_arrow)
-    if column is None:
-        return None
-    return _parquet_members(parquet.metadata, column)
-
-
-def _parquet_members(metadata: pq.FileMetaData, column: str) -> Iterator[Member]:
-    row = 0
-    for group in range(metadata.num_row_groups):
-        for _ in range(metadata.row_group(group).num_rows):
-            yield Member(f"{column}/{row}", row, None, "row", None, row_group=group)
-            row += 1

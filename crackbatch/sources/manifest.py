@@ -1,23 +1,32 @@
-"""Manifests: tables, CSV or Parquet, whose column `image_uri` names images."""
+"""Manifests: tables, CSV or Parquet, whose column `image_uri` names images; reading them, and the rows of a plan."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+import os
 from collections import Counter
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from crackbatch.errors import SourceError
+from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, kind_of
+from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
 from crackbatch.storage import objects, ranges
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import as_text, redact
 
 URI_COLUMN = "image_uri"
 # A quote that is not closed would make one cell of all that follows.
 _MAX_LINE_CHARACTERS = 1 << 20
+_LOOKED_AT = 10_000
+_LOOKING_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -123,3 +132,78 @@ def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
             f"manifest {shown}, line {line}: {error}; close its quotes, write a quote within them twice, and leave out"
             f" what is longer than {_MAX_LINE_CHARACTERS:,} characters"
         ) from None
+
+
+def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
+    """Rows of the images that a manifest names, with its other columns; what is not there is a row `missing`."""
+    folder = objects.without_query(manifest.location).rsplit("/", 1)[0]
+    others = manifest.table.drop_columns([URI_COLUMN])
+    loose: list[tuple[int, str]] = []
+    inside: dict[str, dict[str, list[int]]] = {}  # archive → member name → manifest rows
+    for row, uri in enumerate(manifest.table.column(URI_COLUMN).to_pylist()):
+        protocol, _, rest = uri.partition("://")
+        if "::" in uri and protocol in ARCHIVE_SCHEMES:
+            name, _, container = rest.partition("::")
+            inside.setdefault(_absolute(container, folder), {}).setdefault(name, []).append(row)
+        else:
+            loose.append((row, _absolute(uri, folder)))
+    rows, order = Rows(), []
+    with ThreadPoolExecutor(_LOOKING_THREADS) as threads:
+        for start in range(0, len(loose), _LOOKED_AT):  # each that waits for a thread takes two kilobytes
+            some = loose[start : start + _LOOKED_AT]
+            for (row, _), found in zip(some, threads.map(lambda item: look_at(item[1]), some), strict=True):
+                add_loose(rows, found, scratch)
+                order.append(row)
+    tables = [rows.table()]
+    for container, names in inside.items():
+        table = _pick_members(container, names, listing, scratch)
+        lines = [names[_member_name(uri)] for uri in table.column("image_uri").to_pylist()]
+        tables.append(table.take(np.repeat(np.arange(len(lines)), [len(each) for each in lines])))
+        order.extend(itertools.chain.from_iterable(lines))
+    planned = pa.concat_tables(tables)
+    carried = others.take(pa.array(order, pa.int64()))
+    for column in carried.schema:
+        planned = planned.append_column(column.with_name(CARRIED + column.name), carried.column(column.name))
+    return planned
+
+
+def _absolute(uri: str, folder: str) -> str:
+    if objects.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
+        return objects.normalize(objects.join(folder, uri))
+    return objects.normalize(uri)
+
+
+def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
+    found = look_at(container)._replace(kind=kind_of(objects.file_name(container)))
+    if found.status is None and found.kind is None:
+        found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
+    rows = Rows()
+    present: set[str] = set()
+    if found.status is None:
+
+        def wanted(name: str, _: Listing) -> bool:
+            return name in names
+
+        result = list_archive(found, wanted, scratch)
+        if result is not None:
+            table, own = result
+            listing.problems.extend(own.problems)
+            if own.problems:  # nobody knows whether what was not found is in it
+                found = found._replace(status="unreadable", error=own.problems[0])
+            keep = [_member_name(uri) in names for uri in table.column("image_uri").to_pylist()]
+            table = table.filter(pa.array(keep, pa.bool_()))
+            present = {_member_name(uri) for uri in table.column("image_uri").to_pylist()}
+    protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
+    shown = objects.public(container)
+    for name in names:
+        if name not in present:
+            rows.add(
+                f"{protocol}://{as_text(name)}::{shown}", shown, os.fsencode(container), "",
+                0, 0, None, "none", None, "", None, found.status or "missing",
+                found.error or f"{redact(container)} has no member {name}",
+            )  # fmt: skip
+    return pa.concat_tables([table, rows.table()]) if present else rows.table()
+
+
+def _member_name(uri: str) -> str:
+    return uri.partition("://")[2].partition("::")[0]

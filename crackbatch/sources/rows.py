@@ -11,14 +11,14 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch.archive import MAX_IMAGE_BYTES, Listing, Member, list_parquet
 from crackbatch.errors import CrackbatchError, RunError, SourceError
-from crackbatch.source import Object
+from crackbatch.sources.members import MAX_IMAGE_BYTES, Listing, Member, Object
+from crackbatch.sources.parquet import list_parquet
+from crackbatch.sources.tars import list_tar
+from crackbatch.sources.zips import list_zip
 from crackbatch.storage import objects, ranges
 from crackbatch.storage.redaction import as_text, reason_of, redact
 from crackbatch.storage.retry import is_transient
-from crackbatch.tars import list_tar
-from crackbatch.zips import list_zip
 
 SCHEMA = pa.schema(
     [
@@ -37,6 +37,11 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+# (image_uri, version): two rows of a run never share both.
+IDENTITY = ["image_uri", "version"]
+# A manifest's own columns travel under this prefix until they are rows of the table, so that its `length` or `method`
+# is not taken for the plan's.
+CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
 _PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
@@ -64,6 +69,21 @@ class Rows:
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
         for column in self._columns:
             column.clear()
+
+
+def identity_keys(rows: pa.Table) -> pa.ChunkedArray:
+    """The identity of each row as one text; a version never holds the NUL that parts it from the URI."""
+    version, uri = (rows.column(name).cast(pa.large_string()) for name in ("version", "image_uri"))
+    return pc.binary_join_element_wise(version, uri, pa.scalar("\0", pa.large_string()))
+
+
+def block_digest(rows: pa.Table) -> str:
+    """What names a block of rows: a digest of the identities in it, in their order."""
+    names = hashlib.sha256()
+    for column in IDENTITY:
+        for value in rows.column(column).to_pylist():
+            names.update(value.encode() + b"\0")
+    return names.hexdigest()[:24]
 
 
 def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:

@@ -1,0 +1,136 @@
+"""Images in a column of a Parquet file: where they lie, reading them, and a URL that opens each by itself.
+
+`parquet://COLUMN/ROW::FILE` is such a URL: `ParquetFileSystem` makes the `image_uri` of such an image open, as those
+of zip and tar members do. fsspec finds it through the package's entry point.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.archive import AbstractArchiveFileSystem
+
+from crackbatch.sources.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Member
+
+_PARQUET_ROWS = 32
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """The column of a Parquet file that holds encoded images: `bytes`, `image`, or any struct<bytes, path>; or None."""
+    for name in ("image", "bytes", *schema.names):
+        if name not in schema.names:
+            continue
+        kind = schema.field(name).type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
+            return str(name)
+        if name in ("image", "bytes") and _is_binary(kind):
+            return str(name)
+    return None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_binary(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:
+    """A member for each row of a Parquet file with an image column, named `column/row`; None without one."""
+    parquet = pq.ParquetFile(file)
+    column = image_column(parquet.schema_arrow)
+    if column is None:
+        return None
+    return _parquet_members(parquet.metadata, column)
+
+
+def _parquet_members(metadata: pq.FileMetaData, column: str) -> Iterator[Member]:
+    row = 0
+    for group in range(metadata.num_row_groups):
+        for _ in range(metadata.row_group(group).num_rows):
+            yield Member(f"{column}/{row}", row, None, "row", None, row_group=group)
+            row += 1
+
+
+def parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[Content]:
+    """Each row's cell, from its own row group; a group with fewer rows than the footer says leaves its rows corrupt."""
+    column = image_column(parquet.schema_arrow)
+    assert column is not None
+    for group, members in itertools.groupby(rows, key=lambda row: int(row["row_group"])):
+        wanted = list(members)
+        first = sum(parquet.metadata.row_group(index).num_rows for index in range(group))
+        served = 0
+        for batch in parquet.iter_batches(_num_at_once(parquet, group), row_groups=[group], columns=[column]):
+            cells = batch.column(0)
+            while served < len(wanted) and wanted[served]["start"] < first + len(cells):
+                yield _cell(cells[wanted[served]["start"] - first])
+                served += 1
+            first += len(cells)
+            if served == len(wanted):
+                break
+        for _ in wanted[served:]:
+            yield Content(None, "corrupt", f"row group {group} has fewer rows than the file's footer says")
+
+
+def _num_at_once(parquet: pq.ParquetFile, group: int) -> int:
+    """How many rows of a row group to decode together: few where they are large, by their mean size."""
+    metadata = parquet.metadata.row_group(group)
+    return max(1, min(_PARQUET_ROWS, int(MAX_BLOCK_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1))))
+
+
+def _cell(scalar: pa.Scalar) -> Content:
+    path = None
+    if pa.types.is_struct(scalar.type):
+        path = scalar["path"].as_py() if scalar.is_valid and "path" in scalar else None
+        scalar = scalar["bytes"] if scalar.is_valid else pa.scalar(None, pa.binary())
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
+    if not scalar.is_valid:
+        where = f"; it names {path!r}, which lies outside" if path else ""
+        return Content(None, "missing", f"the row holds no bytes{where}")
+    if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
+        return Content(None, "too_large", f"{len(scalar.as_buffer()):,} encoded bytes are more than allowed")
+    return Content(bytes(scalar.as_buffer()))
+
+
+class ParquetFileSystem(AbstractArchiveFileSystem):  # type: ignore[misc]
+    """Read-only; `fo` is the URL of the Parquet file or an open file."""
+
+    root_marker = ""
+    protocol = "parquet"
+    cachable = False
+
+    def __init__(
+        self,
+        fo: Any = "",
+        target_protocol: str | None = None,
+        target_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(self, **kwargs)
+        if isinstance(fo, str):
+            fo = fsspec.open(fo, mode="rb", protocol=target_protocol, **(target_options or {})).open()
+        self._parquet = pq.ParquetFile(fo)
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
+        if mode != "rb":
+            raise NotImplementedError("images in Parquet files can only be read")
+        column, _, row = path.strip("/").rpartition("/")
+        if column not in self._parquet.schema_arrow.names or not row.isdecimal():
+            raise FileNotFoundError(path)
+        first = 0
+        for group in range(self._parquet.metadata.num_row_groups):
+            num = self._parquet.metadata.row_group(group).num_rows
+            if int(row) < first + num:
+                cell = self._parquet.read_row_group(group, [column]).column(0)[int(row) - first].as_py()
+                data = cell.get("bytes") if isinstance(cell, dict) else cell
+                if data is None:
+                    break
+                return io.BytesIO(data)
+            first += num
+        raise FileNotFoundError(path)
