@@ -141,7 +141,7 @@ def ceiling(folder: Path, device: str) -> float:
     import torch
 
     from crackbatch.images.picture import read_image, to_input
-    from crackbatch.model import load_model
+    from crackbatch.models.model import load_model
 
     torch.set_num_threads(1)
     model = load_model(device=device)
@@ -160,7 +160,7 @@ def ceiling(folder: Path, device: str) -> float:
 def stage_ceiling(folder: Path, device: str, stage: str) -> float:
     """Images/s of decoding alone on all cores, or of the network alone on pixels already decoded."""
     from crackbatch.images.picture import read_image, to_input
-    from crackbatch.model import load_model
+    from crackbatch.models.model import load_model
 
     model = load_model(device=device)
     size = model.bundle.input_size
@@ -198,8 +198,8 @@ def recipe(folder: str, out: str) -> None:
     import torch
     from torchvision import transforms
 
-    from crackbatch.bundle import read_bundle_and_weights
-    from crackbatch.model import build_network
+    from crackbatch.models.bundle import read_bundle_and_weights
+    from crackbatch.models.model import build_network
 
     class Classifier:
         def __init__(self) -> None:

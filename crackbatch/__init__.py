@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from crackbatch.comparison import Comparison, compare
     from crackbatch.evaluation import Evaluation, evaluate
     from crackbatch.leftovers import Cleaning, clean
-    from crackbatch.model import Model, load_model
+    from crackbatch.models.model import Model, load_model
     from crackbatch.overview import Overview, describe_dataset
     from crackbatch.predictions import read_predictions
     from crackbatch.runs import ListedRun, list_runs
@@ -50,13 +50,13 @@ _HOMES = {
     "Evaluation": "evaluation",
     "ListedRun": "runs",
     "list_runs": "runs",
-    "Model": "model",
+    "Model": "models.model",
     "Overview": "overview",
     "RunSummary": "summary",
     "TrainResult": "training",
     "describe_dataset": "overview",
     "evaluate": "evaluation",
-    "load_model": "model",
+    "load_model": "models.model",
     "read_predictions": "predictions",
     "score": "scoring",
     "train": "training",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crackbatch.bundle import OperatingPoint
 from crackbatch.metrics import Scored, curves
+from crackbatch.models.bundle import OperatingPoint
 
 FEW_ERRORS = 20
 _RECALL, _PRECISION, _FALSE_ALARMS = 0.99, 0.95, 0.01

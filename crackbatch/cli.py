@@ -336,7 +336,7 @@ def clean(
 @app.command()
 def models() -> None:
     """List the models that came with the package."""
-    from crackbatch.bundle import DEFAULT_MODEL, read_bundle, shipped_models
+    from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle, shipped_models
 
     for name in shipped_models():
         bundle = read_bundle(name)

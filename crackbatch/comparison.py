@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch.bundle import absolute, check_threshold
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation import ALL, evaluate
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.initial import WORDS, initial_network
-from crackbatch.model import Model, load_model
+from crackbatch.models.bundle import absolute, check_threshold
+from crackbatch.models.model import Model, load_model
 from crackbatch.recipe import Recipe
 from crackbatch.sources.listing import check_sources, list_source
 from crackbatch.sources.members import Listing

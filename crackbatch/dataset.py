@@ -23,11 +23,11 @@ from crackbatch.errors import SourceError
 from crackbatch.images.picture import read_image
 from crackbatch.labelled import LABEL_COLUMN, Listed, Report, list_labelled
 from crackbatch.labels import LabelRules
-from crackbatch.seen import read_seen, splits_of
+from crackbatch.models.seen import read_seen, splits_of
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.sources.shards import shard_sizes
-from crackbatch.split import images_digest, check_split, draw_split, read_split
+from crackbatch.split import check_split, draw_split, images_digest, read_split
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from crackbatch import results
 from crackbatch.attempts import Attempts, Past, Watch
-from crackbatch.bundle import read_bundle_and_weights
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
 from crackbatch.errors import BundleError, RunError
 from crackbatch.images.decoders import Decoded, Decoder, IsolatedDecoder, too_slow
 from crackbatch.images.picture import Picture
+from crackbatch.models.bundle import read_bundle_and_weights
 from crackbatch.request import Request
 from crackbatch.results import Run
 from crackbatch.sources.fetch import fetch
@@ -163,7 +163,7 @@ class _Scorer:
     ) -> None:
         import torch
 
-        from crackbatch.model import Model
+        from crackbatch.models.model import Model
         from crackbatch.predict import Labels, Predictor
 
         torch.set_num_threads(1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from crackbatch.images.decoders import Decoded, Decoder
 from crackbatch.images.picture import Picture
-from crackbatch.model import Model
+from crackbatch.models.model import Model
 from crackbatch.sources.rows import CARRIED
 from crackbatch.table import COLUMNS
 

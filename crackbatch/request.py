@@ -10,9 +10,9 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 from crackbatch import __version__, results
-from crackbatch.bundle import Bundle, read_bundle
 from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
+from crackbatch.models.bundle import Bundle, read_bundle
 from crackbatch.sources.listing import check_sources
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact

@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 
 from crackbatch import __version__, results
-from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
+from crackbatch.models.bundle import DEFAULT_MODEL
 from crackbatch.pipeline import run_pipeline
 from crackbatch.progress import Progress
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe

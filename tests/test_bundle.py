@@ -14,7 +14,10 @@ import PIL.Image
 import pytest
 
 import crackbatch
-from crackbatch.bundle import (
+from crackbatch.demo import draw_tile
+from crackbatch.errors import BundleError
+from crackbatch.images.picture import read_image, to_input
+from crackbatch.models.bundle import (
     DEFAULT_MODEL,
     absolute,
     read_bundle,
@@ -22,10 +25,7 @@ from crackbatch.bundle import (
     shipped_models,
     write_bundle,
 )
-from crackbatch.demo import draw_tile
-from crackbatch.errors import BundleError
-from crackbatch.images.picture import read_image, to_input
-from crackbatch.model import Model, build_network, load_model
+from crackbatch.models.model import Model, build_network, load_model
 
 SHIPPED = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from crackbatch import cli, compare
-from crackbatch.bundle import read_bundle
 from crackbatch.errors import BundleError, OptionError, SourceError
+from crackbatch.models.bundle import read_bundle
 from crackbatch.tuner import Room, find_room
 from test_dataset import make_photos
 

@@ -20,7 +20,7 @@ from crackbatch.dataset import Dataset, read_dataset, with_given_split, with_spl
 from crackbatch.demo import draw_tile
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.labels import LabelRules
-from crackbatch.seen import write_seen
+from crackbatch.models.seen import write_seen
 from crackbatch.split import write_split
 from test_fetch import Ranges, WholeFiles, serving
 

@@ -10,7 +10,7 @@ import sklearn.metrics as reference
 
 from crackbatch.calibration import choose_operating_points, fit_temperature
 from crackbatch.metrics import Scored, confusion, measure, precision_at
-from crackbatch.model import calibrated
+from crackbatch.models.model import calibrated
 
 
 def make_scored(num: int = 600, seed: int = 0, ties: bool = False) -> Scored:

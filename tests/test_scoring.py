@@ -29,7 +29,7 @@ from conftest import SECRET
 from crackbatch.cluster import cause_of, data_context
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, RunError, SourceError
-from crackbatch.model import load_model
+from crackbatch.models.model import load_model
 from crackbatch.table import COLUMNS, STATUSES
 from test_archive import write_files, zip_with
 

@@ -21,10 +21,10 @@ from azure.storage.blob import generate_container_sas
 
 import crackbatch
 from conftest import ACCOUNT_KEY, SECRET
-from crackbatch.bundle import DEFAULT_MODEL
 from crackbatch.errors import OutputError, SourceError
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.model import load_model
+from crackbatch.models.bundle import DEFAULT_MODEL
+from crackbatch.models.model import load_model
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.plan import make_plan
 from crackbatch.storage import objects, retry

@@ -28,7 +28,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from crackbatch import augment, load_model, train
 from crackbatch.augment import Augmentation
-from crackbatch.bundle import read_bundle
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.dataset import read_dataset, with_split
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
@@ -36,6 +35,7 @@ from crackbatch.fitting import Fit, best_epoch, fit
 from crackbatch.initial import initial_network, learnt_before
 from crackbatch.learner import compute_alike
 from crackbatch.machine import free_memory
+from crackbatch.models.bundle import read_bundle
 from crackbatch.pixels import deal, fits_memory, number_rows, stream_pixels
 from crackbatch.recipe import Recipe
 from crackbatch.storage.lease import Holding

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from crackbatch.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
+from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.storage import objects
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch.bundle import resolve
 from crackbatch.errors import BundleError
+from crackbatch.models.bundle import resolve
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crackbatch.bundle import Bundle
+from crackbatch.models.bundle import Bundle
 from crackbatch.storage import objects
 
 FILE = "MODEL_CARD.md"

@@ -24,7 +24,7 @@ DEFAULT_MODEL = "concrete-resnet18"
 DEFAULT_OPERATING_POINT = "balanced"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
-_SHIPPED = Path(__file__).parent / "models"
+_SHIPPED = Path(__file__).parent
 _MAX_DESCRIPTION_BYTES = 4 << 20
 _MAX_WEIGHTS_BYTES = 4 << 30
 
