@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison, compare
     from crackbatch.evaluation import Evaluation, evaluate
-    from crackbatch.leftovers import Cleaning, clean
     from crackbatch.models.model import Model, load_model
     from crackbatch.overview import Overview, describe_dataset
-    from crackbatch.predictions import read_predictions
-    from crackbatch.runs import ListedRun, list_runs
+    from crackbatch.results.cleaning import Cleaning, clean
+    from crackbatch.results.predictions import read_predictions
+    from crackbatch.results.states import ListedRun, list_runs
+    from crackbatch.results.summary import RunSummary
     from crackbatch.scoring import score
-    from crackbatch.summary import RunSummary
     from crackbatch.training import TrainResult, train
 
 __version__ = "0.1.0"
@@ -43,21 +43,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Cleaning": "leftovers",
-    "clean": "leftovers",
+    "Cleaning": "results.cleaning",
+    "clean": "results.cleaning",
     "Comparison": "comparison",
     "compare": "comparison",
     "Evaluation": "evaluation",
-    "ListedRun": "runs",
-    "list_runs": "runs",
+    "ListedRun": "results.states",
+    "list_runs": "results.states",
     "Model": "models.model",
     "Overview": "overview",
-    "RunSummary": "summary",
+    "RunSummary": "results.summary",
     "TrainResult": "training",
     "describe_dataset": "overview",
     "evaluate": "evaluation",
     "load_model": "models.model",
-    "read_predictions": "predictions",
+    "read_predictions": "results.predictions",
     "score": "scoring",
     "train": "training",
 }

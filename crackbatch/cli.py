@@ -311,7 +311,7 @@ def runs(
     out: options.Out, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False
 ) -> None:
     """List the runs in OUT, the newest last: their states, images by status, models and durations."""
-    from crackbatch.runs import list_runs
+    from crackbatch.results.states import list_runs
 
     found = list_runs(out)
     if as_json:
@@ -327,10 +327,10 @@ def clean(
     run_id: Annotated[str | None, typer.Option(help="Only what this run left behind.")] = None,
 ) -> None:
     """Remove what interrupted and failed runs left in OUT; published rows and running runs are never touched."""
-    from crackbatch import leftovers
+    from crackbatch.results import cleaning
 
     with _interruptible("what was removed is gone, and the same command removes the rest"):
-        print_cleaning(leftovers.clean(out, yes=yes, run_id=run_id))
+        print_cleaning(cleaning.clean(out, yes=yes, run_id=run_id))
 
 
 @app.command()

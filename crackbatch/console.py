@@ -15,10 +15,10 @@ from crackbatch.storage.redaction import redact
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison
     from crackbatch.evaluation import Evaluation
-    from crackbatch.leftovers import Cleaning
     from crackbatch.overview import Overview
-    from crackbatch.runs import ListedRun
-    from crackbatch.summary import RunSummary
+    from crackbatch.results.cleaning import Cleaning
+    from crackbatch.results.states import ListedRun
+    from crackbatch.results.summary import RunSummary
     from crackbatch.training import TrainResult
 
 _SPLITS = ("train", "validation", "test")

@@ -33,7 +33,7 @@ from crackbatch.models.model import Model
 from crackbatch.models.seen import LEARNT, read_learnt, splits_of
 from crackbatch.pixels import number_rows, stream_pixels
 from crackbatch.plots import plot_confusion, plot_ranking, plot_reliability
-from crackbatch.predictions import read_predictions
+from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import results
 from crackbatch.attempts import Attempts, Past, Watch
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
 from crackbatch.errors import BundleError, RunError
@@ -24,7 +23,8 @@ from crackbatch.images.decoders import Decoded, Decoder, IsolatedDecoder, too_sl
 from crackbatch.images.picture import Picture
 from crackbatch.models.bundle import read_bundle_and_weights
 from crackbatch.request import Request
-from crackbatch.results import Run
+from crackbatch.results.parts import write_part
+from crackbatch.results.run import Run
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.shards import read_shard
 from crackbatch.storage.redaction import redact
@@ -215,7 +215,7 @@ class _Scorer:
 def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
     started, retries = time.perf_counter(), num_retries()
     finished = rows.drop_columns(["_fetch_seconds", "_fetch_retries", "_predict_seconds"])
-    results.write_part(run, finished)
+    write_part(run, finished)
     counts = Counter(finished.column("status").to_pylist())
     return pa.table(
         {

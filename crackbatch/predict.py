@@ -18,8 +18,8 @@ import pyarrow as pa
 from crackbatch.images.decoders import Decoded, Decoder
 from crackbatch.images.picture import Picture
 from crackbatch.models.model import Model
+from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import CARRIED
-from crackbatch.table import COLUMNS
 
 # What makes a picture and the network's input of a row's bytes.
 Decode = Callable[[int, bytes], Decoded]

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from crackbatch import __version__, results
+from crackbatch import __version__
 from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.models.bundle import Bundle, read_bundle
 from crackbatch.sources.listing import check_sources
 from crackbatch.storage import objects
+from crackbatch.storage.documents import fingerprint_of
 from crackbatch.storage.redaction import redact
 
 DEFAULT_MAX_ERROR_RATE = 0.05
@@ -43,7 +44,7 @@ class Request:
     @property
     def fingerprint(self) -> str:
         named = [redact(objects.normalize(source)) for source in self.sources]
-        return results.fingerprint_of(
+        return fingerprint_of(
             {
                 "sources": named if self.limit else sorted(named),  # of whose order a limited run has the first
                 "model_id": self.bundle.model_id,

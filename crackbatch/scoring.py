@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import __version__, results
+from crackbatch import __version__
 from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
@@ -29,7 +29,11 @@ from crackbatch.models.bundle import DEFAULT_MODEL
 from crackbatch.pipeline import run_pipeline
 from crackbatch.progress import Progress
 from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
-from crackbatch.results import Run
+from crackbatch.results.parts import count_failed, count_statuses, read_done, read_scored
+from crackbatch.results.publish import publish
+from crackbatch.results.run import Run, check_names, choose_run
+from crackbatch.results.summary import RunSummary
+from crackbatch.results.table import schema_with
 from crackbatch.sources.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.shards import write_shards
@@ -37,8 +41,6 @@ from crackbatch.storage import objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up, num_retries
-from crackbatch.summary import RunSummary
-from crackbatch.table import schema_with
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def score(
         max_megapixels, decode_timeout, new_only, extensions, limit, batch_size, address, dry_run,
     )  # fmt: skip
     if dry_run:
-        results.check_names(date, run_id)
+        check_names(date, run_id)
         plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
     run = _choose_run(request, date, run_id)
@@ -104,7 +106,7 @@ def score(
     except (RequestError, HeldError, LeaseLostError):
         raise
     except RunError as error:
-        results.write_failure(run, str(error))
+        run.fail(str(error))
         raise
     finally:
         objects.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
@@ -112,19 +114,19 @@ def score(
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
     with giving_up(lambda why: OutputError(f"cannot read the runs in {redact(request.out)}: {why}")):
-        return results.choose_run(request.out, request.fingerprint, date, run_id)
+        return choose_run(request.out, request.fingerprint, date, run_id)
 
 
 def _new(request: Request, planned: pa.Table) -> pa.Table:
     """What of the plan is to be scored, whatever this run has done already."""
     if not request.new_only or not request.out:
         return planned
-    return subtract(planned, results.read_scored(request.out, request.bundle.model_id))
+    return subtract(planned, read_scored(request.out, request.bundle.model_id))
 
 
 def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSummary:
     """Plan and, at the same time, start Ray; then score and publish what is not there yet."""
-    is_new = results.read_json(objects.join(run.folder, "run.json")) is None
+    is_new = not run.is_begun
     planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
     try:
         any_image = threading.Event()
@@ -179,26 +181,26 @@ def _run(
     start: Start,
 ) -> RunSummary:
     """Score what the results do not hold yet, publish, and say what was done."""
-    published, parts = results.read_done(run)
+    published, parts = read_done(run)
     expected = _new(request, subtract(plan.table, published))
     work = Work()
-    is_unfinished = results.read_json(objects.join(run.folder, "summary.json")) is None
-    if expected.num_rows or (is_unfinished and not results.published_files(run)):
+    is_unfinished = not run.is_finished
+    if expected.num_rows or (is_unfinished and not run.published_files()):
         holding.check()
-        results.begin(run, describe(request))
+        run.begin(describe(request))
         todo = subtract(expected, parts)
         if todo.num_rows:
             work = _score_rows(request, run, holding, todo, expected.num_rows, cluster)
         if work.stopped_early:
-            expected = intersect(expected, results.read_done(run)[1])
+            expected = intersect(expected, read_done(run)[1])
         holding.check()
-        results.publish(run, expected, schema)
+        publish(run, expected, schema)
     added = expected.num_rows
     summary = _summarize(request, run, plan, added, start, work)
     if added or is_unfinished or work.stopped_early:
-        results.finish(run, asdict(summary))
+        run.finish(asdict(summary))
     else:
-        results.tidy(run)
+        run.tidy()
     return summary
 
 
@@ -212,7 +214,7 @@ def _summarize(
 ) -> RunSummary:
     """The summary of a run that added `num_rows`, or of a dry run that would."""
     work = work or Work()
-    statuses = results.count_statuses(run) if run else {}
+    statuses = count_statuses(run) if run else {}
     seconds = time.monotonic() - start.moment
     return RunSummary(
         run_id=run.run_id if run else "",
@@ -227,7 +229,7 @@ def _summarize(
         archives=plan.num_archives,
         passed_over=dict(plan.listing.passed_over.most_common()),
         problems=plan.listing.problems,
-        files=[redact(file) for file in results.published_files(run)] if run else [],
+        files=[redact(file) for file in run.published_files()] if run else [],
         seconds=round(seconds, 3),
         images_per_s=round(num_rows / seconds, 2) if run and num_rows else None,
         stages=work.stages,
@@ -250,7 +252,7 @@ def _score_rows(
     """Run the three Ray Data stages over the rows, all of them or until too many have failed."""
     seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
     rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
-    failed = results.count_failed(run) if request.max_errors is not None else 0
+    failed = count_failed(run) if request.max_errors is not None else 0
     if request.fails_too_often(failed):
         return Work(stopped_early=True)
     cluster.start()

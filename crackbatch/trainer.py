@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crackbatch import results
 from crackbatch.batches import make_batches, stored_size
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
@@ -32,6 +31,7 @@ from crackbatch.pixels import Marks, Pixels, deal, held_or_streamed, marks_of, s
 from crackbatch.recipe import Recipe
 from crackbatch.sources.shards import read_shard, write_shards
 from crackbatch.storage import objects
+from crackbatch.storage.documents import read_json, write_json
 
 _POLL_S = 1.0
 # The workers wait for the first one while it validates, for longer than torch's half an hour if need be; that a worker
@@ -100,7 +100,7 @@ def fit_on_ray(
                 trainer.fit()
             except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
                 raise RunError(f"the training broke off ({cause_of(error)}); the same command continues it") from None
-    if (failure := results.read_json(_failure_file(folder))) is not None:
+    if (failure := read_json(_failure_file(folder))) is not None:
         raise RunError(failure["error"])
 
 
@@ -180,7 +180,7 @@ def _work(config: dict[str, Any]) -> None:
         _train(job)
     except RunError as error:
         if ray.train.get_context().get_world_rank() == 0:
-            results.write_json(_failure_file(job.folder), {"error": str(error)})
+            write_json(_failure_file(job.folder), {"error": str(error)})
 
 
 def _train(job: Job) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import __version__, results
+from crackbatch import __version__
 from crackbatch.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.checkpoints import Checkpoints
@@ -51,6 +51,7 @@ from crackbatch.recipe import Recipe
 from crackbatch.sources.listing import check_sources
 from crackbatch.split import SPLITS, write_split
 from crackbatch.storage import objects
+from crackbatch.storage.documents import fingerprint_of, read_json, write_json
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up
@@ -174,7 +175,7 @@ def _train(
         "split_digest": dataset.digest,
         "labels_digest": dataset.labels_digest,
     }
-    fingerprint = results.fingerprint_of(request)
+    fingerprint = fingerprint_of(request)
     folder = objects.join(out, "training")
     if (finished := _finished(out, fingerprint)) is not None:
         objects.remove(folder)  # of a process that was killed between writing the bundle and this
@@ -221,7 +222,7 @@ def _finished(out: str, fingerprint: str) -> Bundle | None:
 
 def _begin(folder: str, request: dict[str, Any]) -> None:
     location = objects.join(folder, "request.json")
-    known = results.read_json(location)
+    known = read_json(location)
     is_other = known is not None and known.get("fingerprint") != request["fingerprint"]
     if is_other and objects.list_files(folder, ".pt"):  # without a checkpoint it has nothing to keep
         raise OptionError(
@@ -229,7 +230,7 @@ def _begin(folder: str, request: dict[str, Any]) -> None:
             " finish it, choose another --out, or remove the folder"
         )
     if known is None or is_other:
-        results.write_json(location, request)
+        write_json(location, request)
 
 
 def _describe(dataset: Dataset) -> list[str]:

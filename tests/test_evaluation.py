@@ -22,7 +22,7 @@ from crackbatch.dataset import read_dataset, with_given_split
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
 from crackbatch.initial import learnt_before
-from crackbatch.table import schema_with
+from crackbatch.results.table import schema_with
 from test_dataset import make_photos
 
 

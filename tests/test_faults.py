@@ -28,7 +28,6 @@ import pytest
 import crackbatch
 import test_runs
 from conftest import FAULTS_MADE
-from crackbatch import results
 from crackbatch.demo import draw_tile
 from faulty import FAULTS, Faults, FaultyProxy
 from test_archive import write_files, zip_with
@@ -461,7 +460,7 @@ def test_a_disk_that_is_full_while_rows_are_published_shows_none_of_them_and_the
     before = test_runs.begin(str(out), "before")
     test_runs.write_part(before, "abc")
     test_runs.publish(before, "abc")
-    results.finish(before, test_runs.summary_of(before))
+    before.finish(test_runs.summary_of(before))
     assert start_and_die_when_it_publishes(source, out).wait(600) == -signal.SIGKILL
     for file in out.glob("runs/*/publish/*"):
         file.unlink()

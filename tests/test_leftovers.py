@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import crackbatch
-from crackbatch import results
 from crackbatch.errors import OptionError
-from crackbatch.storage import lease, objects
+from crackbatch.results.parts import read_done
+from crackbatch.results.run import Run, choose_run
+from crackbatch.storage import documents, lease, objects
 from test_runs import FOREIGN, begin, crackbatch_says, publish, summary_of, write, write_part
 
 # Of a process of this machine that is gone: process 1 began at another time.
@@ -36,11 +37,11 @@ def contents(out: str) -> dict[str, bytes]:
     return {name[name.index(path) + len(path) + 1 :]: found.cat_file(name) for name in found.find(path)}
 
 
-def published_run(out: str, run_id: str = "whole", uris: str = "abc") -> results.Run:
+def published_run(out: str, run_id: str = "whole", uris: str = "abc") -> Run:
     run = begin(out, run_id, 2)
     write_part(run, uris)
     publish(run, uris)
-    results.finish(run, summary_of(run))
+    run.finish(summary_of(run))
     return run
 
 
@@ -68,7 +69,9 @@ def test_runs_that_were_never_published_go_whole_and_nothing_else(out: str) -> N
     write(stopped.folder, WORK)
     begin(out, "planned")
     failed = begin(out, "failed")
-    results.write_json(objects.join(failed.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"})
+    documents.write_json(
+        objects.join(failed.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"}
+    )
     write(out, {"runs/planning/scratch/0123456789abcdef.copy": b"x"})
     found = crackbatch.clean(out, yes=True)
     assert {left.run_id: left.lost_rows for left in found.leftovers} == {
@@ -88,7 +91,7 @@ def test_a_published_run_loses_only_what_it_needed_while_it_worked(out: str) -> 
     run = begin(out, "r")
     write_part(run, "abc")
     publish(run, "abc")
-    results.write_json(objects.join(run.folder, "summary.json"), summary_of(run))  # killed before the rest of finish
+    documents.write_json(objects.join(run.folder, "summary.json"), summary_of(run))  # killed before the rest of finish
     rows = contents(out)
     write(run.folder, WORK)
     (left,) = crackbatch.clean(out, yes=True).leftovers
@@ -109,14 +112,14 @@ def test_an_unfinished_attempt_goes_and_the_rows_published_before_it_stay(out: s
     write(run.folder, WORK)
     if is_failed:
         failure = {"error": "no space", "at": "2026-01-03T11:00:00"}
-        results.write_json(objects.join(run.folder, "failure.json"), failure)
+        documents.write_json(objects.join(run.folder, "failure.json"), failure)
     (left,) = crackbatch.clean(out, yes=True).leftovers
     assert (left.state, left.lost_rows) == ("failed" if is_failed else "interrupted", 3)
     assert {name: data for name, data in contents(out).items() if not name.endswith("failure.json")} == before
     assert crackbatch.clean(out, yes=True).leftovers == []
     (listed,) = crackbatch.list_runs(out)
     assert (listed.images, listed.published) == (0, 3)
-    assert results.choose_run(out, "nightly", None, None) == run, "the same command continues it"
+    assert choose_run(out, "nightly", None, None) == run, "the same command continues it"
 
 
 def test_what_a_person_put_into_a_runs_folder_stays(out: str) -> None:
@@ -177,7 +180,7 @@ def test_a_run_on_a_machine_whose_clock_is_behind_is_passed_over(out: str, monke
     found = crackbatch.clean(out, yes=True)
     renewing.join()
     assert found.passed_over == {"r": "has just been continued"}
-    assert results.read_done(run)[1].num_rows == 3
+    assert read_done(run)[1].num_rows == 3
 
 
 def test_one_run_alone_is_cleaned(out: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 import crackbatch
 from crackbatch import console
 from crackbatch.errors import OptionError
-from crackbatch.runs import list_runs
-from crackbatch.summary import RunSummary
+from crackbatch.results.states import list_runs
+from crackbatch.results.summary import RunSummary
 from test_archive import write_files, zip_with
 
 pytestmark = pytest.mark.usefixtures("ray_here")

@@ -13,28 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crackbatch import results
 from crackbatch.errors import OutputError, PublishError
-from crackbatch.predictions import read_predictions
+from crackbatch.results.parts import count_failed, read_columns, read_done
+from crackbatch.results.parts import write_part as write_rows
+from crackbatch.results.predictions import read_predictions
+from crackbatch.results.publish import publish as publish_run
+from crackbatch.results.run import Run, choose_run
+from crackbatch.results.table import COLUMNS
 from crackbatch.storage import objects
-from crackbatch.table import COLUMNS
 from test_runs import begin, publish, summary_of, write_part
 
 
 def test_publishing_refuses_rows_that_are_not_the_plan(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
+    run = Run(str(tmp_path / "out"), "r", "2026-01-01")
     done = pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]})
     part = pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"} for uri in "ab"], COLUMNS)
-    results.write_part(run, part)
+    write_rows(run, part)
     planned = pa.table({"image_uri": ["a", "b", "c"], "version": ["1", "1", "1"]})
     with pytest.raises(PublishError, match="1 of 3 planned images have no row"):
-        results.publish(run, planned, COLUMNS)
+        publish_run(run, planned, COLUMNS)
     assert not list((tmp_path / "out").rglob("*.parquet"))
     # A part that stands twice (a retried task) and a row of an image that has changed since do no harm.
-    results.write_part(run, pa.concat_tables([part.slice(1), part.slice(0, 1)]))
+    write_rows(run, pa.concat_tables([part.slice(1), part.slice(0, 1)]))
     stale = pa.Table.from_pylist([{"image_uri": "a", "version": "0", "status": "ok"}], COLUMNS)
-    results.write_part(run, stale)
-    (file,) = results.publish(run, done, COLUMNS)
+    write_rows(run, stale)
+    (file,) = publish_run(run, done, COLUMNS)
     assert sorted(pq.read_table(file)["image_uri"].to_pylist()) == ["a", "b"]
 
 
@@ -76,7 +79,7 @@ def test_members_of_one_name_are_several_images_to_a_reader_too(tmp_path: Path) 
 
 def test_a_day_may_be_given_as_a_date(tmp_path: Path) -> None:
     day = date(2026, 2, 28)
-    assert results.choose_run(str(tmp_path), "0" * 64, day, None).date == day.isoformat()  # type: ignore[arg-type]
+    assert choose_run(str(tmp_path), "0" * 64, day, None).date == day.isoformat()  # type: ignore[arg-type]
 
 
 def write_nights(out: Path, *piers: object) -> None:
@@ -90,31 +93,31 @@ def write_nights(out: Path, *piers: object) -> None:
 
 
 def test_publishing_never_replaces_a_published_file(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
+    run = Run(str(tmp_path / "out"), "r", "2026-01-01")
     for uri in "abc":
         if uri == "c":
-            Path(results.published_files(run)[0]).unlink()
-        results.write_part(run, pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"}], COLUMNS))
-        results.publish(run, pa.table({"image_uri": [uri], "version": ["1"]}), COLUMNS)
-    kept = [pq.read_table(file)["image_uri"].to_pylist() for file in results.published_files(run)]
+            Path(run.published_files()[0]).unlink()
+        write_rows(run, pa.Table.from_pylist([{"image_uri": uri, "version": "1", "status": "ok"}], COLUMNS))
+        publish_run(run, pa.table({"image_uri": [uri], "version": ["1"]}), COLUMNS)
+    kept = [pq.read_table(file)["image_uri"].to_pylist() for file in run.published_files()]
     assert kept == [["b"], ["c"]]
 
 
 def test_a_manifest_that_changed_between_attempts_is_published_with_its_columns_of_today(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path / "out"), "r", "2026-01-01")
+    run = Run(str(tmp_path / "out"), "r", "2026-01-01")
     old = pa.schema([*COLUMNS, pa.field("pier", pa.int64())])
     new = pa.schema([*COLUMNS, pa.field("pier", pa.float64()), pa.field("span", pa.string())])
     for uri, schema in (("a", old), ("b", new)):
         row = {"image_uri": uri, "version": "1", "status": "ok", "pier": 1}
-        results.write_part(run, pa.Table.from_pylist([row], schema))
-    (file,) = results.publish(run, pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]}), new)
+        write_rows(run, pa.Table.from_pylist([row], schema))
+    (file,) = publish_run(run, pa.table({"image_uri": ["a", "b"], "version": ["1", "1"]}), new)
     assert pq.read_schema(file).remove_metadata() == new
 
 
 def test_an_unreadable_part_is_done_again(tmp_path: Path) -> None:
-    run = results.Run(str(tmp_path), "r", "2026-01-01")
+    run = Run(str(tmp_path), "r", "2026-01-01")
     objects.write_whole(objects.join(run.parts_folder, "x.part"), b"PAR1 half a part")
-    _, parts = results.read_done(run)
+    _, parts = read_done(run)
     assert parts.num_rows == 0
     assert not objects.list_files(run.parts_folder)
 
@@ -126,17 +129,17 @@ def test_a_part_that_cannot_be_decompressed_is_done_again(tmp_path: Path) -> Non
     data = bytearray(part.read_bytes())
     data[40:400] = bytes(360)
     part.write_bytes(data)
-    assert results.read_done(run)[1].num_rows == 0
+    assert read_done(run)[1].num_rows == 0
     assert not part.exists()
 
 
 KILLED_WHILE_PUBLISHING = """
 import os, signal, sys
-from crackbatch import results
+from crackbatch.results import publish as publishing
 from crackbatch.storage import objects
 from test_runs import begin, publish
 
-results.ROW_GROUP_ROWS = results._MAX_FILE_ROWS = 1
+publishing.ROW_GROUP_ROWS = publishing._MAX_FILE_ROWS = 1
 move, left = objects.move, int(sys.argv[2])
 
 def move_or_die(source, target):
@@ -159,12 +162,12 @@ def test_a_run_killed_while_its_files_become_visible_publishes_the_rest(out: str
     command = [sys.executable, "-c", KILLED_WHILE_PUBLISHING, out, str(moved)]
     killed = subprocess.run(command, cwd=Path(__file__).parent, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(results.published_files(run)) == moved
-    assert results.count_failed(run) == 1, "a row that is in a part and in a published file is one"
-    published, _ = results.read_done(run)
+    assert len(run.published_files()) == moved
+    assert count_failed(run) == 1, "a row that is in a part and in a published file is one"
+    published, _ = read_done(run)
     done = published.column("image_uri").to_pylist()
     publish(run, "".join(sorted(set("abcd") - set(done))))
-    found = [uri for file in results.published_files(run) for uri in results.read_columns(file, ["image_uri"])[0]]
+    found = [uri for file in run.published_files() for uri in read_columns(file, ["image_uri"])[0]]
     assert sorted(str(uri) for uri in found) == list("abcd")
 
 
@@ -172,9 +175,9 @@ def test_a_night_without_anything_new_has_one_empty_file_however_often_it_is_run
     run = begin(out, "r")
     for _ in range(3):
         publish(run, "")
-        results.finish(run, summary_of(run))
-    (file,) = results.published_files(run)
-    assert results.read_columns(file, ["image_uri"]).num_rows == 0
+        run.finish(summary_of(run))
+    (file,) = run.published_files()
+    assert read_columns(file, ["image_uri"]).num_rows == 0
 
 
 @pytest.mark.parametrize("name", ["out[1]", "out*", "o?t"])
@@ -185,10 +188,10 @@ def test_an_output_may_have_the_name_of_a_pattern(out: str, name: str) -> None:
     run = begin(there, "r")
     write_part(run, "abc")
     publish(run, "abc")
-    results.finish(run, summary_of(run))
-    assert len(results.published_files(run)) == 1
+    run.finish(summary_of(run))
+    assert len(run.published_files()) == 1
     assert sorted(objects.list_sizes(run.folder)) == ["run.json", "summary.json"]
     assert sorted(objects.list_sizes(there)) == [
         "predictions/date=2026-01-01/r-00000.parquet", "runs/r/run.json", "runs/r/summary.json"
     ]  # fmt: skip
-    assert results.read_done(neighbour)[1].num_rows == 3
+    assert read_done(neighbour)[1].num_rows == 3

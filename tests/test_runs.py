@@ -13,34 +13,37 @@ import pytest
 
 import crackbatch
 from conftest import run_main
-from crackbatch import results
 from crackbatch.errors import OutputError
-from crackbatch.storage import lease, objects
-from crackbatch.table import COLUMNS
+from crackbatch.results.parts import count_statuses
+from crackbatch.results.parts import write_part as write_rows
+from crackbatch.results.publish import publish as publish_run
+from crackbatch.results.run import Run
+from crackbatch.results.table import COLUMNS
+from crackbatch.storage import documents, lease, objects
 
 MODEL = "concrete-resnet18@0123456789ab"
 
 
-def begin(out: str, run_id: str, day: int = 1) -> results.Run:
+def begin(out: str, run_id: str, day: int = 1) -> Run:
     """A run that was planned."""
-    run = results.Run(out, run_id, f"2026-01-{day:02d}")
+    run = Run(out, run_id, f"2026-01-{day:02d}")
     about = {"fingerprint": run_id, "created_at": f"{run.date}T10:00:00.000000+00:00", "model_id": MODEL}
-    results.begin(run, {**about, "threshold": 0.5})
+    run.begin({**about, "threshold": 0.5})
     return run
 
 
-def write_part(run: results.Run, uris: Sequence[str], status: str = "ok") -> None:
+def write_part(run: Run, uris: Sequence[str], status: str = "ok") -> None:
     rows = [{"image_uri": uri, "version": "1", "status": status} for uri in uris]
-    results.write_part(run, pa.Table.from_pylist(rows, COLUMNS))
+    write_rows(run, pa.Table.from_pylist(rows, COLUMNS))
 
 
-def publish(run: results.Run, uris: str) -> None:
+def publish(run: Run, uris: str) -> None:
     """The run's rows become visible; what it needed while it worked is still there."""
-    results.publish(run, pa.table({"image_uri": list(uris), "version": ["1"] * len(uris)}), COLUMNS)
+    publish_run(run, pa.table({"image_uri": list(uris), "version": ["1"] * len(uris)}), COLUMNS)
 
 
-def summary_of(run: results.Run, **changed: object) -> dict[str, object]:
-    statuses = results.count_statuses(run)
+def summary_of(run: Run, **changed: object) -> dict[str, object]:
+    statuses = count_statuses(run)
     about = {"run_id": run.run_id, "date": run.date, "model_id": MODEL, "statuses": statuses, "exit_code": 0}
     return {**about, "images": sum(statuses.values()), "seconds": 12.5, **changed}
 
@@ -82,10 +85,12 @@ def test_every_state_is_known_from_what_lies_there(out: str) -> None:
     write_part(whole, "abcd")
     write_part(whole, "e", "corrupt")
     publish(whole, "abcde")
-    results.finish(whole, summary_of(whole, exit_code=3))
+    whole.finish(summary_of(whole, exit_code=3))
     broken = begin(out, "broken", 3)
     write_part(broken, "a")
-    results.write_json(objects.join(broken.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"})
+    documents.write_json(
+        objects.join(broken.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"}
+    )
     begin(out, "garbled", 2)
     write(out, {"runs/garbled/summary.json": b'{"images": '})
     write(
@@ -124,7 +129,7 @@ def test_an_attempt_after_a_published_one_has_its_own_rows_and_the_published_one
     run = begin(out, "nightly")
     write_part(run, "abc")
     publish(run, "abc")
-    results.finish(run, summary_of(run))
+    run.finish(summary_of(run))
     begin(out, "nightly")
     write_part(run, "de")
     (found,) = crackbatch.list_runs(out)
@@ -198,7 +203,7 @@ def test_the_command_shows_a_table_of_100_columns_or_json(tmp_path: Path) -> Non
         write_part(run, [f"{status}-{index}" for index in range(1000)], status)
     failed = begin(out, "x" * 128, 2)
     reason = "the run broke off:\n\x1b[31m" + "no space left " * 20
-    results.write_json(objects.join(failed.folder, "failure.json"), {"error": reason, "at": "2026-01-01T11:00:00"})
+    documents.write_json(objects.join(failed.folder, "failure.json"), {"error": reason, "at": "2026-01-01T11:00:00"})
     table = crackbatch_says("runs", out)
     assert table.returncode == 0, table.stderr
     lines = table.stdout.splitlines()

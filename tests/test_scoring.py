@@ -30,7 +30,7 @@ from crackbatch.cluster import cause_of, data_context
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, RunError, SourceError
 from crackbatch.models.model import load_model
-from crackbatch.table import COLUMNS, STATUSES
+from crackbatch.results.table import COLUMNS, STATUSES
 from test_archive import write_files, zip_with
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))

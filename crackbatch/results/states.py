@@ -24,17 +24,17 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crackbatch import results
 from crackbatch.errors import OutputError
+from crackbatch.results.parts import by_frequency, read_part, values_of
+from crackbatch.results.run import RUN_ID, Run
 from crackbatch.storage import objects, ranges
+from crackbatch.storage.documents import read_json
 from crackbatch.storage.lease import read_lease
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import FIRST_TRIES, giving_up, is_storage_error
 
-FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")  # what a run needs only while it works
 LEASE = re.compile(r"lease-\d+\.json")
 _THREADS = 8
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MADE = re.compile(
     r"plan/\d{5}\.arrow|parts/[0-9a-f]{24}\.part|scratch/[0-9a-f]{16}\.(images|copy)|publish/[^/]+-\d{5}\.parquet\.whole"
     rf"|attempts/[0-9a-f]{{24}}-\w+\.(try|slow|alone)|{LEASE.pattern}"
@@ -88,7 +88,7 @@ class RunFolder:
 
     def published_files(self, date: str) -> list[str]:
         """Its files below `predictions/`; none for a run whose date is not known."""
-        return results.published_files(results.Run(self.out, self.run_id, date)) if date else []
+        return Run(self.out, self.run_id, date).published_files() if date else []
 
 
 def list_runs(out: objects.Location) -> list[ListedRun]:
@@ -115,7 +115,7 @@ def _list_folders(out: str) -> list[RunFolder]:
     folders: dict[str, dict[str, int]] = {}
     for name, size_bytes in listed.items():
         run_id, slash, below = name.partition("/")
-        if slash and below and _RUN_ID.fullmatch(run_id):
+        if slash and below and RUN_ID.fullmatch(run_id):
             folders.setdefault(run_id, {})[below] = size_bytes
     return [RunFolder(out, run_id, files) for run_id, files in folders.items()]
 
@@ -197,7 +197,7 @@ def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
     unreadable = counts.count(None)
     return {
         "images": statuses.total(),
-        "statuses": results.by_frequency(statuses),
+        "statuses": by_frequency(statuses),
         "published": published,
         "reason": f"parts that cannot be read, and will be scored again: {unreadable:,}" if unreadable else None,
     }
@@ -206,10 +206,10 @@ def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
 def _count_part(location: str) -> dict[str, int] | None:
     """Rows of a part by status; none where it has just been published, None where it cannot be read."""
     try:
-        table = results.read_part(location, ["status"])
+        table = read_part(location, ["status"])
     except FileNotFoundError:
         return {}
-    return None if table is None else results.values_of(table.column(0))
+    return None if table is None else values_of(table.column(0))
 
 
 def _num_rows(location: str) -> int:
@@ -222,7 +222,7 @@ def _num_rows(location: str) -> int:
 
 def _read_object(folder: RunFolder, name: str) -> dict[str, Any] | None:
     """A JSON file of the run, None where there is none (any more)."""
-    return results.read_json(objects.join(folder.location, name)) if name in folder.files else None
+    return read_json(objects.join(folder.location, name)) if name in folder.files else None
 
 
 def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kind:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from crackbatch import results
 from crackbatch.errors import HeldError, OptionError, RunError
-from crackbatch.runs import FOLDERS, LEASE, ListedRun, RunFolder, survey
+from crackbatch.results.parts import concat_identities, read_part
+from crackbatch.results.run import WORKING_FOLDERS
+from crackbatch.results.states import LEASE, ListedRun, RunFolder, survey
 from crackbatch.sources.rows import IDENTITY
 from crackbatch.storage import objects
 from crackbatch.storage.lease import Holding
@@ -92,7 +93,7 @@ def _leftover_files(folder: RunFolder, run: ListedRun) -> list[str]:
 
 def _is_leftover(name: str) -> bool:
     first, slash, _ = name.partition("/")
-    return first in FOLDERS if slash else objects.is_temporary(name) or bool(LEASE.fullmatch(name))
+    return first in WORKING_FOLDERS if slash else objects.is_temporary(name) or bool(LEASE.fullmatch(name))
 
 
 def _is_published(folder: RunFolder, run: ListedRun) -> bool:
@@ -119,8 +120,8 @@ def _count_lost(folder: RunFolder, run: ListedRun) -> int:
 
 def _identities(places: list[str]) -> pa.Table:
     with ThreadPoolExecutor(_THREADS) as threads:
-        tables = list(threads.map(lambda location: results.read_part(location, IDENTITY), places))
-    return results.concat_identities(table for table in tables if table is not None)
+        tables = list(threads.map(lambda location: read_part(location, IDENTITY), places))
+    return concat_identities(table for table in tables if table is not None)
 
 
 def _remove(folder: RunFolder, files: list[str]) -> bool:
@@ -138,7 +139,7 @@ def _remove(folder: RunFolder, files: list[str]) -> bool:
     except HeldError:
         return False
     if objects.is_local(folder.location):
-        for name in (*FOLDERS, ""):
+        for name in (*WORKING_FOLDERS, ""):
             with suppress(OSError):  # not empty, or not there
                 os.rmdir(os.path.join(folder.location, name))
     return True

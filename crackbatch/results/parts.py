@@ -1,0 +1,120 @@
+"""Parts of a run: the rows of finished tasks, each part whole or not there; writing, reading and counting them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crackbatch.errors import OutputError
+from crackbatch.results.run import Run
+from crackbatch.results.table import WITHOUT_BYTES
+from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
+from crackbatch.storage import objects, ranges
+from crackbatch.storage.redaction import redact
+
+_THREADS = 8
+
+
+def write_part(run: Run, rows: pa.Table) -> None:
+    """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    location = objects.join(run.parts_folder, f"{block_digest(rows)}.part")
+    objects.write_whole(location, sink.getvalue().to_pybytes())
+
+
+def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
+    """Identities that the run's published files and its parts hold; parts that cannot be read are removed."""
+    published = _read_all(run.published_files(), IDENTITY)
+    parts = []
+    files = run.part_files()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        tables = threads.map(lambda location: read_part(location, IDENTITY), files)
+        for location, table in zip(files, tables, strict=True):
+            if table is None:
+                objects.remove(location)
+            else:
+                parts.append(table)
+    return concat_identities(published), concat_identities(parts)
+
+
+def read_scored(out: str, model_id: str) -> pa.Table:
+    """Identities that any published run in OUT has scored with this model.
+
+    Those whose bytes could not be had are left out: another night may have them.
+    """
+    root = objects.join(out, "predictions")
+    files = objects.list_files(root, ".parquet")
+
+    def read(file: str) -> pa.Table:
+        rows = read_columns(file, [*IDENTITY, "status", "model_id"])
+        had = pc.invert(pc.is_in(rows.column("status"), pa.array(WITHOUT_BYTES)))
+        return rows.filter(pc.and_(had, pc.equal(rows.column("model_id"), model_id))).select(IDENTITY)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return concat_identities(threads.map(read, files))
+
+
+def count_failed(run: Run) -> int:
+    """Images without a score in the run's parts and published files, each once."""
+    tables = _read_all([*run.part_files(), *run.published_files()], [*IDENTITY, "status"])
+    failed = (table.filter(pc.not_equal(table.column("status"), "ok")).select(IDENTITY) for table in tables)
+    return int(pc.count_distinct(identity_keys(concat_identities(failed))).as_py())
+
+
+def count_statuses(run: Run) -> dict[str, int]:
+    """Rows by status in all of the run's published files, most frequent first."""
+    counts: Counter[str] = Counter()
+    for table in _read_all(run.published_files(), ["status"]):
+        counts.update(values_of(table.column(0)))
+    return by_frequency(counts)
+
+
+def values_of(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value stands in a column of text."""
+    return {str(item["values"]): int(item["counts"]) for item in column.value_counts().to_pylist()}
+
+
+def by_frequency(counts: dict[str, int]) -> dict[str, int]:
+    """The same counts, the most frequent first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def read_columns(location: str, columns: list[str]) -> pa.Table:
+    """A few columns of a Parquet file, of which no more is fetched.
+
+    Raises OutputError where it is none of ours.
+    """
+    if (table := read_part(location, columns)) is None:
+        raise OutputError(f"{redact(location)} is no whole table of crackbatch; move it elsewhere and run again")
+    return table
+
+
+def read_part(location: str, columns: list[str]) -> pa.Table | None:
+    """A few columns of a part; None for half a file, as a full disk or a broken copy leaves it."""
+    try:
+        with ranges.open_file(location) as file:
+            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
+            return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
+    except (pa.ArrowInvalid, KeyError):
+        return None
+    except OSError as error:
+        if error.errno is None and error.__cause__ is None:  # Arrow's own, of bytes that it cannot decompress
+            return None
+        raise
+
+
+def concat_identities(tables: Iterable[pa.Table]) -> pa.Table:
+    """One table of the identities in several, which may be none."""
+    empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
+    return pa.concat_tables([empty, *tables])
+
+
+def _read_all(files: list[str], columns: list[str]) -> list[pa.Table]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda location: read_columns(location, columns), files))

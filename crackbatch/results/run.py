@@ -1,0 +1,156 @@
+"""What a run leaves in OUT: its parts while it works, one published table at the end, and the files that describe it.
+
+    OUT/predictions/date=D/<run_id>-NNNNN.parquet   published rows only
+    OUT/runs/<run_id>/run.json                      what was asked, written first
+    OUT/runs/<run_id>/plan/ parts/ scratch/ attempts/   while it works; removed when it is published
+    OUT/runs/<run_id>/failure.json                  why it broke off, until it is continued
+    OUT/runs/<run_id>/summary.json                  written last
+
+Everything is written whole or not at all, and every step can be done again: a run that was killed anywhere is
+continued by subtracting what its parts and its published files hold from what its sources hold.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from crackbatch.errors import OptionError
+from crackbatch.storage import objects
+from crackbatch.storage.documents import read_json, write_json
+from crackbatch.storage.redaction import redact
+
+# What a run needs only while it works.
+WORKING_FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")
+# What its name may be.
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One scoring run in an output location: where its files lie, and what is done with it from beginning to end."""
+
+    out: str
+    run_id: str
+    date: str
+
+    @property
+    def folder(self) -> str:
+        return objects.join(self.out, "runs", self.run_id)
+
+    @property
+    def plan_folder(self) -> str:
+        return objects.join(self.folder, "plan")
+
+    @property
+    def parts_folder(self) -> str:
+        return objects.join(self.folder, "parts")
+
+    @property
+    def scratch_folder(self) -> str:
+        return objects.join(self.folder, "scratch")
+
+    @property
+    def attempts_folder(self) -> str:
+        return objects.join(self.folder, "attempts")
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether run.json is there; raises OutputError where it is damaged."""
+        return self._read("run.json") is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether summary.json is there; raises OutputError where it is damaged."""
+        return self._read("summary.json") is not None
+
+    def part_files(self) -> list[str]:
+        """The finished parts, by name."""
+        return objects.list_files(self.parts_folder, ".part")
+
+    def published_files(self) -> list[str]:
+        """The run's files below `predictions/`, by number."""
+        folder = objects.join(self.out, "predictions", f"date={self.date}")
+        pattern = re.compile(re.escape(self.run_id) + r"-\d{5}\.parquet")
+        return [file for file in objects.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
+
+    def begin(self, description: dict[str, Any]) -> None:
+        """Mark the run as working: run.json is there, a former summary is not."""
+        if not self.is_begun:
+            write_json(self._file("run.json"), {"run_id": self.run_id, "date": self.date, **description})
+        for name in ("summary.json", "failure.json"):
+            objects.remove(self._file(name))
+
+    def fail(self, error: str) -> None:
+        """Record why the run broke off, as far as OUT can still be written to."""
+        with suppress(Exception):  # OUT itself may be what failed, and the error is reported all the same
+            if self.is_begun:
+                moment = datetime.now(UTC).isoformat(timespec="seconds")
+                write_json(self._file("failure.json"), {"error": error, "at": moment})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary, then remove what the run needed only while it worked."""
+        write_json(self._file("summary.json"), summary)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what a run needs only while it works, and the record of an earlier attempt that broke off."""
+        for name in (*WORKING_FOLDERS, "failure.json"):
+            objects.remove(self._file(name))
+
+    def _file(self, name: str) -> str:
+        return objects.join(self.folder, name)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        return read_json(self._file(name))
+
+
+def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None) -> Run:
+    """The run that a request means: the named one, an unfinished one of the same fingerprint, or a new one.
+
+    Raises OptionError where the name belongs to a run with other sources, model or options.
+    """
+    date = check_names(date, run_id)
+    if run_id is None and date is None and (unfinished := _unfinished(out, fingerprint)):
+        return unfinished
+    today = datetime.now(UTC).date().isoformat()
+    run_id = run_id or f"{date or today}-{fingerprint[:8]}"
+    known = read_json(objects.join(out, "runs", run_id, "run.json"))
+    if known is not None:
+        if known.get("fingerprint") != fingerprint:
+            raise OptionError(
+                f"run {run_id} in {redact(out)} was made from other sources, another model or other options;"
+                " choose another --run-id"
+            )
+        if date is not None and known["date"] != date:
+            raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; choose another --run-id")
+        date = known["date"]
+    return Run(out, run_id, date or today)
+
+
+def check_names(date: str | None, run_id: str | None) -> str | None:
+    """The date as it is written in names; OptionError for one that is none, or a name that no run can have."""
+    if run_id is not None and not RUN_ID.fullmatch(run_id):
+        raise OptionError(f"--run-id {run_id!r}: use letters, digits, '.', '_' and '-' only")
+    try:
+        return None if date is None else datetime.strptime(str(date), "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise OptionError(f"--date {date!r} is no date; write it as 2026-11-20") from None
+
+
+def _unfinished(out: str, fingerprint: str) -> Run | None:
+    """The newest run of this fingerprint without a summary."""
+    runs = objects.join(out, "runs")
+    files = objects.list_files(runs)
+    finished = {file.rsplit("/", 2)[-2] for file in files if file.endswith("/summary.json")}
+    candidates = []
+    for file in files:
+        run_id, name = file.rsplit("/", 2)[-2:]
+        if name == "run.json" and run_id not in finished:
+            known = read_json(file)
+            if known is not None and known.get("fingerprint") == fingerprint:
+                candidates.append((str(known["created_at"]), Run(out, run_id, str(known["date"]))))
+    return max(candidates, key=lambda item: item[0])[1] if candidates else None
