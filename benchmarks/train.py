@@ -24,11 +24,11 @@ from torch.nn.functional import cross_entropy
 
 from crackbatch.augment import MARGIN, Augmentation
 from crackbatch.batches import Batch, HeldBatches
+from crackbatch.datasets.pixels import Pixels
 from crackbatch.demo import draw_tile
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.initial import initial_network
 from crackbatch.learner import Learner, runs_bfloat16
-from crackbatch.pixels import Pixels
 from crackbatch.recipe import MEAN, STD, Recipe
 from crackbatch.sampling import Sampler
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison, compare
+    from crackbatch.datasets.overview import Overview, describe_dataset
     from crackbatch.evaluation import Evaluation, evaluate
     from crackbatch.models.model import Model, load_model
-    from crackbatch.overview import Overview, describe_dataset
     from crackbatch.results.cleaning import Cleaning, clean
     from crackbatch.results.predictions import read_predictions
     from crackbatch.results.states import ListedRun, list_runs
@@ -51,10 +51,10 @@ _HOMES = {
     "ListedRun": "results.states",
     "list_runs": "results.states",
     "Model": "models.model",
-    "Overview": "overview",
+    "Overview": "datasets.overview",
     "RunSummary": "results.summary",
     "TrainResult": "training",
-    "describe_dataset": "overview",
+    "describe_dataset": "datasets.overview",
     "evaluate": "evaluation",
     "load_model": "models.model",
     "read_predictions": "results.predictions",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crackbatch.augment import MARGIN, Augmentation
-from crackbatch.pixels import Marks, Pixels, fits_memory, hold
+from crackbatch.datasets.pixels import Marks, Pixels, fits_memory, hold
 from crackbatch.recipe import Recipe
 from crackbatch.sampling import Sampler
 

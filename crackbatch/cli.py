@@ -188,7 +188,7 @@ def dataset(
     seed: Annotated[int, typer.Option(help="The seed that train would be given.")] = 0,
 ) -> None:
     """Show what labelled data hold before training on them: counts, duplicates, contradictions, pictures."""
-    from crackbatch.overview import describe_dataset
+    from crackbatch.datasets.overview import describe_dataset
 
     print_overview(
         describe_dataset(

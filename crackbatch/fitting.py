@@ -9,9 +9,9 @@ from typing import Any
 
 from crackbatch.batches import HeldBatches, StreamedBatches
 from crackbatch.checkpoints import Checkpoints
+from crackbatch.datasets.pixels import Pixels
 from crackbatch.errors import RunError
 from crackbatch.learner import Learner
-from crackbatch.pixels import Pixels
 from crackbatch.storage.redaction import redact
 
 # One row of metrics.parquet.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crackbatch.batches import Batch
-from crackbatch.pixels import Pixels
+from crackbatch.datasets.pixels import Pixels
 from crackbatch.recipe import Recipe
 
 if TYPE_CHECKING:

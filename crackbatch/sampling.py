@@ -1,4 +1,4 @@
-"""Which images an epoch shows, in which order: seeded, balanced, and the same whatever machine draws it."""
+"""Which worker has which images, and which of them an epoch shows in which order: seeded, balanced, the same anywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import pyarrow as pa
+
+from crackbatch.errors import RunError
+
+# Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data: as many
+# to each worker at least, lest all of a class, whose images are neighbours, go to one.
+_RUN = 64
+_MIN_RUNS = 16
 
 _Cell = tuple[str, int]
 
@@ -42,6 +50,25 @@ class Sampler:
         whole = np.floor(wanted)
         times: np.ndarray = (whole + (random.random(len(wanted)) < wanted - whole)).astype(np.int64)
         return times
+
+
+def deal(rows: pa.Table, workers: int, seed: int) -> list[pa.Table]:
+    """A split's rows, as listed, in as many parts as there are workers, each shuffled by runs of neighbours."""
+    random = np.random.default_rng(seed)
+    size = max(1, min(_RUN, rows.num_rows // (workers * _MIN_RUNS)))
+    starts = np.arange(0, rows.num_rows, size)
+    # Of as many runs as there are workers each has one, drawn: what comes by turns must not go by turns.
+    rounds = [random.permutation(workers) for _ in range(-(-len(starts) // workers))]
+    ranks = np.concatenate(rounds)[: len(starts)]
+    parts = []
+    for rank in range(workers):
+        mine = [
+            np.arange(start, min(start + size, rows.num_rows)) for start in random.permutation(starts[ranks == rank])
+        ]
+        if not mine:
+            raise RunError(f"{rows.num_rows:,} training images are too few for {workers} workers; give fewer --workers")
+        parts.append(rows.take(np.concatenate(mine)))
+    return parts
 
 
 def _cells(labels: np.ndarray, sources: np.ndarray) -> dict[_Cell, np.ndarray]:

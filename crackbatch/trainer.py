@@ -23,12 +23,13 @@ import pyarrow as pa
 from crackbatch.batches import make_batches, stored_size
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
+from crackbatch.datasets.pixels import Marks, Pixels, held_or_streamed, marks_of, stream_pixels
 from crackbatch.errors import RunError
 from crackbatch.fitting import Figures, Fit, fit
 from crackbatch.initial import initial_network
 from crackbatch.learner import Learner
-from crackbatch.pixels import Marks, Pixels, deal, held_or_streamed, marks_of, stream_pixels
 from crackbatch.recipe import Recipe
+from crackbatch.sampling import deal
 from crackbatch.sources.shards import read_shard, write_shards
 from crackbatch.storage import objects
 from crackbatch.storage.documents import read_json, write_json

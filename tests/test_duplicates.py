@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from crackbatch.duplicates import HASH_BYTES, clusters
+from crackbatch.datasets.duplicates import HASH_BYTES, clusters
 
 
 def make_hashes(num: int, seed: int = 0) -> np.ndarray:

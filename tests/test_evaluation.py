@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from crackbatch import evaluate, load_model, score, train
 from crackbatch.cli import app
-from crackbatch.dataset import read_dataset, with_given_split
+from crackbatch.datasets.dataset import read_dataset, with_given_split
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
 from crackbatch.initial import learnt_before

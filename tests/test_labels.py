@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
+from crackbatch.datasets.labels import LabelRules, name_blocks, parse_label
 from crackbatch.errors import OptionError
-from crackbatch.labels import LabelRules, name_blocks, parse_label
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from crackbatch.dataset import Dataset, with_given_split
+from crackbatch.datasets.dataset import Dataset, with_given_split
+from crackbatch.datasets.report import Report
+from crackbatch.datasets.split import draw_split, write_split
 from crackbatch.errors import SourceError
-from crackbatch.labelled import Report
-from crackbatch.split import draw_split, write_split
 
 
 def draw(cells: dict[tuple[str, int], int], seed: int = 0) -> list[tuple[str, str, int]]:

@@ -29,15 +29,16 @@ from fsspec.implementations.local import LocalFileSystem
 from crackbatch import augment, load_model, train
 from crackbatch.augment import Augmentation
 from crackbatch.checkpoints import Checkpoints
-from crackbatch.dataset import read_dataset, with_split
+from crackbatch.datasets.dataset import read_dataset, with_split
+from crackbatch.datasets.pixels import fits_memory, number_rows, stream_pixels
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
 from crackbatch.fitting import Fit, best_epoch, fit
 from crackbatch.initial import initial_network, learnt_before
 from crackbatch.learner import compute_alike
 from crackbatch.machine import free_memory
 from crackbatch.models.bundle import read_bundle
-from crackbatch.pixels import deal, fits_memory, number_rows, stream_pixels
 from crackbatch.recipe import Recipe
+from crackbatch.sampling import deal
 from crackbatch.storage.lease import Holding
 from crackbatch.trainer import _Watch, describe_device
 from test_dataset import make_photos
@@ -169,7 +170,7 @@ def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("crackbatch.batches.fits_memory", lambda *_: False)
-    monkeypatch.setattr("crackbatch.pixels.fits_memory", lambda *_: False)
+    monkeypatch.setattr("crackbatch.datasets.pixels.fits_memory", lambda *_: False)
     options = {**SMALL, "epochs": 2}
     results = [train(photos, str(tmp_path / name), workers=0, **options) for name in "ab"]
     assert "do not fit into memory" in capfd.readouterr().err

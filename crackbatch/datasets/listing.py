@@ -6,16 +6,16 @@ No image is read here: `dataset.py` reads them, takes duplicates out and splits 
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from crackbatch.datasets.labels import LabelRules, name_blocks, parse_label
+from crackbatch.datasets.report import GUESS, Report
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.labels import LabelRules, name_blocks, parse_label
 from crackbatch.sources.listing import root_of
 from crackbatch.sources.plan import make_plan
 from crackbatch.sources.rows import CARRIED
@@ -26,76 +26,7 @@ from crackbatch.storage.redaction import redact
 LABEL_COLUMN = "label"
 # More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.
 _MAX_PARTS = 12
-_MAX_EXAMPLES = 5
-_MAX_WORD = 40
 _EMPTY = ("None", "nan", "")  # as empty cells of CSV and Parquet read
-_GUESS = "blocks of neighbouring names"
-
-
-@dataclass
-class Report:
-    """What was found in the sources and left out: counts, and examples of what needs a person's look.
-
-    `not_understood` counts a manifest's labels that are no words for either class; `near_duplicates` counts sets of
-    images that look the same, `alike` the images in them; `grouped` counts labelled images by what told their groups;
-    `cut` are components (groups, joined by near-duplicates) that stand on several sides of the split, None where there
-    is no split.
-    """
-
-    unlabelled: int = 0
-    not_understood: Counter[str] = field(default_factory=Counter)
-    listed_twice: int = 0
-    unreadable: Counter[str] = field(default_factory=Counter)
-    duplicates: int = 0
-    contradictions: list[str] = field(default_factory=list)
-    near_duplicates: int = 0
-    alike: int = 0
-    problems: list[str] = field(default_factory=list)
-    grouped: Counter[str] = field(default_factory=Counter)
-    cut: list[str] | None = None
-
-    def groupings(self) -> list[str]:
-        """What told the groups, and where they are no more than a guess."""
-        doubt = {_GUESS: ", for want of names that say which photos they are of: a guess (see --group-pattern)"}
-        return [
-            f"{count:,} images are grouped by {name}{doubt.get(name, '')}" for name, count in self.grouped.most_common()
-        ]
-
-    def unknown_words(self) -> str:
-        """How many of a manifest's labels say nothing, and the most frequent of them; empty where there are none."""
-        if not self.not_understood:
-            return ""
-        example = self.not_understood.most_common(1)[0][0]
-        num = self.not_understood.total()
-        return f" ({num:,} of a manifest's labels are not understood, such as {example[:_MAX_WORD]!r})"
-
-    def lines(self) -> list[str]:
-        """The report as a person reads it; nothing where nothing was left out."""
-        said = []
-        if self.unlabelled:
-            said.append(f"{self.unlabelled:,} images without a label were passed over{self.unknown_words()}")
-        if self.listed_twice:
-            said.append(
-                f"{self.listed_twice:,} images are listed twice in a manifest: the first line of each was taken"
-            )
-        if self.unreadable:
-            statuses = ", ".join(f"{name} {count:,}" for name, count in self.unreadable.most_common())
-            said.append(f"{self.unreadable.total():,} images cannot be read and were passed over ({statuses})")
-        if self.duplicates:
-            said.append(f"{self.duplicates:,} exact duplicates were dropped")
-        if self.contradictions:
-            examples = "; ".join(self.contradictions[:_MAX_EXAMPLES])
-            said.append(f"{len(self.contradictions):,} images stand under both labels and were dropped: {examples}")
-        if self.near_duplicates:
-            where = "are kept on one side of the split" if self.cut == [] else "were found"
-            said.append(f"{self.near_duplicates:,} sets of near-duplicates ({self.alike:,} images) {where}")
-        if self.cut:
-            said.append(
-                f"warning: {len(self.cut):,} groups (told by {', '.join(self.grouped)}), such as {self.cut[0]}, have"
-                " images or near-duplicates of them on several sides of the given split, so that measures look better"
-                " than they are; without --split one is drawn that keeps them together"
-            )
-        return said + [f"damaged: {problem}" for problem in self.problems]
 
 
 @dataclass(frozen=True)
@@ -166,7 +97,7 @@ def _label(table: pa.Table, source: str, name: str, collection: str, rules: Labe
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
     parts = [name if found is None else found[1] or collection for found in from_paths]
     groups = [rules.group(path, posixpath.basename(_above(root))) for path in whole]
-    told = [_GUESS if group is None else "photos that paths name" for group in groups]
+    told = [GUESS if group is None else "photos that paths name" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
         told_nothing = (str(cell).strip() for cell, label in zip(cells, labels, strict=True) if label is None)

@@ -10,16 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.dataset import Encoded, read_encoded
+from crackbatch.datasets.dataset import Encoded, read_encoded
+from crackbatch.datasets.listing import LABEL_COLUMN
 from crackbatch.errors import RunError
 from crackbatch.images.picture import Picture, read_image, to_input
-from crackbatch.labelled import LABEL_COLUMN
 from crackbatch.machine import free_memory
 
-# Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data: as many
-# to each worker at least, lest all of a class, whose images are neighbours, go to one.
-_RUN = 64
-_MIN_RUNS = 16
 _MEMORY_SHARE = 0.4
 
 
@@ -68,25 +64,6 @@ def _marks(rows: pa.Table) -> Marks:
         np.asarray(rows.column("number")),
         np.asarray(rows.column("source").to_pylist(), dtype=object),
     )
-
-
-def deal(rows: pa.Table, workers: int, seed: int) -> list[pa.Table]:
-    """A split's rows, as listed, in as many parts as there are workers, each shuffled by runs of neighbours."""
-    random = np.random.default_rng(seed)
-    size = max(1, min(_RUN, rows.num_rows // (workers * _MIN_RUNS)))
-    starts = np.arange(0, rows.num_rows, size)
-    # Of as many runs as there are workers each has one, drawn: what comes by turns must not go by turns.
-    rounds = [random.permutation(workers) for _ in range(-(-len(starts) // workers))]
-    ranks = np.concatenate(rounds)[: len(starts)]
-    parts = []
-    for rank in range(workers):
-        mine = [
-            np.arange(start, min(start + size, rows.num_rows)) for start in random.permutation(starts[ranks == rank])
-        ]
-        if not mine:
-            raise RunError(f"{rows.num_rows:,} training images are too few for {workers} workers; give fewer --workers")
-        parts.append(rows.take(np.concatenate(mine)))
-    return parts
 
 
 def stream_pixels(rows: pa.Table, size: int) -> Iterator[Pixels]:

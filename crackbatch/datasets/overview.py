@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.dataset import Dataset, read_dataset, read_encoded, with_given_split, with_split
+from crackbatch.datasets.dataset import Dataset, read_dataset, read_encoded, with_given_split, with_split
+from crackbatch.datasets.labels import LabelRules
+from crackbatch.datasets.split import SPLITS, check_seed, write_split
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
-from crackbatch.labels import LabelRules
 from crackbatch.sources.listing import check_sources
-from crackbatch.split import SPLITS, check_seed, write_split
 from crackbatch.storage import objects
 
 _SHOWN = 8

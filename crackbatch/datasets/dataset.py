@@ -18,16 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch.duplicates import clusters, components, picture_hash
+from crackbatch.datasets.duplicates import clusters, components, picture_hash
+from crackbatch.datasets.labels import LabelRules
+from crackbatch.datasets.listing import LABEL_COLUMN, Listed, list_labelled
+from crackbatch.datasets.report import Report
+from crackbatch.datasets.split import check_split, draw_split, images_digest, read_split
 from crackbatch.errors import SourceError
 from crackbatch.images.picture import read_image
-from crackbatch.labelled import LABEL_COLUMN, Listed, Report, list_labelled
-from crackbatch.labels import LabelRules
 from crackbatch.models.seen import read_seen, splits_of
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.sources.shards import shard_sizes
-from crackbatch.split import check_split, draw_split, images_digest, read_split
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import redact
 
