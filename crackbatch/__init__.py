@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison, compare
     from crackbatch.datasets.overview import Overview, describe_dataset
-    from crackbatch.evaluation import Evaluation, evaluate
+    from crackbatch.evaluation.evaluate import Evaluation, evaluate
     from crackbatch.models.model import Model, load_model
     from crackbatch.results.cleaning import Cleaning, clean
     from crackbatch.results.predictions import read_predictions
@@ -47,7 +47,7 @@ _HOMES = {
     "clean": "results.cleaning",
     "Comparison": "comparison",
     "compare": "comparison",
-    "Evaluation": "evaluation",
+    "Evaluation": "evaluation.evaluate",
     "ListedRun": "results.states",
     "list_runs": "results.states",
     "Model": "models.model",
@@ -55,7 +55,7 @@ _HOMES = {
     "RunSummary": "results.summary",
     "TrainResult": "training",
     "describe_dataset": "datasets.overview",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluate",
     "load_model": "models.model",
     "read_predictions": "results.predictions",
     "score": "scoring",

@@ -228,9 +228,9 @@ def evaluate(
     group_column: options.GroupColumn = "group",
 ) -> None:
     """Measure a model on labelled images that it has not seen, and show where it is wrong."""
-    from crackbatch import evaluation
+    from crackbatch.evaluation import evaluate
 
-    found = evaluation.evaluate(
+    found = evaluate.evaluate(
         sources,
         out,
         model=model,

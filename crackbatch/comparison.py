@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, SourceError
-from crackbatch.evaluation import ALL, evaluate
+from crackbatch.evaluation.evaluate import ALL, evaluate
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.initial import WORDS, initial_network
 from crackbatch.models.bundle import absolute, check_threshold

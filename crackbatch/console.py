@@ -15,7 +15,7 @@ from crackbatch.storage.redaction import redact
 if TYPE_CHECKING:
     from crackbatch.comparison import Comparison
     from crackbatch.datasets.overview import Overview
-    from crackbatch.evaluation import Evaluation
+    from crackbatch.evaluation.evaluate import Evaluation
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
     from crackbatch.results.summary import RunSummary

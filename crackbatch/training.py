@@ -31,7 +31,6 @@ import pyarrow.parquet as pq
 
 from crackbatch import __version__
 from crackbatch.batches import StreamedBatches, make_batches, stored_size
-from crackbatch.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.checkpoints import Checkpoints
 from crackbatch.datasets.dataset import Dataset, read_listed, with_given_split, with_split
 from crackbatch.datasets.labels import LabelRules
@@ -39,6 +38,8 @@ from crackbatch.datasets.listing import list_labelled
 from crackbatch.datasets.pixels import Pixels, held_or_streamed, marks_of, number_rows, stream_pixels
 from crackbatch.datasets.split import SPLITS, write_split
 from crackbatch.errors import OptionError, RunError
+from crackbatch.evaluation.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
+from crackbatch.evaluation.plots import plot_training
 from crackbatch.fitting import Figures, Fit, best_epoch, best_figures, fit
 from crackbatch.initial import WORDS, Initial, initial_network, learnt_before
 from crackbatch.learner import Learner, runs_bfloat16
@@ -46,7 +47,6 @@ from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle,
 from crackbatch.models.card import write_card
 from crackbatch.models.model import Model, calibrated
 from crackbatch.models.seen import splits_of, write_seen
-from crackbatch.plots import plot_training
 from crackbatch.progress import duration
 from crackbatch.recipe import Recipe
 from crackbatch.sampling import deal

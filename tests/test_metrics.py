@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 
-from crackbatch.calibration import choose_operating_points, fit_temperature
-from crackbatch.metrics import Scored, confusion, measure, precision_at
+from crackbatch.evaluation.calibration import choose_operating_points, fit_temperature
+from crackbatch.evaluation.metrics import Scored, confusion, measure, precision_at
 from crackbatch.models.model import calibrated
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from crackbatch.metrics import Scored
-from crackbatch.plots import plot_confusion, plot_ranking, plot_reliability
+from crackbatch.evaluation.metrics import Scored
+from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
 
 _LINE = (31, 119, 180)  # of the first source
 

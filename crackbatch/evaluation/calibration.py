@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crackbatch.metrics import Scored, curves
+from crackbatch.evaluation.metrics import Scored, curves
 from crackbatch.models.bundle import OperatingPoint
 
 FEW_ERRORS = 20

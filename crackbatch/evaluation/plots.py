@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crackbatch.metrics import Scored, curves, reliability
+from crackbatch.evaluation.metrics import Scored, curves, reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,13 +26,13 @@ from crackbatch.datasets.dataset import Dataset, read_dataset, read_encoded
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.pixels import number_rows, stream_pixels
 from crackbatch.errors import OptionError, SourceError
+from crackbatch.evaluation.metrics import Scored, confusion, measure, precision_at
+from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
-from crackbatch.metrics import Scored, confusion, measure, precision_at
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, read_bundle_and_weights
 from crackbatch.models.model import Model
 from crackbatch.models.seen import LEARNT, read_learnt, splits_of
-from crackbatch.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
 from crackbatch.storage import objects
