@@ -92,7 +92,7 @@ def run_apart(archive: Path, out: Path, run_id: str, *options: str) -> dict[str,
 def run_one(archive: str, out: str, run_id: str, new_only: bool) -> None:
     """A run in this process whose predict stage does nothing."""
     import crackbatch
-    from crackbatch import pipeline
+    from crackbatch.scoring import pipeline
 
     pipeline._Scorer = Nothing  # type: ignore[misc]
     summary = crackbatch.score(archive, out, run_id=run_id, new_only=new_only, max_error_rate=1.0)
@@ -104,11 +104,11 @@ def run_one(archive: str, out: str, run_id: str, new_only: bool) -> None:
 class Nothing:
     """The predict stage without decoder and network: it makes a row of each image all the same."""
 
-    def __init__(self, labels: dict[str, Any], **_: object) -> None:
-        from crackbatch.predict import Labels, Predictor
+    def __init__(self, stamp: Any, **_: object) -> None:
+        from crackbatch.scoring.predictor import Predictor
 
         model: Any = SimpleNamespace(batch_size=8192, bundle=SimpleNamespace(classes=("no_crack", "crack")))
-        self._predict = Predictor(model, Labels(**labels), decoder=None)  # type: ignore[arg-type]
+        self._predict = Predictor(model, stamp, decoder=None)  # type: ignore[arg-type]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         from crackbatch.images.picture import Picture

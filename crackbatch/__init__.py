@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crackbatch.results.predictions import read_predictions
     from crackbatch.results.states import ListedRun, list_runs
     from crackbatch.results.summary import RunSummary
-    from crackbatch.scoring import score
+    from crackbatch.scoring.score import score
     from crackbatch.training import TrainResult, train
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "load_model": "models.model",
     "read_predictions": "results.predictions",
-    "score": "scoring",
+    "score": "scoring.score",
     "train": "training",
 }
 

@@ -90,9 +90,9 @@ def score(
 ) -> None:
     """Score every image in the sources; the same command continues a run that was broken off."""
     with _interruptible("what is done is kept, and the same command continues the run"):
-        from crackbatch import scoring
+        from crackbatch.scoring import score
 
-        summary = scoring.score(
+        summary = score.score(
             sources,
             out,
             model=model,

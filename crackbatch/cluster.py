@@ -14,19 +14,14 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from crackbatch.errors import RunError
 from crackbatch.storage.redaction import redact
 
-# Reading and writing wait more than they compute: as many tasks read at once as an eighth of the CPUs allows.
+# Reading and writing wait more than they compute.
 IO_CPUS = 0.25
-_SHARE_READING = 1 / 8
-# Beyond about this many threads an actor's Python code, not its network, is what they wait for.
-_MAX_THREADS = 16
-_MAX_BLOCK_BYTES = 32 << 20
-_AHEAD_PER_THREAD = 16 << 20
+MAX_BLOCK_BYTES = 32 << 20
 # Ray Data reserves this share of all CPUs for its stages in equal parts, the first stages first. Its own half would go
 # to reading, leave nothing for writing beside the actors, and no row would be kept before the last image was read.
 _RESERVED_SHARE = 0.1
@@ -94,10 +89,6 @@ class Cluster:
         self._is_ours = True
         importing.join()  # but not where Ctrl-C ended the start: nobody waits for an import then
 
-    def devices(self) -> Devices:
-        """How the predict stage is laid out here."""
-        return lay_out(self.node_resources())
-
     def node_resources(self) -> list[dict[str, float]]:
         """The resources of each node that is alive."""
         import ray
@@ -120,43 +111,6 @@ class Cluster:
         return "cpu"
 
 
-@dataclass(frozen=True)
-class Devices:
-    """How the stages are laid out: how many actors predict, what each takes and how many threads work in it, how many
-    tasks read at once.
-
-    On CPUs an actor asks for less than half of what it uses, so that one whose node died finds room beside another (its
-    blocks would wait for it for ever), or another run's, and both leave room for reading.
-    """
-
-    kind: str
-    num_actors: int
-    num_cpus: float
-    threads: int
-    calls: int
-    num_readers: int
-
-
-def lay_out(nodes: list[dict[str, float]]) -> Devices:
-    """One actor per GPU if there are any; else actors of equal size, as many as fill each node."""
-    gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
-    if gpus:
-        num = int(sum(node["GPU"] for node in gpus))
-        cores = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpus)
-        # Its threads decode for the GPU on all cores, but at thousands of images a second reading needs many tasks.
-        share = max(cores / 2, 2 * IO_CPUS)
-        left = sum(node.get("CPU", 0) for node in nodes) - num * share
-        return Devices("cuda", num, share, max(cores, 1), calls=2, num_readers=max(1, int(left / IO_CPUS)))
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cpus:
-        raise RunError("the Ray cluster has no CPU to work on: start a worker node and run again")
-    size = min([*cpus, _MAX_THREADS])
-    num = sum(count // size for count in cpus)
-    num_readers = sum(max(1, int(count * _SHARE_READING / IO_CPUS)) for count in cpus)
-    num_cpus = max(IO_CPUS, size / 2 - max(IO_CPUS, size * _SHARE_READING))
-    return Devices("cpu", num, num_cpus, size, calls=size, num_readers=num_readers)
-
-
 @contextmanager
 def data_context(ahead: int | None = None) -> Iterator[None]:
     """Datasets made inside are quiet, never drop a block, and hold at most `ahead` bytes in the object store.
@@ -173,20 +127,13 @@ def data_context(ahead: int | None = None) -> Iterator[None]:
     context.max_errored_blocks = 0
     context.execution_no_progress_timeout_s = -1  # a run may wait for another's devices, or for one slow image
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_STARTS
-    context.target_max_block_size = _MAX_BLOCK_BYTES
+    context.target_max_block_size = MAX_BLOCK_BYTES
     context.op_resource_reservation_ratio = _RESERVED_SHARE
     if ahead is not None:
         limits = context.execution_options.resource_limits
         context.execution_options.resource_limits = limits.copy(object_store_memory=ahead)
     with DataContext.current(context):
         yield
-
-
-def read_ahead(devices: Devices) -> int:
-    """Bytes of images that may wait for the predict stage."""
-    # Reading is ten times as fast as the network: without a limit a third of the machine's memory would fill with
-    # images that wait, and every process that touches them would grow with it.
-    return devices.num_actors * (_MAX_BLOCK_BYTES * 2 + devices.threads * _AHEAD_PER_THREAD)
 
 
 def cause_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Which worker has which images, and which of them an epoch shows in which order: seeded, balanced, the same anywhere."""
+"""Which images each worker has, and in which order an epoch shows them: seeded, balanced, the same on any machine."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from crackbatch.attempts import MAX_DEATHS, Attempts, Watch
+from crackbatch.scoring.crashes import MAX_DEATHS, Attempts, Watch
 from crackbatch.sources.rows import IDENTITY
 from crackbatch.storage import objects
 
 BLOCK = pa.table({name: [f"{name}-{row}" for row in range(3)] for name in IDENTITY})
 DIE = """
 import os, sys
-from crackbatch.attempts import Attempts
+from crackbatch.scoring.score.crashes import Attempts
 from test_attempts import BLOCK
 attempts = Attempts(sys.argv[1])
 with attempts.attempt(BLOCK) as (name, past):

@@ -383,7 +383,8 @@ def test_what_a_stage_raised_is_said_and_not_rays_advice(error: Exception, said:
     ],
 )
 def test_actors_leave_room_for_reading_and_writing(nodes: list[dict], layout: tuple) -> None:
-    from crackbatch.cluster import IO_CPUS, lay_out
+    from crackbatch.cluster import IO_CPUS
+    from crackbatch.scoring.layout import lay_out
 
     found = lay_out(nodes)
     assert (found.kind, found.num_actors, found.threads) == layout
@@ -398,7 +399,7 @@ def test_actors_leave_room_for_reading_and_writing(nodes: list[dict], layout: tu
 
 
 def test_a_node_that_does_not_see_what_the_driver_sees_says_so_and_no_image_is_missing(tmp_path: Path) -> None:
-    from crackbatch.pipeline import _node, _read_shard, _Seen
+    from crackbatch.scoring.pipeline import _node, _read_shard, _Seen
 
     elsewhere = _Seen("another node", [str(tmp_path), str(tmp_path / "photos")])
     with pytest.raises(RunError, match=rf"does not see {tmp_path}/photos; name sources by URLs or by paths that all"):

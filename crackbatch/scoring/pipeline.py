@@ -16,15 +16,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch.attempts import Attempts, Past, Watch
-from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context, read_ahead
+from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
 from crackbatch.errors import BundleError, RunError
 from crackbatch.images.decoders import Decoded, Decoder, IsolatedDecoder, too_slow
 from crackbatch.images.picture import Picture
 from crackbatch.models.bundle import read_bundle_and_weights
-from crackbatch.request import Request
 from crackbatch.results.parts import write_part
 from crackbatch.results.run import Run
+from crackbatch.scoring.crashes import Attempts, Past, Watch
+from crackbatch.scoring.layout import lay_out, read_ahead
+from crackbatch.scoring.predictor import Predictor, Stamp
+from crackbatch.scoring.request import Request
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.shards import read_shard
 from crackbatch.storage.redaction import redact
@@ -40,9 +42,9 @@ def run_pipeline(
     from ray.data.exceptions import SystemException
     from ray.exceptions import RayError
 
-    devices = cluster.devices()
+    devices = lay_out(cluster.node_resources())
     seen = _Seen(_node(), roots)
-    labels = {"run_id": run.run_id, "model_id": request.bundle.model_id, "threshold": request.threshold}
+    stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold)
     with data_context(read_ahead(devices)):
         # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
         # whose sizes Ray asks a worker, and waits seconds for it to start.
@@ -62,7 +64,7 @@ def run_pipeline(
                 batch_format="pyarrow",
                 fn_constructor_kwargs={
                     "location": request.bundle.location,
-                    "labels": labels,
+                    "stamp": stamp,
                     "max_megapixels": request.max_megapixels,
                     "decode_timeout_s": request.decode_timeout_s,
                     "attempts": run.attempts_folder,
@@ -153,7 +155,7 @@ class _Scorer:
     def __init__(
         self,
         location: str,
-        labels: dict[str, Any],
+        stamp: Stamp,
         max_megapixels: float,
         decode_timeout_s: float,
         attempts: str,
@@ -164,21 +166,20 @@ class _Scorer:
         import torch
 
         from crackbatch.models.model import Model
-        from crackbatch.predict import Labels, Predictor
 
         torch.set_num_threads(1)
         try:
             bundle, weights = read_bundle_and_weights(location)
         except BundleError as error:  # the driver found it in order
             raise BundleError(f"on node {socket.gethostname()}, {error}") from None
-        if bundle.model_id != labels["model_id"]:
+        if bundle.model_id != stamp.model_id:
             raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
         model = Model(bundle, weights, device)
         model.batch_size = batch_size or model.batch_size
         self._decoder = Decoder(bundle.input_size, max_megapixels)
         self._decode_timeout_s = decode_timeout_s
         decode_threads = threads if device == "cuda" else 1
-        self._predict = Predictor(model, Labels(**labels), self._decoder, decode_threads)
+        self._predict = Predictor(model, stamp, self._decoder, decode_threads)
         self._attempts = Attempts(attempts)
         self._watch = Watch(self._attempts, decode_timeout_s)
 

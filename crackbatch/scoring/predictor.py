@@ -28,7 +28,7 @@ _FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longit
 
 
 @dataclass(frozen=True)
-class Labels:
+class Stamp:
     """What a run writes beside each probability: who scored, in which run, and where the line was drawn."""
 
     run_id: str
@@ -42,9 +42,9 @@ class Predictor:
     On CPUs each calling thread decodes and runs its own small batches; on CUDA, `decode_threads` decode ahead.
     """
 
-    def __init__(self, model: Model, labels: Labels, decoder: Decoder, decode_threads: int = 1) -> None:
+    def __init__(self, model: Model, stamp: Stamp, decoder: Decoder, decode_threads: int = 1) -> None:
         self._model = model
-        self._labels = labels
+        self._stamp = stamp
         self._decoder = decoder
         self._map: Callable[..., Any] = map
         if decode_threads > 1:
@@ -81,7 +81,7 @@ class Predictor:
         probabilities = [
             None if logit is None else float(self._model.probability(np.array([logit]))[0]) for logit in logits
         ]
-        threshold = np.float32(self._labels.threshold)
+        threshold = np.float32(self._stamp.threshold)
         negative, positive = self._model.bundle.classes
         errors = block.column("error").to_pylist()
         values: dict[str, list[Any]] = {
@@ -95,8 +95,8 @@ class Predictor:
             None if value is None else positive if value >= threshold else negative for value in probabilities
         ]
         values["sha256"] = [None if item is None else hashlib.sha256(item).hexdigest() for item in data]
-        values["model_id"] = [self._labels.model_id] * num
-        values["run_id"] = [self._labels.run_id] * num
+        values["model_id"] = [self._stamp.model_id] * num
+        values["run_id"] = [self._stamp.run_id] * num
         values["threshold"] = [float(threshold)] * num
         values["scored_at"] = [datetime.now(UTC)] * num
         columns = [self._column(field, block, values, num) for field in COLUMNS]

@@ -26,14 +26,20 @@ from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL
-from crackbatch.pipeline import run_pipeline
 from crackbatch.progress import Progress
-from crackbatch.request import DEFAULT_DECODE_TIMEOUT_S, DEFAULT_MAX_ERROR_RATE, Request, check_request, describe
 from crackbatch.results.parts import count_failed, count_statuses, read_done, read_scored
 from crackbatch.results.publish import publish
 from crackbatch.results.run import Run, check_names, choose_run
 from crackbatch.results.summary import RunSummary
 from crackbatch.results.table import schema_with
+from crackbatch.scoring.pipeline import run_pipeline
+from crackbatch.scoring.request import (
+    DEFAULT_DECODE_TIMEOUT_S,
+    DEFAULT_MAX_ERROR_RATE,
+    Request,
+    check_request,
+    describe,
+)
 from crackbatch.sources.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.shards import write_shards
