@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from crackbatch.augment import MARGIN, Augmentation
-from crackbatch.batches import Batch, HeldBatches
 from crackbatch.datasets.pixels import Pixels
 from crackbatch.demo import draw_tile
 from crackbatch.images.picture import read_image, to_input
-from crackbatch.initial import initial_network
-from crackbatch.learner import Learner, runs_bfloat16
-from crackbatch.recipe import MEAN, STD, Recipe
-from crackbatch.sampling import Sampler
+from crackbatch.training.augment import MARGIN, Augmentation
+from crackbatch.training.batches import Batch, HeldBatches
+from crackbatch.training.initial import initial_network
+from crackbatch.training.learner import Learner, runs_bfloat16
+from crackbatch.training.recipe import MEAN, STD, Recipe
+from crackbatch.training.sampling import Sampler
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "metu.zip"
 

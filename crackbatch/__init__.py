@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crackbatch.comparison import Comparison, compare
     from crackbatch.datasets.overview import Overview, describe_dataset
     from crackbatch.evaluation.evaluate import Evaluation, evaluate
     from crackbatch.models.model import Model, load_model
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from crackbatch.results.states import ListedRun, list_runs
     from crackbatch.results.summary import RunSummary
     from crackbatch.scoring.score import score
-    from crackbatch.training import TrainResult, train
+    from crackbatch.training.compare import Comparison, compare
+    from crackbatch.training.train import TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -45,21 +45,21 @@ __all__ = [
 _HOMES = {
     "Cleaning": "results.cleaning",
     "clean": "results.cleaning",
-    "Comparison": "comparison",
-    "compare": "comparison",
+    "Comparison": "training.compare",
+    "compare": "training.compare",
     "Evaluation": "evaluation.evaluate",
     "ListedRun": "results.states",
     "list_runs": "results.states",
     "Model": "models.model",
     "Overview": "datasets.overview",
     "RunSummary": "results.summary",
-    "TrainResult": "training",
+    "TrainResult": "training.train",
     "describe_dataset": "datasets.overview",
     "evaluate": "evaluation.evaluate",
     "load_model": "models.model",
     "read_predictions": "results.predictions",
     "score": "scoring.score",
-    "train": "training",
+    "train": "training.train",
 }
 
 

@@ -144,10 +144,10 @@ def train(
     address: options.Address = None,
 ) -> None:
     """Train a network on labelled images; the same command continues a training that was broken off."""
-    from crackbatch import training
+    from crackbatch.training import train
 
     with _interruptible("the same command continues from the last epoch's checkpoint"):
-        result = training.train(
+        result = train.train(
             sources,
             out,
             name=name,
@@ -276,10 +276,10 @@ def compare(
     address: options.Address = None,
 ) -> None:
     """Train several networks on the same split and put them side by side."""
-    from crackbatch import comparison
+    from crackbatch.training import compare
 
     with _interruptible("the same command continues from the last epoch's checkpoint"):
-        found = comparison.compare(
+        found = compare.compare(
             sources,
             out,
             networks=networks or (),

@@ -13,13 +13,13 @@ from crackbatch.progress import duration
 from crackbatch.storage.redaction import redact
 
 if TYPE_CHECKING:
-    from crackbatch.comparison import Comparison
     from crackbatch.datasets.overview import Overview
     from crackbatch.evaluation.evaluate import Evaluation
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
     from crackbatch.results.summary import RunSummary
-    from crackbatch.training import TrainResult
+    from crackbatch.training.compare import Comparison
+    from crackbatch.training.train import TrainResult
 
 _SPLITS = ("train", "validation", "test")
 _WIDTH = 100  # of a terminal, in columns

@@ -14,14 +14,14 @@ import pytest
 from crackbatch import cli, compare
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.models.bundle import read_bundle
-from crackbatch.tuner import Room, find_room
+from crackbatch.training.compare import Room, find_room
 from test_dataset import make_photos
 
 SMALL = {"workers": 0, "init": "none", "image_size": 64, "batch_size": 16, "epochs": 1}
 
 
 def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crackbatch.comparison._SPEED_S", 0.2)
+    monkeypatch.setattr("crackbatch.training.train.compare._SPEED_S", 0.2)
     photos = str(make_photos(tmp_path / "deck", 20))
     out = str(tmp_path / "out")
     found = compare(photos, out, networks=["resnet18,mobilenet_v3_small"], **SMALL)

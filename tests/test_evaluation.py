@@ -21,8 +21,8 @@ from crackbatch.cli import app
 from crackbatch.datasets.dataset import read_dataset, with_given_split
 from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
-from crackbatch.initial import learnt_before
 from crackbatch.results.table import schema_with
+from crackbatch.training.initial import learnt_before
 from test_dataset import make_photos
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from crackbatch.sampling import Sampler
+from crackbatch.training.sampling import Sampler
 
 SIZES = {("a", 0): 300, ("a", 1): 100, ("b", 0): 150, ("b", 1): 50, ("c", 0): 200}
 SOURCES, LABELS = (

@@ -26,21 +26,21 @@ import safetensors.torch
 import torch
 from fsspec.implementations.local import LocalFileSystem
 
-from crackbatch import augment, load_model, train
-from crackbatch.augment import Augmentation
-from crackbatch.checkpoints import Checkpoints
+from crackbatch import load_model, train
 from crackbatch.datasets.dataset import read_dataset, with_split
 from crackbatch.datasets.pixels import fits_memory, number_rows, stream_pixels
 from crackbatch.errors import BundleError, HeldError, OptionError, RunError, SourceError
-from crackbatch.fitting import Fit, best_epoch, fit
-from crackbatch.initial import initial_network, learnt_before
-from crackbatch.learner import compute_alike
 from crackbatch.machine import free_memory
 from crackbatch.models.bundle import read_bundle
-from crackbatch.recipe import Recipe
-from crackbatch.sampling import deal
 from crackbatch.storage.lease import Holding
-from crackbatch.trainer import _Watch, describe_device
+from crackbatch.training import augment
+from crackbatch.training.augment import Augmentation
+from crackbatch.training.checkpoints import Checkpoints
+from crackbatch.training.initial import initial_network, learnt_before
+from crackbatch.training.learner import Fit, best_epoch, compute_alike, fit
+from crackbatch.training.recipe import Recipe
+from crackbatch.training.sampling import deal
+from crackbatch.training.workers import _Watch, describe_device
 from test_dataset import make_photos
 
 CRACKBATCH = str(Path(sys.executable).with_name("crackbatch"))
@@ -169,7 +169,7 @@ def _count_edges(picture: np.ndarray) -> int:
 def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("crackbatch.batches.fits_memory", lambda *_: False)
+    monkeypatch.setattr("crackbatch.training.batches.fits_memory", lambda *_: False)
     monkeypatch.setattr("crackbatch.datasets.pixels.fits_memory", lambda *_: False)
     options = {**SMALL, "epochs": 2}
     results = [train(photos, str(tmp_path / name), workers=0, **options) for name in "ab"]

@@ -173,7 +173,7 @@ class _Scorer:
         except BundleError as error:  # the driver found it in order
             raise BundleError(f"on node {socket.gethostname()}, {error}") from None
         if bundle.model_id != stamp.model_id:
-            raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {labels['model_id']}")
+            raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {stamp.model_id}")
         model = Model(bundle, weights, device)
         model.batch_size = batch_size or model.batch_size
         self._decoder = Decoder(bundle.input_size, max_megapixels)

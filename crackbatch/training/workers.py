@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.batches import make_batches, stored_size
-from crackbatch.checkpoints import Checkpoints
 from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
 from crackbatch.datasets.pixels import Marks, Pixels, held_or_streamed, marks_of, stream_pixels
 from crackbatch.errors import RunError
-from crackbatch.fitting import Figures, Fit, fit
-from crackbatch.initial import initial_network
-from crackbatch.learner import Learner
-from crackbatch.recipe import Recipe
-from crackbatch.sampling import deal
 from crackbatch.sources.shards import read_shard, write_shards
 from crackbatch.storage import objects
 from crackbatch.storage.documents import read_json, write_json
+from crackbatch.training.batches import make_batches, stored_size
+from crackbatch.training.checkpoints import Checkpoints
+from crackbatch.training.initial import initial_network
+from crackbatch.training.learner import Figures, Fit, Learner, fit
+from crackbatch.training.recipe import Recipe
+from crackbatch.training.sampling import deal
 
 _POLL_S = 1.0
 # The workers wait for the first one while it validates, for longer than torch's half an hour if need be; that a worker

@@ -30,8 +30,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch import __version__
-from crackbatch.batches import StreamedBatches, make_batches, stored_size
-from crackbatch.checkpoints import Checkpoints
 from crackbatch.datasets.dataset import Dataset, read_listed, with_given_split, with_split
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.listing import list_labelled
@@ -40,23 +38,24 @@ from crackbatch.datasets.split import SPLITS, write_split
 from crackbatch.errors import OptionError, RunError
 from crackbatch.evaluation.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.evaluation.plots import plot_training
-from crackbatch.fitting import Figures, Fit, best_epoch, best_figures, fit
-from crackbatch.initial import WORDS, Initial, initial_network, learnt_before
-from crackbatch.learner import Learner, runs_bfloat16
 from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.models.card import write_card
 from crackbatch.models.model import Model, calibrated
 from crackbatch.models.seen import splits_of, write_seen
 from crackbatch.progress import duration
-from crackbatch.recipe import Recipe
-from crackbatch.sampling import deal
 from crackbatch.sources.listing import check_sources
 from crackbatch.storage import objects
 from crackbatch.storage.documents import fingerprint_of, read_json, write_json
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up
-from crackbatch.trainer import fit_on_ray
+from crackbatch.training.batches import StreamedBatches, make_batches, stored_size
+from crackbatch.training.checkpoints import Checkpoints
+from crackbatch.training.initial import WORDS, Initial, initial_network, learnt_before
+from crackbatch.training.learner import Figures, Fit, Learner, best_epoch, best_figures, fit, runs_bfloat16
+from crackbatch.training.recipe import Recipe
+from crackbatch.training.sampling import deal
+from crackbatch.training.workers import fit_on_ray
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crackbatch.checkpoints import is_best
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.models.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle_and_weights, shipped_models
 from crackbatch.models.model import build_network, load_tensors
 from crackbatch.models.seen import read_learnt
 from crackbatch.storage import objects
 from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.training.checkpoints import is_best
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crackbatch.augment import MARGIN, Augmentation
 from crackbatch.datasets.pixels import Marks, Pixels, fits_memory, hold
-from crackbatch.recipe import Recipe
-from crackbatch.sampling import Sampler
+from crackbatch.training.augment import MARGIN, Augmentation
+from crackbatch.training.recipe import Recipe
+from crackbatch.training.sampling import Sampler
 
 _AHEAD = 3  # batches that wait for the network
 _BUFFER_BYTES = 512 << 20
