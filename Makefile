@@ -28,7 +28,7 @@ tests/node_modules/ready: tests/package.json
 	then touch $@; else echo "Azurite cannot be installed: the tests of Azure will be skipped"; fi
 
 demo: setup
-	$(BIN)/python -m crackbatch.demo
+	$(BIN)/python -m crackbatch.cli.demo
 
 test: setup emulators
 	$(BIN)/python -m pytest

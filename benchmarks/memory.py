@@ -41,7 +41,7 @@ def main() -> None:
 
 def make_zip(path: Path, num_images: int) -> None:
     """Real tiles, taken again under other names where there are too few; drawn ones where there are none."""
-    from crackbatch.demo import draw_tile
+    from crackbatch.cli.demo import draw_tile
 
     with zipfile.ZipFile(path, "w") as target:
         if SHARED.exists():

@@ -91,7 +91,7 @@ def make_images(folder: Path, num_images: int) -> None:
                 name = names[index * len(names) // num_images]
                 (folder / name.replace("/", "_")).write_bytes(archive.read(name))
         return
-    from crackbatch.demo import draw_tile
+    from crackbatch.cli.demo import draw_tile
 
     for index in range(num_images):
         (folder / f"{index:06d}.jpg").write_bytes(draw_tile(index, cracked=index % 2 == 0))

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from crackbatch.cli.demo import draw_tile
 from crackbatch.datasets.pixels import Pixels
-from crackbatch.demo import draw_tile
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.training.augment import MARGIN, Augmentation
 from crackbatch.training.batches import Batch, HeldBatches

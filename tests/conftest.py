@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-from crackbatch.demo import draw_tile
+from crackbatch.cli.demo import draw_tile
 
 NODE_PROGRAMS = Path(__file__).with_name("node_modules") / ".bin"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -164,9 +164,9 @@ def ray_here(ports: dict[str, socket.socket]) -> Iterator[str]:
 def run_main(arguments: list[str], at_the_end: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, which then runs a statement that may look at `loaded`."""
     code = (
-        "import sys, crackbatch, crackbatch.cli\n"
+        "import sys, crackbatch, crackbatch.cli.commands\n"
         f"sys.argv[1:] = {arguments!r}\n"
-        "try: crackbatch.cli.main()\n"
+        "try: crackbatch.cli.commands.main()\n"
         "finally:\n"
         "    loaded = [name for name in ('torch', 'ray', 'torchvision') if name in sys.modules]\n"
         f"    {at_the_end}\n"
@@ -176,14 +176,14 @@ def run_main(arguments: list[str], at_the_end: str) -> subprocess.CompletedProce
 
 RUN_ALL = """
 import contextlib, io, json, sys, traceback
-import crackbatch.cli
+import crackbatch.cli.commands
 
 def answer(arguments):
     sys.argv[1:] = arguments
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = crackbatch.cli.main()
+            code = crackbatch.cli.commands.main()
         except SystemExit as end:
             code = end.code
         except BaseException:

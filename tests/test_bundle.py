@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 import crackbatch
-from crackbatch.demo import draw_tile
+from crackbatch.cli.demo import draw_tile
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.models.bundle import (

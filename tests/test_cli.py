@@ -221,10 +221,11 @@ STOPPED = "crackbatch: interrupted; what is done is kept, and the same command c
 
 def test_ctrl_c_ends_a_command_also_when_nobody_reads_what_it_says() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "import time; from crackbatch import cli; cli.score = None\n"
+        [sys.executable, "-c", "import os, time\n"
+         "from crackbatch.cli.interruption import Interrupted, interruptible\n"
          "try:\n"
-         "    with cli._interruptible('mend'): print(flush=True); time.sleep(60)\n"
-         "except cli.Interrupted as error: cli.os._exit(error.exit_code)"],
+         "    with interruptible('mend'): print(flush=True); time.sleep(60)\n"
+         "except Interrupted as error: os._exit(error.exit_code)"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

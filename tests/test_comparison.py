@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from crackbatch import cli, compare
+from crackbatch import compare
+from crackbatch.cli import commands
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.models.bundle import read_bundle
 from crackbatch.training.compare import Room, find_room
@@ -40,7 +41,7 @@ def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path, monke
 
 
 def test_networks_can_be_compared_with_all_that_they_can_be_trained_with() -> None:
-    trained, compared = (set(inspect.signature(command).parameters) for command in (cli.train, cli.compare))
+    trained, compared = (set(inspect.signature(command).parameters) for command in (commands.train, commands.compare))
     assert trained - compared == {"name", "network"}
 
 

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crackbatch import describe_dataset
+from crackbatch.cli.demo import draw_tile
 from crackbatch.datasets.dataset import Dataset, read_dataset, with_given_split, with_split
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.split import write_split
-from crackbatch.demo import draw_tile
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.models.seen import write_seen
 from test_fetch import Ranges, WholeFiles, serving

@@ -17,9 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from crackbatch import evaluate, load_model, score, train
-from crackbatch.cli import app
+from crackbatch.cli.commands import app
+from crackbatch.cli.demo import draw_tile
 from crackbatch.datasets.dataset import read_dataset, with_given_split
-from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, SourceError
 from crackbatch.results.table import schema_with
 from crackbatch.training.initial import learnt_before

@@ -28,7 +28,7 @@ import pytest
 import crackbatch
 import test_runs
 from conftest import FAULTS_MADE
-from crackbatch.demo import draw_tile
+from crackbatch.cli.demo import draw_tile
 from faulty import FAULTS, Faults, FaultyProxy
 from test_archive import write_files, zip_with
 
@@ -143,10 +143,10 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
 
 DIE_WHEN_IT_PUBLISHES = """
 import os, signal
-from crackbatch import cli
+from crackbatch.cli import commands
 from crackbatch.storage import objects
 objects.move = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-cli.main()
+commands.main()
 """
 
 

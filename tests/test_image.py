@@ -11,7 +11,7 @@ import PIL.Image
 import pillow_heif
 import pytest
 
-from crackbatch.demo import draw_tile
+from crackbatch.cli.demo import draw_tile
 from crackbatch.images.picture import Picture, read_image, to_input
 
 pillow_heif.register_heif_opener()

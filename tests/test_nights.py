@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import crackbatch
-from crackbatch import console
+from crackbatch.cli import output
 from crackbatch.errors import OptionError
 from crackbatch.results.states import list_runs
 from crackbatch.results.summary import RunSummary
@@ -43,7 +43,7 @@ def test_a_night_scores_what_is_new_or_changed_or_could_not_be_read_and_nothing_
     third = score_night("2026-03-03")
     assert (third.added, third.images, third.exit_code) == (0, 0, 0)
     assert [len(pd.read_parquet(file)) for file in third.files] == [0]
-    console.print_summary(third)
+    output.print_summary(third)
     assert "nothing new" in capsys.readouterr().out
     listed = {run.run_id: run for run in list_runs(str(out))}
     assert (listed[third.run_id].state, listed[third.run_id].images) == ("published", 0)

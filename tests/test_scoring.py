@@ -26,8 +26,8 @@ import pytest
 
 import crackbatch
 from conftest import SECRET
+from crackbatch.cli.demo import draw_tile
 from crackbatch.cluster import cause_of, data_context
-from crackbatch.demo import draw_tile
 from crackbatch.errors import OptionError, OutputError, RunError, SourceError
 from crackbatch.models.model import load_model
 from crackbatch.results.table import COLUMNS, STATUSES

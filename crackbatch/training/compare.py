@@ -57,7 +57,7 @@ def compare(
     sources: objects.Location | Sequence[objects.Location],
     out: objects.Location,
     *,
-    networks: Sequence[str],
+    networks: Sequence[str] = (),
     threshold: float | None = None,
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),

@@ -49,8 +49,9 @@ Freeze = Annotated[bool, typer.Option("--freeze", help="Train the last layer alo
 Balance = Annotated[
     str, typer.Option(help="Show cracked and sound images equally often (class), and all sources too (source).")
 ]
-Weight = Annotated[
-    list[str] | None, typer.Option(help="SOURCE=W: show a source's images W times as often; may be repeated.")
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weight", help="SOURCE=W: show a source's images W times as often; may be repeated."),
 ]
 Augmentation = Annotated[
     str, typer.Option(help="How much pictures are changed: full, or light for a last training on what will be met.")

@@ -1,6 +1,6 @@
 """`make demo`: draw a small archive of concrete-like tiles, odd files among them, score it, and show the table.
 
-    python -m crackbatch.demo [FOLDER]
+    python -m crackbatch.cli.demo [FOLDER]
 
 Nothing is fetched from anywhere: the tiles are drawn, and they only look like concrete. The probabilities show that
 the pipeline works, not how good the model is.
@@ -19,7 +19,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
-from crackbatch.console import print_summary
+from crackbatch.cli.output import print_summary
 from crackbatch.storage import objects
 
 TILE = 227

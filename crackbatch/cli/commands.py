@@ -1,5 +1,7 @@
 """The command line: one command for each public function, no logic of its own.
 
+A command's options have the names and the defaults of the function's parameters, and are handed to it as they are.
+
 Exit codes: 0 done; 1 failed, run again to continue; 2 the request is wrong; 3 published, but more failed than allowed
 or an archive was damaged; 130 interrupted, run again to continue.
 """
@@ -10,14 +12,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Annotated
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 
-from crackbatch import options
-from crackbatch.console import (
+from crackbatch.cli import options
+from crackbatch.cli.interruption import interruptible
+from crackbatch.cli.output import (
     print_cleaning,
     print_comparison,
     print_evaluation,
@@ -29,7 +32,6 @@ from crackbatch.console import (
     print_training,
 )
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError, RunError
-from crackbatch.progress import REDRAW
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up
 
@@ -43,10 +45,6 @@ app = typer.Typer(
 )
 
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE_S = 2.5  # `ray job stop` kills after three
-
-
 @app.callback()
 def _root() -> None:
     pass
@@ -54,6 +52,7 @@ def _root() -> None:
 
 @app.command()
 def score(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -89,28 +88,10 @@ def score(
     ] = None,
 ) -> None:
     """Score every image in the sources; the same command continues a run that was broken off."""
-    with _interruptible("what is done is kept, and the same command continues the run"):
-        from crackbatch.scoring import score
+    with interruptible("what is done is kept, and the same command continues the run"):
+        from crackbatch.scoring import score as scoring
 
-        summary = score.score(
-            sources,
-            out,
-            model=model,
-            date=date,
-            run_id=run_id,
-            threshold=threshold,
-            operating_point=operating_point,
-            max_error_rate=max_error_rate,
-            max_errors=max_errors,
-            max_megapixels=max_megapixels,
-            decode_timeout=decode_timeout,
-            new_only=new_only,
-            extensions=extensions or (),
-            limit=limit,
-            dry_run=dry_run,
-            address=address,
-            batch_size=batch_size,
-        )
+        summary = scoring.score(**_given(context))
     if dry_run:
         print_plan(summary)
         return
@@ -120,6 +101,7 @@ def score(
 
 @app.command()
 def train(
+    context: typer.Context,
     sources: options.Data,
     out: Annotated[str, typer.Option(help="Where the model goes: a folder or URL.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the model [default: the last part of --out].")] = None,
@@ -132,7 +114,7 @@ def train(
     image_size: options.ImageSize = 224,
     seed: options.Seed = 0,
     balance: options.Balance = "none",
-    weight: options.Weight = None,
+    weights: options.Weights = None,
     augmentation: options.Augmentation = "full",
     positive: options.Positive = None,
     negative: options.Negative = None,
@@ -144,33 +126,10 @@ def train(
     address: options.Address = None,
 ) -> None:
     """Train a network on labelled images; the same command continues a training that was broken off."""
-    from crackbatch.training import train
+    from crackbatch.training import train as training
 
-    with _interruptible("the same command continues from the last epoch's checkpoint"):
-        result = train.train(
-            sources,
-            out,
-            name=name,
-            network=network,
-            init=init,
-            freeze=freeze,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            image_size=image_size,
-            seed=seed,
-            balance=balance,
-            weights=_parse_weights(weight or []),
-            augmentation=augmentation,
-            positive=positive or (),
-            negative=negative or (),
-            group_pattern=group_pattern,
-            group_column=group_column,
-            split=split,
-            workers=workers,
-            max_failures=max_failures,
-            address=address,
-        )
+    with interruptible("the same command continues from the last epoch's checkpoint"):
+        result = training.train(**_given(context))
     if not result.trained:
         print(f"{redact(out)} holds this very training already, finished; give another --out or --seed to train again")
     print_training(result)
@@ -178,6 +137,7 @@ def train(
 
 @app.command()
 def dataset(
+    context: typer.Context,
     sources: options.Data,
     out: Annotated[str, typer.Option(help="Where the split and a sheet of pictures go.")] = "dataset",
     positive: options.Positive = None,
@@ -190,22 +150,12 @@ def dataset(
     """Show what labelled data hold before training on them: counts, duplicates, contradictions, pictures."""
     from crackbatch.datasets.overview import describe_dataset
 
-    print_overview(
-        describe_dataset(
-            sources,
-            out,
-            positive=positive or (),
-            negative=negative or (),
-            group_pattern=group_pattern,
-            group_column=group_column,
-            split=split,
-            seed=seed,
-        )
-    )
+    print_overview(describe_dataset(**_given(context)))
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     sources: options.Data,
     out: Annotated[str, typer.Option(help="Where metrics, figures and errors go: a folder or URL.")] = "",
     model: options.Model = "concrete-resnet18",
@@ -228,28 +178,14 @@ def evaluate(
     group_column: options.GroupColumn = "group",
 ) -> None:
     """Measure a model on labelled images that it has not seen, and show where it is wrong."""
-    from crackbatch.evaluation import evaluate
+    from crackbatch.evaluation import evaluate as evaluation
 
-    found = evaluate.evaluate(
-        sources,
-        out,
-        model=model,
-        predictions=predictions,
-        run_id=run_id,
-        threshold=threshold,
-        operating_point=operating_point,
-        prevalence=prevalence,
-        include_seen=include_seen,
-        positive=positive or (),
-        negative=negative or (),
-        group_pattern=group_pattern,
-        group_column=group_column,
-    )
-    print_evaluation(found)
+    print_evaluation(evaluation.evaluate(**_given(context)))
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     sources: options.Data,
     networks: Annotated[
         list[str] | None, typer.Option(help="Torchvision classifiers, with commas between; may be repeated.")
@@ -263,7 +199,7 @@ def compare(
     image_size: options.ImageSize = 224,
     seed: options.Seed = 0,
     balance: options.Balance = "none",
-    weight: options.Weight = None,
+    weights: options.Weights = None,
     augmentation: options.Augmentation = "full",
     threshold: options.Threshold = None,
     positive: options.Positive = None,
@@ -276,33 +212,10 @@ def compare(
     address: options.Address = None,
 ) -> None:
     """Train several networks on the same split and put them side by side."""
-    from crackbatch.training import compare
+    from crackbatch.training import compare as comparison
 
-    with _interruptible("the same command continues from the last epoch's checkpoint"):
-        found = compare.compare(
-            sources,
-            out,
-            networks=networks or (),
-            threshold=threshold,
-            positive=positive or (),
-            negative=negative or (),
-            group_pattern=group_pattern,
-            group_column=group_column,
-            split=split,
-            init=init,
-            freeze=freeze,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            image_size=image_size,
-            seed=seed,
-            balance=balance,
-            weights=_parse_weights(weight or []),
-            augmentation=augmentation,
-            workers=workers,
-            max_failures=max_failures,
-            address=address,
-        )
+    with interruptible("the same command continues from the last epoch's checkpoint"):
+        found = comparison.compare(**_given(context))
     print_comparison(found)
 
 
@@ -329,7 +242,7 @@ def clean(
     """Remove what interrupted and failed runs left in OUT; published rows and running runs are never touched."""
     from crackbatch.results import cleaning
 
-    with _interruptible("what was removed is gone, and the same command removes the rest"):
+    with interruptible("what was removed is gone, and the same command removes the rest"):
         print_cleaning(cleaning.clean(out, yes=yes, run_id=run_id))
 
 
@@ -370,35 +283,15 @@ def _run_app() -> None:
         sys.exit(1)
 
 
-@contextmanager
-def _interruptible(mend: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command in one line that says what becomes of its work, at once: Ray takes its time.
-
-    A second one does not wait for Ray either, nor does the process for longer than a moment.
-    """
-
-    def stop(*_: object) -> None:
-        for number in (*_STOPPING, signal.SIGALRM):
-            signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
-        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
-        redraw = REDRAW if os.isatty(terminal) else ""  # instead of the line that says how far it is
-        with suppress(OSError):  # `2>&1 | tee log`, whose reader the same Ctrl-C has ended
-            os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())
-        raise KeyboardInterrupt
-
-    terminal = os.dup(2)  # while Ray starts, standard error itself leads nowhere
-    before = {number: signal.signal(number, stop) for number in _STOPPING}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(mend) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(terminal)
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The options of a command by name; those that were not given have the function's own defaults."""
+    given = {name: value for name, value in context.params.items() if value is not None}
+    if "weights" in given:
+        given["weights"] = _parse_weights(given["weights"])
+    return given
 
 
-def _parse_weights(weights: list[str]) -> dict[str, float]:
+def _parse_weights(weights: Sequence[str]) -> dict[str, float]:
     parsed = {}
     for weight in weights:
         name, _, value = weight.rpartition("=")
@@ -409,7 +302,3 @@ def _parse_weights(weights: list[str]) -> dict[str, float]:
         if not name:
             raise OptionError(f"--weight {weight!r}: write it as SOURCE=0.5")
     return parsed
-
-
-if __name__ == "__main__":
-    main()

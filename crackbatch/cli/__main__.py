@@ -1,0 +1,6 @@
+"""`python -m crackbatch.cli` is the command `crackbatch`."""
+
+from crackbatch.cli.commands import main
+
+if __name__ == "__main__":
+    main()
