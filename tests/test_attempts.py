@@ -15,7 +15,7 @@ import pytest
 
 from crackbatch.scoring.crashes import MAX_DEATHS, Attempts, Watch
 from crackbatch.sources.rows import IDENTITY
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 
 BLOCK = pa.table({name: [f"{name}-{row}" for row in range(3)] for name in IDENTITY})
 DIE = """
@@ -33,7 +33,7 @@ def die(folder: str, when: str = "os._exit(9)") -> None:
 
 
 def test_after_three_deaths_a_block_is_suspicious_and_after_a_good_end_it_is_not(out: str) -> None:
-    folder = objects.join(out, "attempts")
+    folder = locations.join(out, "attempts")
     for deaths in range(MAX_DEATHS):
         with Attempts(folder).attempt(BLOCK.slice(1)) as (_, other):
             assert other.deaths == 0, "another block's deaths are its own"

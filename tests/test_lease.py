@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from crackbatch.errors import HeldError, LeaseLostError
-from crackbatch.storage import lease, objects
+from crackbatch.storage import atomic, lease, locations, objects
 from crackbatch.storage.lease import Holding, Lease, read_lease
 
 HOLD = """
@@ -40,7 +40,7 @@ def hold(folder: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def folder(out: str) -> str:
-    return objects.join(out, "runs", "r")
+    return locations.join(out, "runs", "r")
 
 
 def test_a_second_process_is_told_who_works_and_since_when(folder: str) -> None:
@@ -79,11 +79,11 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
         "token": "t",
         "since": "2026-01-01T00:00:00+00:00",
     }
-    location = objects.join(folder, "lease-00007.json")
+    location = locations.join(folder, "lease-00007.json")
 
     def renew(number: int) -> None:
         moment = f"2026-01-01T00:00:{number:02d}+00:00"
-        objects.write_whole(location, json.dumps({**elsewhere, "renewed_at": moment}).encode())
+        atomic.write_whole(location, json.dumps({**elsewhere, "renewed_at": moment}).encode())
 
     renew(0)
     renewing = threading.Timer(0.5, renew, [1])
@@ -103,8 +103,8 @@ ELSEWHERE = Lease(1, "far", 1, "other/pid:[1]", "1", "t", "2026-01-01T00:00:00+0
 def test_a_holder_that_was_taken_over_does_not_publish(folder: str, number: int) -> None:
     with Holding(folder, "run r") as holding:
         holding.check()
-        there = objects.join(folder, f"lease-{number:05d}.json")  # 1: the one that took over has ended, a third holds
-        objects.write_whole(there, lease._encode(ELSEWHERE))
+        there = locations.join(folder, f"lease-{number:05d}.json")  # 1: the one that took over has ended, a third holds
+        atomic.write_whole(there, lease._encode(ELSEWHERE))
         with pytest.raises(LeaseLostError, match="took run r over"):
             holding.check()
     assert read_lease(folder) == replace(ELSEWHERE, number=number), "it is not its own to remove"
@@ -112,8 +112,8 @@ def test_a_holder_that_was_taken_over_does_not_publish(folder: str, number: int)
 
 def test_a_holder_whose_lease_is_gone_does_not_publish(folder: str) -> None:
     with Holding(folder, "run r") as holding:
-        objects.write_whole(objects.join(folder, "run.json"), b"{}")
-        objects.remove_file(objects.join(folder, "lease-00001.json"))
+        atomic.write_whole(locations.join(folder, "run.json"), b"{}")
+        objects.remove_file(locations.join(folder, "lease-00001.json"))
         with pytest.raises(LeaseLostError, match="took run r over"):
             holding.check()
 
@@ -170,14 +170,14 @@ def _wait_for_renewal(folder: str) -> None:
 
 def test_a_lease_that_is_being_written_is_not_free(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_SILENT_S", 2.0)
-    location = objects.join(folder, "lease-00001.json")
-    objects.write_whole(location, b"")
-    writing = threading.Timer(0.5, objects.write_whole, [location, lease._encode(ELSEWHERE)])
+    location = locations.join(folder, "lease-00001.json")
+    atomic.write_whole(location, b"")
+    writing = threading.Timer(0.5, atomic.write_whole, [location, lease._encode(ELSEWHERE)])
     writing.start()
     with pytest.raises(HeldError, match="process 1 on far"):
         Holding(folder, "run r").__enter__()
     writing.join()
-    objects.write_whole(location, b"")  # and nobody ever writes the rest
+    atomic.write_whole(location, b"")  # and nobody ever writes the rest
     with Holding(folder, "run r"):
         assert read_lease(folder).number == 2
 

@@ -13,7 +13,7 @@ import crackbatch
 from crackbatch.errors import OptionError
 from crackbatch.results.parts import read_done
 from crackbatch.results.run import Run, choose_run
-from crackbatch.storage import documents, lease, objects
+from crackbatch.storage import atomic, documents, lease, locations, objects
 from test_runs import FOREIGN, begin, crackbatch_says, publish, summary_of, write, write_part
 
 # Of a process of this machine that is gone: process 1 began at another time.
@@ -70,7 +70,7 @@ def test_runs_that_were_never_published_go_whole_and_nothing_else(out: str) -> N
     begin(out, "planned")
     failed = begin(out, "failed")
     documents.write_json(
-        objects.join(failed.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"}
+        locations.join(failed.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"}
     )
     write(out, {"runs/planning/scratch/0123456789abcdef.copy": b"x"})
     found = crackbatch.clean(out, yes=True)
@@ -79,7 +79,7 @@ def test_runs_that_were_never_published_go_whole_and_nothing_else(out: str) -> N
     }  # fmt: skip
     assert found.removed
     assert contents(out) == before
-    if objects.is_local(out):
+    if locations.is_local(out):
         assert not any((Path(out) / "runs" / left.run_id).exists() for left in found.leftovers)
     assert [run.run_id for run in crackbatch.list_runs(out)] == [kept.run_id]
     assert crackbatch.clean(out, yes=True).leftovers == []
@@ -91,7 +91,9 @@ def test_a_published_run_loses_only_what_it_needed_while_it_worked(out: str) -> 
     run = begin(out, "r")
     write_part(run, "abc")
     publish(run, "abc")
-    documents.write_json(objects.join(run.folder, "summary.json"), summary_of(run))  # killed before the rest of finish
+    documents.write_json(
+        locations.join(run.folder, "summary.json"), summary_of(run)
+    )  # killed before the rest of finish
     rows = contents(out)
     write(run.folder, WORK)
     (left,) = crackbatch.clean(out, yes=True).leftovers
@@ -112,7 +114,7 @@ def test_an_unfinished_attempt_goes_and_the_rows_published_before_it_stay(out: s
     write(run.folder, WORK)
     if is_failed:
         failure = {"error": "no space", "at": "2026-01-03T11:00:00"}
-        documents.write_json(objects.join(run.folder, "failure.json"), failure)
+        documents.write_json(locations.join(run.folder, "failure.json"), failure)
     (left,) = crackbatch.clean(out, yes=True).leftovers
     assert (left.state, left.lost_rows) == ("failed" if is_failed else "interrupted", 3)
     assert {name: data for name, data in contents(out).items() if not name.endswith("failure.json")} == before
@@ -172,10 +174,10 @@ def test_a_run_on_a_machine_whose_clock_is_behind_is_passed_over(out: str, monke
     run = begin(out, "r")
     write_part(run, "abc")
     elsewhere = replace(DEAD, machine="other/pid:[1]")
-    location = objects.join(run.folder, "lease-00003.json")
-    objects.write_whole(location, lease._encode(elsewhere))
+    location = locations.join(run.folder, "lease-00003.json")
+    atomic.write_whole(location, lease._encode(elsewhere))
     renewed = lease._encode(replace(elsewhere, renewed_at="2026-01-01T00:00:05+00:00"))
-    renewing = threading.Timer(1.5, objects.write_whole, [location, renewed])
+    renewing = threading.Timer(1.5, atomic.write_whole, [location, renewed])
     renewing.start()
     found = crackbatch.clean(out, yes=True)
     renewing.join()

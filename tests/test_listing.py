@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.sources.plan import Plan, make_plan
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.buckets import _WAITING_PAGES, Entry, list_objects
 from test_archive import contents, write_files, zip_with
 
@@ -51,7 +51,7 @@ def version_of(location: str) -> str:
     """The version of one object as a look at it gives it, and as reading an archive compares it."""
     filesystem, path = objects.filesystem(location)
     filesystem.invalidate_cache()
-    return objects.version(filesystem.info(path))
+    return locations.version(filesystem.info(path))
 
 
 @pytest.mark.parametrize("prefix", ["", "/many", "/large", "/a", "/a/b/c", "/marker", "/ü"])

@@ -20,7 +20,7 @@ from crackbatch.results.predictions import read_predictions
 from crackbatch.results.publish import publish as publish_run
 from crackbatch.results.run import Run, choose_run
 from crackbatch.results.table import COLUMNS
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
 from test_runs import begin, publish, summary_of, write_part
 
 
@@ -116,7 +116,7 @@ def test_a_manifest_that_changed_between_attempts_is_published_with_its_columns_
 
 def test_an_unreadable_part_is_done_again(tmp_path: Path) -> None:
     run = Run(str(tmp_path), "r", "2026-01-01")
-    objects.write_whole(objects.join(run.parts_folder, "x.part"), b"PAR1 half a part")
+    atomic.write_whole(locations.join(run.parts_folder, "x.part"), b"PAR1 half a part")
     _, parts = read_done(run)
     assert parts.num_rows == 0
     assert not objects.list_files(run.parts_folder)
@@ -184,7 +184,7 @@ def test_a_night_without_anything_new_has_one_empty_file_however_often_it_is_run
 def test_an_output_may_have_the_name_of_a_pattern(out: str, name: str) -> None:
     neighbour = begin(f"{out}1", "r")
     write_part(neighbour, "abc")
-    there = objects.check_output(objects.join(out, name))
+    there = atomic.check_output(locations.join(out, name))
     run = begin(there, "r")
     write_part(run, "abc")
     publish(run, "abc")

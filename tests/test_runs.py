@@ -19,7 +19,7 @@ from crackbatch.results.parts import write_part as write_rows
 from crackbatch.results.publish import publish as publish_run
 from crackbatch.results.run import Run
 from crackbatch.results.table import COLUMNS
-from crackbatch.storage import documents, lease, objects
+from crackbatch.storage import atomic, documents, lease, locations, objects
 
 MODEL = "concrete-resnet18@0123456789ab"
 
@@ -50,7 +50,7 @@ def summary_of(run: Run, **changed: object) -> dict[str, object]:
 
 def write(out: str, files: dict[str, bytes]) -> dict[str, bytes]:
     for name, data in files.items():
-        objects.write_whole(objects.join(out, name), data)
+        atomic.write_whole(locations.join(out, name), data)
     return files
 
 
@@ -89,7 +89,7 @@ def test_every_state_is_known_from_what_lies_there(out: str) -> None:
     broken = begin(out, "broken", 3)
     write_part(broken, "a")
     documents.write_json(
-        objects.join(broken.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"}
+        locations.join(broken.folder, "failure.json"), {"error": "no space", "at": "2026-01-03T11:00:00"}
     )
     begin(out, "garbled", 2)
     write(out, {"runs/garbled/summary.json": b'{"images": '})
@@ -203,7 +203,7 @@ def test_the_command_shows_a_table_of_100_columns_or_json(tmp_path: Path) -> Non
         write_part(run, [f"{status}-{index}" for index in range(1000)], status)
     failed = begin(out, "x" * 128, 2)
     reason = "the run broke off:\n\x1b[31m" + "no space left " * 20
-    documents.write_json(objects.join(failed.folder, "failure.json"), {"error": reason, "at": "2026-01-01T11:00:00"})
+    documents.write_json(locations.join(failed.folder, "failure.json"), {"error": reason, "at": "2026-01-01T11:00:00"})
     table = crackbatch_says("runs", out)
     assert table.returncode == 0, table.stderr
     lines = table.stdout.splitlines()

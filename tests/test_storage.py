@@ -27,7 +27,7 @@ from crackbatch.models.bundle import DEFAULT_MODEL
 from crackbatch.models.model import load_model
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.plan import make_plan
-from crackbatch.storage import objects, retry
+from crackbatch.storage import atomic, locations, objects, retry
 from crackbatch.storage.buckets import list_objects
 from crackbatch.storage.redaction import redact
 from faulty import Faults, FaultyProxy
@@ -74,7 +74,7 @@ def test_credentials_are_taken_out_of_what_is_shown(shown: str, left: str | None
     "location", ["s3://b/Load Bearer of-the-northern-span.jpg", "s3://b/a sig=0123456789abcdefgh.jpg", "s3://b/sig=1/a"]
 )
 def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
-    assert objects.public(location) == location
+    assert locations.public(location) == location
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
     ],
 )
 def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str, like: str, location: str) -> None:
-    assert objects.locate(path, like) == location
+    assert locations.locate(path, like) == location
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str,
     ],
 )
 def test_the_name_of_a_file_ends_before_the_query_of_a_url(location: str, name: str) -> None:
-    assert objects.file_name(location) == name
+    assert locations.file_name(location) == name
 
 
 def test_a_connection_string_given_for_a_source_is_not_shown(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_name_with_colons_is_no_chain_of_storages(place: Place, tiles: dict[st
     plan = make_plan([f"{place.url}/colons"], EXTENSIONS)
     fetched = [data for block in fetch(plan.table) for data in block["bytes"].to_pylist()]
     assert sorted(fetched) == sorted([tiles["tile-00.jpg"], *tiles.values()])
-    objects.write_whole(f"{place.url}/colons/a::b/c.json", b"{}")
+    atomic.write_whole(f"{place.url}/colons/a::b/c.json", b"{}")
     assert objects.list_files(f"{place.url}/colons/a::b") == [f"{place.url}/colons/a::b/c.json"]
 
 
@@ -177,7 +177,7 @@ def test_many_pages_of_folders_are_listed_as_the_storage_does_with_each_objects_
     assert sorted(found) == sorted(names)
     for name in names[::100]:
         place.filesystem.invalidate_cache()
-        assert found[name].version == objects.version(place.filesystem.info(name))
+        assert found[name].version == locations.version(place.filesystem.info(name))
         assert found[name].size == 1
 
 
@@ -222,7 +222,7 @@ def test_an_object_is_created_only_where_there_is_none(place: Place) -> None:
 
 def check_listing(base: str) -> None:
     for name in ("r/a.json", "r/deep/b.json", "r/deep/er/c.txt", "r1/d.json", "r.json"):
-        objects.write_whole(f"{base}/{name}", name.encode())
+        atomic.write_whole(f"{base}/{name}", name.encode())
     assert objects.list_files(f"{base}/r", ".json") == [f"{base}/r/a.json", f"{base}/r/deep/b.json"]
     assert objects.list_files(f"{base}/r", recursive=False) == [f"{base}/r/a.json"]
     assert objects.list_sizes(f"{base}/r") == {"a.json": 8, "deep/b.json": 13, "deep/er/c.txt": 15}
@@ -239,7 +239,7 @@ def test_the_files_below_a_folder_here_are_listed_and_no_others(tmp_path: Path, 
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path: Path) -> None:
-    objects.write_whole(str(tmp_path / "runs/a.json"), b"x")
+    atomic.write_whole(str(tmp_path / "runs/a.json"), b"x")
     lowest = os.dup(0)
     os.close(lowest)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -256,7 +256,7 @@ def test_a_bucket_that_cannot_be_listed_is_asked_again_and_not_taken_for_empty(
     s3: str, monkeypatch: pytest.MonkeyPatch, recursive: bool
 ) -> None:
     monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
-    objects.write_whole("s3://inspections/unlisted/r/a.json", b"x")
+    atomic.write_whole("s3://inspections/unlisted/r/a.json", b"x")
     for faults, error in ((Faults(share=1.0, kinds=("503",)), OSError), (Faults(denied="list-type"), PermissionError)):
         before = retry.num_retries()
         with FaultyProxy(s3, faults) as proxy:
@@ -281,23 +281,23 @@ LAYOUTS = {
 def test_of_an_output_that_a_source_holds_only_what_runs_wrote_is_no_image(
     layout: str, out: str, tmp_path: Path, tiles: dict[str, bytes]
 ) -> None:
-    source, results = (objects.normalize(f"{out}/{part}".removesuffix("/.")) for part in LAYOUTS[layout])
+    source, results = (locations.normalize(f"{out}/{part}".removesuffix("/.")) for part in LAYOUTS[layout])
     images = [f"{source}/a.jpg", f"{source}/b/runs/c.jpg", f"{results}/photos/d.jpg", f"{source}/predictions.jpg"]
     images += [f"{results}/runs/pier 7/e.jpg", f"{results}/predictions/f.jpg"]
     for image in images:
-        objects.write_whole(image, tiles["tile-00.jpg"])
+        atomic.write_whole(image, tiles["tile-00.jpg"])
     before = make_plan([source], EXTENSIONS, [results]).table
     assert set(before["image_uri"].to_pylist()) == {image for image in images if image.startswith(f"{source}/")}
     pq.write_table(pa.table({"bytes": [tiles["tile-01.jpg"]]}), tmp_path / "r.parquet")
     for name in ("runs/r/scratch/0.images", "runs/r/run.json", "predictions/date=2026-01-01/r-00000.parquet"):
-        objects.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
+        atomic.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
     assert make_plan([source], EXTENSIONS, [results]).table.equals(before)
 
 
 @pytest.mark.usefixtures("ray_here", "s3")
 def test_scoring_a_prefix_into_itself_again_adds_nothing(tiles: dict[str, bytes]) -> None:
     out = "s3://inspections/itself"
-    objects.write_whole(f"{out}/a.jpg", tiles["tile-00.jpg"])
+    atomic.write_whole(f"{out}/a.jpg", tiles["tile-00.jpg"])
     assert [crackbatch.score(out, out, date="2026-01-01").added for _ in range(2)] == [1, 0]
 
 
@@ -314,7 +314,7 @@ def test_a_source_that_is_not_there_is_an_error_of_one_line(place: Place, name: 
 def test_results_in_a_bucket_that_is_not_there_are_refused_in_one_line(place: Place) -> None:
     out = f"{place.url.removesuffix('/storage')}-no-such-bucket/results"
     with pytest.raises(OutputError, match=r"does not exist|no such bucket") as raised:
-        objects.check_output(out)
+        atomic.check_output(out)
     assert out in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -376,7 +376,7 @@ def test_a_shared_access_signature_is_in_no_row_and_no_file_of_a_run(
     until = datetime.now(UTC) + timedelta(hours=1)
     signed = generate_container_sas("tests", "inspections", account_key=ACCOUNT_KEY, permission="rl", expiry=until)
     base = os.environ["AZURE_STORAGE_CONNECTION_STRING"].partition("BlobEndpoint=")[2]
-    named = [f"{base}/{root}/{name}?{signed}" for name in objects]
+    named = [f"{base}/{root}/{name}?{signed}" for name in placed]
     gone = [
         f"{base}/{root}/gone.jpg?{signed}",
         f"{azure}/gone.jpg?{signed}",

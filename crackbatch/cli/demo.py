@@ -20,7 +20,7 @@ import PIL.ImageDraw
 import PIL.ImageFilter
 
 from crackbatch.cli.output import print_summary
-from crackbatch.storage import objects
+from crackbatch.storage import atomic
 
 TILE = 227
 NUM_TILES = 96
@@ -50,7 +50,7 @@ def main() -> None:
 def draw_archive(path: Path, num_tiles: int = NUM_TILES) -> None:
     """A zip as inspections send them: tiles in two folders, and files that are empty, cut off or no image at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with objects.new_local_file(str(path)) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic.new_local_file(str(path)) as file, zipfile.ZipFile(file, "w") as archive:
         for index in range(num_tiles):
             cracked = index % 3 == 0
             # A fixed moment makes the drawn archive the same every time.

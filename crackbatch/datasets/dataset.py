@@ -29,7 +29,7 @@ from crackbatch.models.seen import read_seen, splits_of
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.sources.shards import shard_sizes
-from crackbatch.storage import objects
+from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
 _BATCH = 256
@@ -125,7 +125,7 @@ def _cut(components: list[str], splits: list[str | None]) -> list[str]:
 
 def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], int]:
     """The split of each image, None for one that is not named, and how many images are named."""
-    if objects.file_name(location).lower().endswith(".parquet"):
+    if locations.file_name(location).lower().endswith(".parquet"):
         known = read_split(location)
         return [known.get(image) for image in images], len(known)
     if not (seen := read_seen(location)):

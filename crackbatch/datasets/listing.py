@@ -20,7 +20,7 @@ from crackbatch.sources.listing import root_of
 from crackbatch.sources.plan import make_plan
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
-from crackbatch.storage import objects
+from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
 LABEL_COLUMN = "label"
@@ -66,7 +66,7 @@ def _source_names(sources: Sequence[str]) -> list[str]:
     roots = [root_of(source) for source in sources]
     names = [PurePosixPath(redact(location)).name for location in roots]
     return [
-        redact(objects.normalize(source)) if names.count(name) > 1 else name
+        redact(locations.normalize(source)) if names.count(name) > 1 else name
         for name, source in zip(names, sources, strict=True)
     ]
 
@@ -85,14 +85,14 @@ def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
 
 def _above(root: str) -> str:
     """The folder that a source lies in."""
-    return posixpath.dirname(objects.without_query(root))
+    return posixpath.dirname(locations.without_query(root))
 
 
 def _label(table: pa.Table, source: str, name: str, collection: str, rules: LabelRules, report: Report) -> pa.Table:
     """The plan's rows that have a label, with source, path, label and group, which is `collection`'s."""
     uris = table.column("image_uri").to_pylist()
     root = root_of(source)
-    paths, whole = _paths(uris, objects.public(root), name)
+    paths, whole = _paths(uris, locations.public(root), name)
     from_paths = [rules.label(path) for path in paths]
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
     parts = [name if found is None else found[1] or collection for found in from_paths]

@@ -17,7 +17,7 @@ from crackbatch.datasets.split import SPLITS, check_seed, write_split
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.sources.listing import check_sources
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations
 
 _SHOWN = 8
 
@@ -37,14 +37,14 @@ class Overview:
 
 
 def describe_dataset(
-    sources: objects.Location | Sequence[objects.Location],
-    out: objects.Location = "dataset",
+    sources: locations.Location | Sequence[locations.Location],
+    out: locations.Location = "dataset",
     *,
     positive: Sequence[str] = (),
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: objects.Location | None = None,
+    split: locations.Location | None = None,
     seed: int = 0,
 ) -> Overview:
     """Count labelled images by source, label, split and group, and write `split.parquet` and `dataset.png` to `out`.
@@ -54,13 +54,13 @@ def describe_dataset(
     check_seed(seed)
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
-    location = objects.check_output(os.fspath(out))
+    location = atomic.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-dataset-") as scratch:
         dataset = read_dataset(names, rules, scratch)
         dataset = with_given_split(dataset, os.fspath(split)) if split else with_split(dataset, seed)
-        files = [objects.join(location, name) for name in ("split.parquet", "dataset.png")]
+        files = [locations.join(location, name) for name in ("split.parquet", "dataset.png")]
         write_split(dataset.table, files[0])
-        objects.write_whole(files[1], _sheet(dataset, seed))
+        atomic.write_whole(files[1], _sheet(dataset, seed))
     notes = [*dataset.report.groupings(), *dataset.report.lines()]
     return Overview(_count(dataset), notes, dataset.digest, files)
 

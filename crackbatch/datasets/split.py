@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, SourceError
-from crackbatch.storage import objects
+from crackbatch.storage import locations
+from crackbatch.storage.documents import read_table, write_table
 from crackbatch.storage.redaction import redact
 
 SPLITS = ("train", "validation", "test")
@@ -102,17 +101,14 @@ def _missing(splits: Sequence[str | None], labels: np.ndarray, needed: Sequence[
 
 def write_split(table: pa.Table, location: str) -> None:
     """Write the split of a dataset's table as Parquet, sorted by image."""
-    sink = pa.BufferOutputStream()
-    shown = table.select(COLUMNS).sort_by("image_uri")
-    pq.write_table(shown, sink, compression="zstd")
-    objects.write_whole(location, sink.getvalue().to_pybytes())
+    write_table(location, table.select(COLUMNS).sort_by("image_uri"))
 
 
 def read_split(location: str) -> dict[str, str]:
     """sha256 → split, as `write_split` wrote it; SourceError where it is no such table."""
     shown = redact(location)
     try:
-        table = pq.read_table(io.BytesIO(objects.read_bytes(objects.normalize(location))), columns=["sha256", "split"])
+        table = read_table(locations.normalize(location), columns=["sha256", "split"])
     except FileNotFoundError:
         raise SourceError(f"no such split file: {shown}") from None
     except Exception as error:  # pyarrow's and each storage's own

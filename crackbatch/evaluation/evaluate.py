@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from crackbatch.datasets.dataset import Dataset, read_dataset, read_encoded
 from crackbatch.datasets.labels import LabelRules
@@ -35,7 +34,8 @@ from crackbatch.models.model import Model
 from crackbatch.models.seen import LEARNT, read_learnt, splits_of
 from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations
+from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import redact
 
 ALL = "all"
@@ -51,11 +51,11 @@ class Evaluation:
 
 
 def evaluate(
-    sources: objects.Location | Sequence[objects.Location],
-    out: objects.Location,
+    sources: locations.Location | Sequence[locations.Location],
+    out: locations.Location,
     *,
-    model: objects.Location = DEFAULT_MODEL,
-    predictions: objects.Location | None = None,
+    model: locations.Location = DEFAULT_MODEL,
+    predictions: locations.Location | None = None,
     run_id: str | None = None,
     threshold: float | None = None,
     operating_point: str | None = None,
@@ -79,7 +79,7 @@ def evaluate(
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     bundle, weights = read_bundle_and_weights(os.fspath(model))
     line = bundle.draw_line(threshold, operating_point)
-    location = objects.check_output(os.fspath(out))
+    location = atomic.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
         dataset = read_dataset(names, rules, scratch)
         rows, left_out = _choose(dataset, bundle, include_seen)
@@ -229,10 +229,8 @@ def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float
     scored = _by_source(rows, probabilities)
     counts = {name: confusion(part, threshold) for name, part in scored.items()}
     wrong = _errors(rows, probabilities, threshold)
-    sink = pa.BufferOutputStream()
-    pq.write_table(wrong.drop_columns(["row"]), sink, compression="zstd")
+    write_table(locations.join(out, "errors.parquet"), wrong.drop_columns(["row"]))
     files = {
-        "errors.parquet": sink.getvalue().to_pybytes(),
         "errors.png": _draw_errors(rows, wrong),
         "confusion.png": plot_confusion(counts, threshold),
         "ranking.png": plot_ranking(scored, threshold),
@@ -240,7 +238,7 @@ def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float
         "metrics.json": json.dumps(_without_nan(metrics), indent=2).encode() + b"\n",
     }
     for name, data in files.items():
-        objects.write_whole(objects.join(out, name), data)
+        atomic.write_whole(locations.join(out, name), data)
 
 
 def _errors(rows: pa.Table, probabilities: np.ndarray, threshold: float) -> pa.Table:

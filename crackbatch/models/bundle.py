@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crackbatch.errors import BundleError, OptionError, SourceError
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import atomic, locations, ranges
 from crackbatch.storage.redaction import redact
 
 FORMAT_VERSION = 1
@@ -120,11 +120,11 @@ def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, byte
 def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
     """Write weights (safetensors bytes) and description to `bundle.location`, the description last."""
     bundle = Bundle(**{**_fields(bundle), "weights_sha256": hashlib.sha256(weights).hexdigest()})
-    objects.write_whole(objects.join(bundle.location, WEIGHTS), weights)
+    atomic.write_whole(locations.join(bundle.location, WEIGHTS), weights)
     description = {"format_version": FORMAT_VERSION, **asdict(bundle)}
     del description["location"]
     text = json.dumps(description, indent=2).encode() + b"\n"
-    objects.write_whole(objects.join(bundle.location, DESCRIPTION), text)
+    atomic.write_whole(locations.join(bundle.location, DESCRIPTION), text)
     return bundle
 
 
@@ -136,18 +136,18 @@ def resolve(location: str) -> str:
     """Where a bundle lies: the folder of a shipped model, or the location itself."""
     if "/" not in location and (_SHIPPED / location / DESCRIPTION).is_file():
         return str(_SHIPPED / location)
-    return objects.normalize(location)
+    return locations.normalize(location)
 
 
 def absolute(location: str, words: Sequence[str] = ()) -> str:
     """A location that means the same in any working directory; words, and names of shipped models, stay as they are."""
-    return location if location in (*words, *shipped_models()) else objects.normalize(location)
+    return location if location in (*words, *shipped_models()) else locations.normalize(location)
 
 
 def _read(location: str, name: str, limit: int) -> bytes:
     shown = redact(location)
     try:
-        with ranges.open_file(objects.join(resolve(location), name)) as file:
+        with ranges.open_file(locations.join(resolve(location), name)) as file:
             data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_models()) or "none"

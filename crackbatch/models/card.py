@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from crackbatch.models.bundle import Bundle
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations
 
 FILE = "MODEL_CARD.md"
 
 
 def write_card(bundle: Bundle) -> None:
     """Write the card beside the bundle's other files."""
-    objects.write_whole(objects.join(bundle.location, FILE), draw_card(bundle).encode())
+    atomic.write_whole(locations.join(bundle.location, FILE), draw_card(bundle).encode())
 
 
 def draw_card(bundle: Bundle) -> str:

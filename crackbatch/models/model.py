@@ -17,7 +17,7 @@ import PIL.Image
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
-from crackbatch.storage import objects
+from crackbatch.storage import locations
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ CPU_BATCH_SIZE = 8
 CUDA_BATCH_SIZE = 256
 
 
-def load_model(location: objects.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
+def load_model(location: locations.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
     """Load a shipped model by name or a bundle from a path or URL; raises BundleError."""
     return Model(*read_bundle_and_weights(os.fspath(location)), device)
 

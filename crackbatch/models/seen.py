@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crackbatch.errors import BundleError
 from crackbatch.models.bundle import resolve
-from crackbatch.storage import objects
+from crackbatch.storage import locations
+from crackbatch.storage.documents import read_table, write_table
 from crackbatch.storage.redaction import redact
 
 FILE = "seen.parquet"
@@ -32,9 +31,7 @@ def write_seen(
         "split": pa.array([own.get(image) for image in images], pa.string()).dictionary_encode(),
         "before": pa.array([learnt.get(image) for image in images], pa.string()).dictionary_encode(),
     }
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"image": np.array(images, np.uint64), **columns}), sink, compression="zstd")
-    objects.write_whole(objects.join(location, FILE), sink.getvalue().to_pybytes())
+    write_table(locations.join(location, FILE), pa.table({"image": np.array(images, np.uint64), **columns}))
 
 
 def read_seen(location: str) -> dict[int, str]:
@@ -51,15 +48,13 @@ def read_learnt(location: str) -> dict[int, str]:
 def _read(location: str) -> tuple[dict[int, str], dict[int, str]]:
     """The splits of a bundle's own images, and of those that the model before it had learnt from."""
     try:
-        data = objects.read_bytes(objects.join(resolve(location), FILE))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}, {}
-    try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_table(locations.join(resolve(location), FILE))
         images, own = table.column("image").to_pylist(), table.column("split").to_pylist()
         # The models of older versions do not say what came before them.
         before = table.column("before").to_pylist() if "before" in table.column_names else [None] * len(images)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, {}
+    except (pa.ArrowException, KeyError) as error:
         raise BundleError(f"model {redact(location)}: {FILE} cannot be read ({error})") from None
     return _known(images, own), _known(images, before)
 

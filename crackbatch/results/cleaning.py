@@ -19,7 +19,7 @@ from crackbatch.results.parts import concat_identities, read_part
 from crackbatch.results.run import WORKING_FOLDERS
 from crackbatch.results.states import LEASE, ListedRun, RunFolder, survey
 from crackbatch.sources.rows import IDENTITY
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up
@@ -48,7 +48,7 @@ class Cleaning:
     removed: bool
 
 
-def clean(out: objects.Location, yes: bool = False, run_id: str | None = None) -> Cleaning:
+def clean(out: locations.Location, yes: bool = False, run_id: str | None = None) -> Cleaning:
     """List what interrupted runs left in `out`, of one run if it is named, and remove it where `yes` says so.
 
     A run that was never published goes whole. Raises OutputError where there are no runs, OptionError for a run that
@@ -73,7 +73,7 @@ def clean(out: objects.Location, yes: bool = False, run_id: str | None = None) -
                     passed_over[run.run_id] = "has just been continued"
                     continue
                 leftovers.append(left)
-    return Cleaning(objects.normalize(out), leftovers, passed_over, yes)
+    return Cleaning(locations.normalize(out), leftovers, passed_over, yes)
 
 
 def _why_not(run: ListedRun) -> str | None:
@@ -93,7 +93,7 @@ def _leftover_files(folder: RunFolder, run: ListedRun) -> list[str]:
 
 def _is_leftover(name: str) -> bool:
     first, slash, _ = name.partition("/")
-    return first in WORKING_FOLDERS if slash else objects.is_temporary(name) or bool(LEASE.fullmatch(name))
+    return first in WORKING_FOLDERS if slash else locations.is_temporary(name) or bool(LEASE.fullmatch(name))
 
 
 def _is_published(folder: RunFolder, run: ListedRun) -> bool:
@@ -101,7 +101,7 @@ def _is_published(folder: RunFolder, run: ListedRun) -> bool:
 
 
 def _describe(folder: RunFolder, run: ListedRun, files: list[str]) -> Leftovers:
-    places = [objects.join(folder.location, name) for name in files]
+    places = [locations.join(folder.location, name) for name in files]
     size_bytes = sum(folder.files[name] for name in files)
     return Leftovers(run.run_id, run.state, places, size_bytes, _count_lost(folder, run))
 
@@ -131,14 +131,14 @@ def _remove(folder: RunFolder, files: list[str]) -> bool:
             if _without_leases(objects.list_sizes(folder.location)) != _without_leases(folder.files):
                 return False
             late = [name for name in files if name == "run.json"]
-            places = [objects.join(folder.location, name) for name in files if name not in late]
+            places = [locations.join(folder.location, name) for name in files if name not in late]
             with ThreadPoolExecutor(_THREADS) as threads:
                 list(threads.map(objects.remove_file, places))
             for name in late:
-                objects.remove_file(objects.join(folder.location, name))
+                objects.remove_file(locations.join(folder.location, name))
     except HeldError:
         return False
-    if objects.is_local(folder.location):
+    if locations.is_local(folder.location):
         for name in (*WORKING_FOLDERS, ""):
             with suppress(OSError):  # not empty, or not there
                 os.rmdir(os.path.join(folder.location, name))

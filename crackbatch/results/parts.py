@@ -14,7 +14,8 @@ from crackbatch.errors import OutputError
 from crackbatch.results.run import Run
 from crackbatch.results.table import WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import locations, objects, ranges
+from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import redact
 
 _THREADS = 8
@@ -22,10 +23,7 @@ _THREADS = 8
 
 def write_part(run: Run, rows: pa.Table) -> None:
     """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
-    location = objects.join(run.parts_folder, f"{block_digest(rows)}.part")
-    objects.write_whole(location, sink.getvalue().to_pybytes())
+    write_table(locations.join(run.parts_folder, f"{block_digest(rows)}.part"), rows)
 
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
@@ -48,7 +46,7 @@ def read_scored(out: str, model_id: str) -> pa.Table:
 
     Those whose bytes could not be had are left out: another night may have them.
     """
-    root = objects.join(out, "predictions")
+    root = locations.join(out, "predictions")
     files = objects.list_files(root, ".parquet")
 
     def read(file: str) -> pa.Table:

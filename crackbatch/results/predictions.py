@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from crackbatch.errors import OptionError, OutputError
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.redaction import redact
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 def read_predictions(
-    out: objects.Location,
+    out: locations.Location,
     run_id: str | None = None,
     date: str | None = None,
     min_probability: float | None = None,
@@ -37,7 +37,7 @@ def read_predictions(
     types in several runs that do not go together, OptionError for a column, run or date that is not there.
     """
     out = os.fspath(out)
-    root = objects.join(objects.normalize(out), "predictions")
+    root = locations.join(locations.normalize(out), "predictions")
     files = objects.list_files(root, ".parquet")
     if not files:
         raise OutputError(f"no predictions in {redact(out)}; `crackbatch score` publishes them there")

@@ -15,7 +15,8 @@ from crackbatch.errors import PublishError
 from crackbatch.results.parts import concat_identities, read_part
 from crackbatch.results.run import Run
 from crackbatch.sources.rows import IDENTITY, identity_keys
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
+from crackbatch.storage.documents import read_table
 from crackbatch.storage.redaction import redact
 
 _THREADS = 8
@@ -47,8 +48,8 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
     # A night with nothing new has its (empty) table too.
     for rows in _tables(files, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
-        hidden = objects.join(run.folder, "publish", f"{name}.whole")
-        visible = objects.join(run.out, "predictions", f"date={run.date}", name)
+        hidden = locations.join(run.folder, "publish", f"{name}.whole")
+        visible = locations.join(run.out, "predictions", f"date={run.date}", name)
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
     for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
@@ -123,7 +124,10 @@ def _read_parts(files: list[str]) -> Iterator[pa.Table]:
 
 
 def _read_whole(location: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(objects.read_bytes(location)))
+    try:
+        return read_table(location)
+    except pa.ArrowException:
+        raise PublishError("a part cannot be read any more; run again") from None
 
 
 def _write_sorted(rows: pa.Table, location: str) -> None:
@@ -131,7 +135,7 @@ def _write_sorted(rows: pa.Table, location: str) -> None:
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
     order = pc.sort_indices(rows, sort_keys=keys)
     with (
-        objects.new_file(location) as file,
+        atomic.new_file(location) as file,
         pq.ParquetWriter(file, rows.schema, compression="zstd") as writer,
     ):
         for start in range(0, max(1, len(order)), ROW_GROUP_ROWS):

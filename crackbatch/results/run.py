@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crackbatch.errors import OptionError
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.documents import read_json, write_json
 from crackbatch.storage.redaction import redact
 
@@ -39,23 +39,23 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return objects.join(self.out, "runs", self.run_id)
+        return locations.join(self.out, "runs", self.run_id)
 
     @property
     def plan_folder(self) -> str:
-        return objects.join(self.folder, "plan")
+        return locations.join(self.folder, "plan")
 
     @property
     def parts_folder(self) -> str:
-        return objects.join(self.folder, "parts")
+        return locations.join(self.folder, "parts")
 
     @property
     def scratch_folder(self) -> str:
-        return objects.join(self.folder, "scratch")
+        return locations.join(self.folder, "scratch")
 
     @property
     def attempts_folder(self) -> str:
-        return objects.join(self.folder, "attempts")
+        return locations.join(self.folder, "attempts")
 
     @property
     def is_begun(self) -> bool:
@@ -73,7 +73,7 @@ class Run:
 
     def published_files(self) -> list[str]:
         """The run's files below `predictions/`, by number."""
-        folder = objects.join(self.out, "predictions", f"date={self.date}")
+        folder = locations.join(self.out, "predictions", f"date={self.date}")
         pattern = re.compile(re.escape(self.run_id) + r"-\d{5}\.parquet")
         return [file for file in objects.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
 
@@ -102,7 +102,7 @@ class Run:
             objects.remove(self._file(name))
 
     def _file(self, name: str) -> str:
-        return objects.join(self.folder, name)
+        return locations.join(self.folder, name)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         return read_json(self._file(name))
@@ -118,7 +118,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
         return unfinished
     today = datetime.now(UTC).date().isoformat()
     run_id = run_id or f"{date or today}-{fingerprint[:8]}"
-    known = read_json(objects.join(out, "runs", run_id, "run.json"))
+    known = read_json(locations.join(out, "runs", run_id, "run.json"))
     if known is not None:
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
@@ -143,7 +143,7 @@ def check_names(date: str | None, run_id: str | None) -> str | None:
 
 def _unfinished(out: str, fingerprint: str) -> Run | None:
     """The newest run of this fingerprint without a summary."""
-    runs = objects.join(out, "runs")
+    runs = locations.join(out, "runs")
     files = objects.list_files(runs)
     finished = {file.rsplit("/", 2)[-2] for file in files if file.endswith("/summary.json")}
     candidates = []

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from crackbatch.errors import OutputError
 from crackbatch.results.parts import by_frequency, read_part, values_of
 from crackbatch.results.run import RUN_ID, Run
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.documents import read_json
 from crackbatch.storage.lease import read_lease
 from crackbatch.storage.redaction import redact
@@ -79,19 +79,19 @@ class RunFolder:
 
     @property
     def location(self) -> str:
-        return objects.join(self.out, "runs", self.run_id)
+        return locations.join(self.out, "runs", self.run_id)
 
     @property
     def parts(self) -> list[str]:
         names = (name for name in self.files if name.startswith("parts/") and name.endswith(".part"))
-        return [objects.join(self.location, name) for name in names]
+        return [locations.join(self.location, name) for name in names]
 
     def published_files(self, date: str) -> list[str]:
         """Its files below `predictions/`; none for a run whose date is not known."""
         return Run(self.out, self.run_id, date).published_files() if date else []
 
 
-def list_runs(out: objects.Location) -> list[ListedRun]:
+def list_runs(out: locations.Location) -> list[ListedRun]:
     """The runs in `out`, newest last; raises OutputError where there is none."""
     return [run for _, run in survey(os.fspath(out))]
 
@@ -100,7 +100,7 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
     """Every run in `out` with its folder, newest last; raises OutputError where there is none."""
     if not out:
         raise OutputError("OUT is missing: name the folder or URL that was given to score as --out")
-    folders = _list_folders(objects.normalize(out))
+    folders = _list_folders(locations.normalize(out))
     with ThreadPoolExecutor(_THREADS) as threads:
         found = [(folder, run) for folder, run in zip(folders, threads.map(_look, folders), strict=True) if run]
     if not found:
@@ -111,7 +111,7 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
 def _list_folders(out: str) -> list[RunFolder]:
     """The folders below `runs/` whose names a run can have, each with all its files."""
     with giving_up(lambda why: OutputError(f"cannot list the runs in {redact(out)}: {why}")):
-        listed = objects.list_sizes(objects.join(out, "runs"), FIRST_TRIES)
+        listed = objects.list_sizes(locations.join(out, "runs"), FIRST_TRIES)
     folders: dict[str, dict[str, int]] = {}
     for name, size_bytes in listed.items():
         run_id, slash, below = name.partition("/")
@@ -222,7 +222,7 @@ def _num_rows(location: str) -> int:
 
 def _read_object(folder: RunFolder, name: str) -> dict[str, Any] | None:
     """A JSON file of the run, None where there is none (any more)."""
-    return read_json(objects.join(folder.location, name)) if name in folder.files else None
+    return read_json(locations.join(folder.location, name)) if name in folder.files else None
 
 
 def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kind:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from crackbatch.sources.rows import block_digest
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
 
 MAX_DEATHS = 3
 _LOOK_S = 0.5
@@ -96,15 +96,15 @@ class Attempts:
 
     def give_up(self, name: str, row: int) -> None:
         """Remember that a row is too slow, and that this worker's end is no death of the others' making."""
-        objects.write_whole(objects.join(self._folder, f"{name}-{row}.slow"), b"")
+        atomic.write_whole(locations.join(self._folder, f"{name}-{row}.slow"), b"")
         for file in list(self._open):
             objects.remove(file)
 
     @contextmanager
     def _mark(self, file: str) -> Iterator[None]:
         """A mark that stays if the process dies; an exception is no death."""
-        mark = objects.join(self._folder, file)
-        objects.write_whole(mark, b"")
+        mark = locations.join(self._folder, file)
+        atomic.write_whole(mark, b"")
         self._open.add(mark)
         try:
             yield

@@ -14,7 +14,7 @@ from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.models.bundle import Bundle, read_bundle
 from crackbatch.sources.listing import check_sources
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations
 from crackbatch.storage.documents import fingerprint_of
 from crackbatch.storage.redaction import redact
 
@@ -43,7 +43,7 @@ class Request:
 
     @property
     def fingerprint(self) -> str:
-        named = [redact(objects.normalize(source)) for source in self.sources]
+        named = [redact(locations.normalize(source)) for source in self.sources]
         return fingerprint_of(
             {
                 "sources": named if self.limit else sorted(named),  # of whose order a limited run has the first
@@ -62,7 +62,7 @@ class Request:
 
 
 def check_request(
-    sources: objects.Location | Sequence[objects.Location],
+    sources: locations.Location | Sequence[locations.Location],
     out: str,
     model: str,
     threshold: float | None,
@@ -93,7 +93,7 @@ def check_request(
     checked_limit = _check_limit(limit)
     bundle = read_bundle(model)
     line = bundle.draw_line(threshold, operating_point)
-    location = objects.check_output(out) if not dry_run else objects.normalize(out) if out else ""
+    location = atomic.check_output(out) if not dry_run else locations.normalize(out) if out else ""
     return Request(
         names, location, bundle, line, checked_extensions, max_megapixels, decode_timeout, max_error_rate, max_errors,
         new_only, checked_limit, batch_size, address,

@@ -43,7 +43,7 @@ from crackbatch.scoring.request import (
 from crackbatch.sources.plan import Plan, intersect, local_roots, make_plan, subtract
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.shards import write_shards
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up, num_retries
@@ -67,10 +67,10 @@ class Work:
 
 
 def score(
-    sources: objects.Location | Sequence[objects.Location],
-    out: objects.Location,
+    sources: locations.Location | Sequence[locations.Location],
+    out: locations.Location,
     *,
-    model: objects.Location = DEFAULT_MODEL,
+    model: locations.Location = DEFAULT_MODEL,
     date: str | None = None,
     run_id: str | None = None,
     threshold: float | None = None,
@@ -104,7 +104,7 @@ def score(
         plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
         return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
     run = _choose_run(request, date, run_id)
-    made = objects.missing_folders(run.folder)
+    made = atomic.missing_folders(run.folder)
     broken_off = giving_up(lambda why: RunError(f"the run broke off ({why}); the same command continues it"))
     try:
         with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:
@@ -115,7 +115,7 @@ def score(
         run.fail(str(error))
         raise
     finally:
-        objects.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
+        atomic.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:

@@ -20,7 +20,7 @@ from crackbatch.sources.parquet import parquet_cells
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.sources.zips import unzip
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import retrying
 
@@ -86,7 +86,7 @@ def _together(first: dict[str, Any], other: dict[str, Any]) -> bool:
     if first["method"] != other["method"] and "whole" in (first["method"], other["method"]):
         return False
     if first["method"] == "whole":
-        return objects.scheme(os.fsdecode(first["container"])) == objects.scheme(os.fsdecode(other["container"]))
+        return locations.scheme(os.fsdecode(first["container"])) == locations.scheme(os.fsdecode(other["container"]))
     return bool(first["container"] == other["container"])
 
 
@@ -117,7 +117,7 @@ def _failure(error: BaseException, location: str) -> Content:
 
 def _read_whole(rows: list[dict[str, Any]]) -> Iterable[Content]:
     places = [os.fsdecode(row["container"]) for row in rows]
-    if objects.is_local(places[0]):
+    if locations.is_local(places[0]):
         return (_read_local(row, location) for row, location in zip(rows, places, strict=True))
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
         return list(threads.map(_read_remote, rows, places))
@@ -131,8 +131,8 @@ def _read_remote(row: dict[str, Any], location: str) -> Content:
         data = retrying(lambda: _read_object(filesystem, path, size))
         content = _check_whole(row, data)
         listed = row["container_version"]
-        if content.data is not None and objects.lists_versions(location) and not _is_version(data, listed):
-            now = objects.version(objects.info(location))
+        if content.data is not None and locations.lists_versions(location) and not _is_version(data, listed):
+            now = locations.version(objects.info(location))
             if now != listed:
                 return Content(None, "changed", f"replaced since it was listed: {redact(location)}; run again")
         return content
@@ -156,7 +156,7 @@ def _read_local(row: dict[str, Any], location: str) -> Content:
     try:
         with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe must not be waited for
             data = file.read(MAX_IMAGE_BYTES + 1) or b""
-            now = objects.local_version(os.fstat(file.fileno()))
+            now = locations.local_version(os.fstat(file.fileno()))
     except OSError as error:
         return _failure(error, location)
     if row["container_version"] and now != row["container_version"]:
@@ -186,7 +186,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
     """Members of one archive by their ranges, neighbours in one request; one that fails costs its own members alone."""
     location = os.fsdecode(rows[0]["container"])
     spans = _merge([(row["start"], row["start"] + row["length"]) for row in rows])
-    chunks, now = (_read_local_ranges if objects.is_local(location) else _read_remote_ranges)(location, spans)
+    chunks, now = (_read_local_ranges if locations.is_local(location) else _read_remote_ranges)(location, spans)
     if rows[0]["container_version"] not in ("", now):
         return [_changed_archive(location)] * len(rows)
     contents = []
@@ -196,7 +196,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
             if isinstance(chunk, Content):
                 # A disk's bad sector answers at once, so that those beside it are read one by one; a store was asked
                 # ten times already.
-                alone = len(members) == 1 or not objects.is_local(location)
+                alone = len(members) == 1 or not locations.is_local(location)
                 contents.append(chunk if alone else _read_ranges([row])[0])
             else:
                 begin = row["start"] - start
@@ -213,7 +213,7 @@ def _read_local_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes | 
                 chunks.append(_pread(file.fileno(), start, stop))
             except OSError as error:
                 chunks.append(_failure(error, location))
-        return chunks, objects.local_version(os.fstat(file.fileno()))
+        return chunks, locations.local_version(os.fstat(file.fileno()))
 
 
 def _pread(descriptor: int, start: int, stop: int) -> bytes:
@@ -238,7 +238,7 @@ def _read_remote_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes |
 
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
         chunks = list(threads.map(read, [start for start, _, _ in spans], [stop for _, stop, _ in spans]))
-    return chunks, objects.version(objects.info(location))
+    return chunks, locations.version(objects.info(location))
 
 
 def _merge(ranges_: list[tuple[int, int]]) -> list[_Span]:
@@ -295,6 +295,6 @@ def _in_blocks(contents: Iterable[Content]) -> Iterator[list[Content]]:
 
 
 def _stat_version(location: str) -> str:
-    if objects.is_local(location):
-        return objects.local_version(os.stat(location))
-    return objects.version(objects.info(location))
+    if locations.is_local(location):
+        return locations.local_version(os.stat(location))
+    return locations.version(objects.info(location))

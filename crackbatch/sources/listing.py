@@ -16,7 +16,7 @@ import fsspec.utils
 from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.sources.manifest import Manifest, read_manifest
 from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, Object, is_hidden, kind_of
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.buckets import Entry, list_objects
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
@@ -25,14 +25,14 @@ _WRITTEN = ("predictions", "runs")  # where scoring keeps what it makes in its o
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
 
 
-def check_sources(sources: objects.Location | Sequence[objects.Location]) -> list[str]:
+def check_sources(sources: locations.Location | Sequence[locations.Location]) -> list[str]:
     """The sources that a caller names, one or several; SourceError where there is none."""
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if not names:
         raise SourceError("no source: name a folder, an archive, an image or a manifest")
     if not all(names):
         raise SourceError("a source is an empty name; write . for this folder")
-    if inside := [name for name in names if objects.scheme(name) in ARCHIVE_SCHEMES]:
+    if inside := [name for name in names if locations.scheme(name) in ARCHIVE_SCHEMES]:
         raise SourceError(f"{redact(inside[0])} lies in an archive: name the archive, or list its images in a manifest")
     return names
 
@@ -46,10 +46,10 @@ def list_source(
 
     Raises SourceError where the source itself is not there or cannot be read, RunError where its store fails.
     """
-    location = objects.normalize(source)
-    written = (objects.join(objects.normalize(out), name, "") for out in skip for name in _WRITTEN)
+    location = locations.normalize(source)
+    written = (locations.join(locations.normalize(out), name, "") for out in skip for name in _WRITTEN)
     below = tuple(folder for folder in written if not f"{location}/".startswith(folder))  # what is named is looked into
-    list_all = _list_local if objects.is_local(location) else _list_remote
+    list_all = _list_local if locations.is_local(location) else _list_remote
     yield from list_all(location, source, extensions, listing, below)
 
 
@@ -57,7 +57,7 @@ def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str
     """Whether it is a run that made a file: but for the published tables none has the name of an image or archive."""
     if not location.startswith(below):
         return False
-    interesting, kind = _classify(objects.file_name(location), extensions)
+    interesting, kind = _classify(locations.file_name(location), extensions)
     return not interesting or (kind == "parquet" and re.search(r"/predictions/date=[^/]*/[^/]*$", location) is not None)
 
 
@@ -164,12 +164,12 @@ def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = 
         return Object(path, None, "", kind, "missing", f"{error.strerror}: {redact(path)}")
     if not stat.S_ISREG(status.st_mode):
         return Object(path, None, "", kind, "not_an_image", "a pipe, a device or a folder, not a file")
-    return Object(path, status.st_size, objects.local_version(status), kind)
+    return Object(path, status.st_size, locations.local_version(status), kind)
 
 
 def _single(location: str, source: str, extensions: frozenset[str], make: Any) -> Iterator[Object | Manifest]:
     """One file that the user named: an image, an archive or a manifest."""
-    name = objects.file_name(location)
+    name = locations.file_name(location)
     interesting, kind = _classify(name, extensions)
     if name.lower().endswith(".csv") or kind == "parquet":
         manifest = read_manifest(location)
@@ -189,19 +189,19 @@ def _from_glob(
     location: str, pattern: str, extensions: frozenset[str], listing: Listing
 ) -> Iterator[Object | Manifest]:
     fixed = _fixed_part(pattern)
-    interesting, kind = _classify(objects.file_name(location), extensions)
+    interesting, kind = _classify(locations.file_name(location), extensions)
     if is_hidden(location[len(fixed) :]):
         listing.pass_over("hidden files")
     elif interesting:
         yield _local_object(location, kind)
     else:
-        pass_over_name(objects.file_name(location), listing)
+        pass_over_name(locations.file_name(location), listing)
 
 
 def root_of(source: str) -> str:
     """The location that a source's images lie below: its own, or that of the folder above a glob's first wildcard."""
-    location = objects.normalize(source)
-    is_glob = _is_glob(location) and not objects.is_web(location)
+    location = locations.normalize(source)
+    is_glob = _is_glob(location) and not locations.is_web(location)
     return _fixed_part(location) if is_glob and not os.path.lexists(location) else location
 
 
@@ -221,15 +221,15 @@ def _list_remote(
 
     def make(_: str, archive: str | None) -> Object:
         info = objects.info(location)
-        return _remote_object(location, info.get("size"), objects.version(info), archive)
+        return _remote_object(location, info.get("size"), locations.version(info), archive)
 
     # Who mistyped a server's name is told so; a store that falls silent later, or is never named, is no such mistake.
-    is_known = objects.scheme(location) not in _WITH_SERVER
+    is_known = locations.scheme(location) not in _WITH_SERVER
     try:
         filesystem.invalidate_cache()
-        is_glob = _is_glob(path) and not objects.is_web(location)
+        is_glob = _is_glob(path) and not locations.is_web(location)
         root = _fixed_part(path) if is_glob else path
-        name = objects.file_name(location)
+        name = locations.file_name(location)
         is_file_name = _classify(name, extensions)[0] or name.lower().endswith(".csv")
         is_file = _is_file(filesystem, root, is_file_name)
         is_known = True
@@ -240,7 +240,7 @@ def _list_remote(
         is_empty = True
         for entry in entries:
             is_empty = False
-            full = objects.locate(entry.path, location)
+            full = locations.locate(entry.path, location)
             if not _is_written(full, written, extensions):
                 yield from _keep(entry, full, entry.path[len(root) :].lstrip("/"), extensions, listing)
     except FileNotFoundError as error:
@@ -262,7 +262,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
     except CrackbatchError:
         raise
     except (TypeError, AttributeError) as error:
-        why = f"a URL alone does not open {objects.scheme(location)}:// ({reason_of(error)})"
+        why = f"a URL alone does not open {locations.scheme(location)}:// ({reason_of(error)})"
         raise SourceError(f"cannot read {redact(source)}: {why}") from None
     except Exception as error:  # each cloud library raises its own
         raise _unlisted(error, location, source, is_known=False) from None
@@ -283,7 +283,7 @@ def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
         is_empty = False
         yield from page
     if is_empty and (info := retrying(lambda: objects.look_up(filesystem, path)))["type"] == "file":
-        yield Entry(path, info.get("size"), objects.version(info))
+        yield Entry(path, info.get("size"), locations.version(info))
 
 
 def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
@@ -304,7 +304,7 @@ def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
 
 
 def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str], listing: Listing) -> Iterator[Object]:
-    interesting, archive = _classify(objects.file_name(location), extensions)
+    interesting, archive = _classify(locations.file_name(location), extensions)
     if is_hidden(relative):
         listing.pass_over("hidden files")
     elif location.endswith("/"):  # the marker of a folder
@@ -312,7 +312,7 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
     elif interesting:
         yield _remote_object(location, entry.size, entry.version, archive)
     else:
-        pass_over_name(objects.file_name(location), listing)
+        pass_over_name(locations.file_name(location), listing)
 
 
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:

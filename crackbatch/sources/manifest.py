@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from crackbatch.errors import SourceError
 from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, kind_of
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import as_text, redact
 
 URI_COLUMN = "image_uri"
@@ -44,7 +44,7 @@ def read_manifest(location: str) -> Manifest | None:
     """
     shown = redact(location)
     try:
-        if objects.file_name(location).lower().endswith(".parquet"):
+        if locations.file_name(location).lower().endswith(".parquet"):
             with ranges.open_file(location) as file:
                 parquet = pq.ParquetFile(file)
                 if URI_COLUMN not in parquet.schema_arrow.names:
@@ -54,7 +54,7 @@ def read_manifest(location: str) -> Manifest | None:
             data = objects.read_bytes(location)
             table = _read_csv(data, shown)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and not objects.is_local(location):
+        if isinstance(error, OSError) and not locations.is_local(location):
             raise
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
     table = table.cast(pa.schema([_decoded(field) for field in table.schema]))
@@ -136,7 +136,7 @@ def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
 
 def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
     """Rows of the images that a manifest names, with its other columns; what is not there is a row `missing`."""
-    folder = objects.without_query(manifest.location).rsplit("/", 1)[0]
+    folder = locations.without_query(manifest.location).rsplit("/", 1)[0]
     others = manifest.table.drop_columns([URI_COLUMN])
     loose: list[tuple[int, str]] = []
     inside: dict[str, dict[str, list[int]]] = {}  # archive → member name → manifest rows
@@ -168,13 +168,13 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
 
 
 def _absolute(uri: str, folder: str) -> str:
-    if objects.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
-        return objects.normalize(objects.join(folder, uri))
-    return objects.normalize(uri)
+    if locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
+        return locations.normalize(locations.join(folder, uri))
+    return locations.normalize(uri)
 
 
 def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
-    found = look_at(container)._replace(kind=kind_of(objects.file_name(container)))
+    found = look_at(container)._replace(kind=kind_of(locations.file_name(container)))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
     rows = Rows()
@@ -194,7 +194,7 @@ def _pick_members(container: str, names: Collection[str], listing: Listing, scra
             table = table.filter(pa.array(keep, pa.bool_()))
             present = {_member_name(uri) for uri in table.column("image_uri").to_pylist()}
     protocol = "tar" if (found.kind or "").startswith("tar") else found.kind or "zip"
-    shown = objects.public(container)
+    shown = locations.public(container)
     for name in names:
         if name not in present:
             rows.add(

@@ -21,7 +21,7 @@ from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
 from crackbatch.sources.members import Listing, Object, is_hidden, kind_of
 from crackbatch.sources.rows import IDENTITY, SCHEMA, Rows, add_loose, identity_keys, list_archive
-from crackbatch.storage import objects
+from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
 _SORTED_ROWS = 1_000_000
@@ -64,7 +64,7 @@ def make_plan(
         for source in sources:
             for found in list_source(source, extensions, planner.listing, skip):
                 planner.add(found)
-            planner.end_source(is_ordered=objects.is_local(source))
+            planner.end_source(is_ordered=locations.is_local(source))
         plan = planner.finish(apart)
     finally:
         planner.stop()
@@ -201,8 +201,8 @@ def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
     waiting = table.filter(table.column("status").is_null()).column("container")
     paths = pc.unique(waiting.filter(pc.invert(pc.match_substring(waiting, "://"))))
     found = []
-    for root in (root_of(source) for source in sources if objects.is_local(source)):
-        below = pc.starts_with(paths, os.fsencode(objects.join(root, "")))
+    for root in (root_of(source) for source in sources if locations.is_local(source)):
+        below = pc.starts_with(paths, os.fsencode(locations.join(root, "")))
         is_there = pc.or_(below, pc.equal(paths, os.fsencode(root)))
         found += [root] if pc.any(is_there).as_py() else []
         paths = paths.filter(pc.invert(is_there))

@@ -16,7 +16,7 @@ from crackbatch.sources.members import MAX_IMAGE_BYTES, Listing, Member, Object
 from crackbatch.sources.parquet import list_parquet
 from crackbatch.sources.tars import list_tar
 from crackbatch.sources.zips import list_zip
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import atomic, locations, objects, ranges
 from crackbatch.storage.redaction import as_text, reason_of, redact
 from crackbatch.storage.retry import is_transient
 
@@ -87,12 +87,12 @@ def block_digest(rows: pa.Table) -> str:
 
 
 def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
-    uri, location, method = objects.public(found.location), found.location, "whole"
+    uri, location, method = locations.public(found.location), found.location, "whole"
     status, error = found.status, found.error
     if found.size is not None and found.size > MAX_IMAGE_BYTES:
         status, error = "too_large", f"{found.size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
     version, container_version = found.version, found.version
-    if objects.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
+    if locations.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
         location, container_version = _copy_to_scratch(found, scratch), ""
     rows.add(
         uri, None, os.fsencode(location), container_version, 0, found.size, None, method, found.size, version, None,
@@ -103,12 +103,12 @@ def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
 def look_at(location: str) -> Object:
     """An object as it is now, whatever a listing said; its status is set where it cannot be had."""
     try:
-        if objects.is_local(location):
+        if locations.is_local(location):
             status = os.stat(location)
-            return Object(location, status.st_size, objects.local_version(status), None)
+            return Object(location, status.st_size, locations.local_version(status), None)
         info = objects.info(location)
         size = info.get("size")
-        return Object(location, None if size is None else int(size), objects.version(info), None)
+        return Object(location, None if size is None else int(size), locations.version(info), None)
     except FileNotFoundError:
         return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
     except SourceError:
@@ -125,15 +125,15 @@ def list_archive(
     listing = Listing()
     assert found.kind is not None
     location, container_version = found.location, found.version
-    if scratch is not None and objects.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
+    if scratch is not None and locations.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
         location, container_version = _copy_to_scratch(found, scratch), ""
     rows = _ArchiveRows(found, location, container_version)
     is_unpacked = found.kind.startswith("tar.") and scratch is not None
     if is_unpacked:
         assert scratch is not None
-        target = objects.join(scratch, f"{_digest(found.location + found.version)}.images")
+        target = locations.join(scratch, f"{_digest(found.location + found.version)}.images")
         rows.container, rows.container_version = os.fsencode(target), ""
-    with objects.new_file(target) if is_unpacked else nullcontext() as spool:
+    with atomic.new_file(target) if is_unpacked else nullcontext() as spool:
         try:
             rows.fill(_members(found, location, listing, wanted, spool))
         except _NoImageColumn:
@@ -199,7 +199,7 @@ def _why_unread(error: _Unread, location: str) -> str:
     cause = error.__cause__
     assert cause is not None
     objects.check_credentials(cause, location)
-    if not objects.is_local(location) and is_transient(cause):
+    if not locations.is_local(location) and is_transient(cause):
         raise RunError(f"the storage of {redact(location)} fails ({reason_of(cause)}); run again") from cause
     return f"cannot be read: {reason_of(cause)}"
 
@@ -239,7 +239,7 @@ class _ArchiveRows:
     def __init__(self, found: Object, location: str, container_version: str) -> None:
         assert found.kind is not None
         self.container, self.container_version = os.fsencode(location), container_version
-        self._archive = objects.public(found.location)
+        self._archive = locations.public(found.location)
         self._version = found.version
         self._protocol = "tar" if found.kind.startswith("tar") else found.kind
         self._rows = Rows()
@@ -268,8 +268,8 @@ def _int64(value: int | None) -> int | None:
 
 
 def _copy_to_scratch(found: Object, scratch: str) -> str:
-    target = objects.join(scratch, f"{_digest(found.location + found.version)}.copy")
-    objects.write_whole(target, objects.read_bytes(found.location))
+    target = locations.join(scratch, f"{_digest(found.location + found.version)}.copy")
+    atomic.write_whole(target, objects.read_bytes(found.location))
     return target
 
 

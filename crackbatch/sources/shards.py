@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch.storage import objects, ranges
+from crackbatch.storage import atomic, locations, ranges
 
 _SHARDS_PER_FILE = 512
 _MAX_SHARD_BYTES = 32 << 20
@@ -64,7 +64,7 @@ def write_shards(table: pa.Table, folder: str) -> int:
                 shard = table.slice(start, size).combine_chunks()
                 writer.write_batch(shard.to_batches()[0])
                 start += size
-        objects.write_whole(_shard_file(folder, first // _SHARDS_PER_FILE), sink.getvalue().to_pybytes())
+        atomic.write_whole(_shard_file(folder, first // _SHARDS_PER_FILE), sink.getvalue().to_pybytes())
     return len(sizes)
 
 
@@ -76,4 +76,4 @@ def read_shard(folder: str, index: int) -> pa.Table:
 
 
 def _shard_file(folder: str, number: int) -> str:
-    return objects.join(folder, f"{number:05d}.arrow")
+    return locations.join(folder, f"{number:05d}.arrow")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import fsspec.asyn
 
-from crackbatch.storage import objects
-from crackbatch.storage.retry import retrying
+from crackbatch.storage import locations
+from crackbatch.storage.retry import MAX_TRIES, retrying
 
 _THREADS = 16
 _WAITING_PAGES = 16
@@ -59,14 +59,18 @@ class _Store(NamedTuple):
 
 
 def list_objects(
-    filesystem: Any, path: str, levels: int | None = None, is_entered: Callable[[str], bool] = lambda _: False
+    filesystem: Any,
+    path: str,
+    levels: int | None = None,
+    is_entered: Callable[[str], bool] = lambda _: False,
+    max_tries: int = MAX_TRIES,
 ) -> Iterator[list[Entry]]:
     """Pages of the files below a folder, in no order. Raises what the storage raises.
 
     `levels` bounds the depth, but below those folders on the last level whose path `is_entered` takes, all is listed.
     Markers of empty folders, whose names end in a slash, are among them.
     """
-    walk = _Walk(_store(filesystem, path), levels, is_entered)
+    walk = _Walk(_store(filesystem, path, max_tries), levels, is_entered)
     try:
         yield from walk
     finally:
@@ -85,7 +89,8 @@ class _Walk:
         self._stopped = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        for number in range(store.num_threads):  # daemons: nobody who presses Ctrl-C waits for a listing to end
+        num_threads = 1 if levels == 1 else store.num_threads  # one folder is one listing
+        for number in range(num_threads):  # daemons: nobody who presses Ctrl-C waits for a listing to end
             threading.Thread(target=self._work, name=f"list-{number}", daemon=True).start()
 
     def __iter__(self) -> Iterator[list[Entry]]:
@@ -169,19 +174,19 @@ def _is_beyond(folder: _Folder, key: str) -> bool:
     return bool(folder.last) and key > folder.last and not key.startswith(folder.last)
 
 
-def _store(filesystem: Any, path: str) -> _Store:
+def _store(filesystem: Any, path: str, max_tries: int) -> _Store:
     libraries = {kind.__module__.partition(".")[0] for kind in type(filesystem).__mro__}
     for library, make in (("s3fs", _s3), ("gcsfs", _google), ("adlfs", _azure)):
         if library in libraries and path.strip("/"):
-            return make(filesystem, path)
-    return _any_store(filesystem, path)
+            return make(filesystem, path, max_tries)
+    return _any_store(filesystem, path, max_tries)
 
 
 def _prefix(key: str) -> str:
     return f"{key.rstrip('/')}/" if key else ""
 
 
-def _s3(filesystem: Any, path: str) -> _Store:
+def _s3(filesystem: Any, path: str, max_tries: int) -> _Store:
     bucket, root, _ = filesystem.split_path(path)
 
     def pages(folder: _Folder) -> Iterator[_Page]:
@@ -191,10 +196,10 @@ def _s3(filesystem: Any, path: str) -> _Store:
         if folder.first:
             asked["StartAfter"] = folder.first
         while True:
-            page = retrying(partial(filesystem.call_s3, "list_objects_v2", **asked))
+            page = retrying(partial(filesystem.call_s3, "list_objects_v2", **asked), max_tries)
             items = page.get("Contents", ())  # none on a page of folders alone
             found = [
-                Entry(f"{bucket}/{item['Key']}", int(item["Size"]), objects.version({"ETag": item.get("ETag")}))
+                Entry(f"{bucket}/{item['Key']}", int(item["Size"]), locations.version({"ETag": item.get("ETag")}))
                 for item in items
                 if _in_range(folder, item["Key"])
             ]
@@ -207,7 +212,7 @@ def _s3(filesystem: Any, path: str) -> _Store:
     return _Store(pages, _prefix(root), bucket=f"{bucket}/", has_ranges=not bucket.endswith("--x-s3"))
 
 
-def _google(filesystem: Any, path: str) -> _Store:
+def _google(filesystem: Any, path: str, max_tries: int) -> _Store:
     bucket, root, _ = filesystem.split_path(path)
 
     def pages(folder: _Folder) -> Iterator[_Page]:
@@ -217,10 +222,10 @@ def _google(filesystem: Any, path: str) -> _Store:
         if folder.first:
             asked["startOffset"] = folder.first
         while True:
-            page = retrying(partial(filesystem.call, "GET", "b/{}/o", bucket, json_out=True, **asked))
+            page = retrying(partial(filesystem.call, "GET", "b/{}/o", bucket, json_out=True, **asked), max_tries)
             items = page.get("items", ())
             found = [
-                Entry(f"{bucket}/{item['name']}", int(item["size"]), objects.version(item))
+                Entry(f"{bucket}/{item['name']}", int(item["size"]), locations.version(item))
                 for item in items
                 if _in_range(folder, item["name"])
             ]
@@ -232,7 +237,7 @@ def _google(filesystem: Any, path: str) -> _Store:
     return _Store(pages, _prefix(root), bucket=f"{bucket}/", has_ranges=True)
 
 
-def _azure(filesystem: Any, path: str) -> _Store:
+def _azure(filesystem: Any, path: str, max_tries: int) -> _Store:
     from azure.core.exceptions import ResourceNotFoundError
 
     container, root, _ = filesystem.split_path(path)
@@ -250,7 +255,7 @@ def _azure(filesystem: Any, path: str) -> _Store:
         listed = (client.list_blobs(**asked) if folder.deep else client.walk_blobs(**asked)).by_page()
         while (blobs := fsspec.asyn.sync(filesystem.loop, next_page, listed)) is not None:
             found = [
-                Entry(f"{container}/{blob.name}", int(blob.size), objects.version(blob))
+                Entry(f"{container}/{blob.name}", int(blob.size), locations.version(blob))
                 for blob in blobs
                 if hasattr(blob, "size") and not _is_azure_folder(blob)
             ]
@@ -265,13 +270,13 @@ def _is_azure_folder(blob: Any) -> bool:
     return "true" in (marks.get("is_directory"), marks.get("hdi_isfolder"))
 
 
-def _any_store(filesystem: Any, path: str) -> _Store:
+def _any_store(filesystem: Any, path: str, max_tries: int) -> _Store:
     root = filesystem._strip_protocol(path)
     entered = {root.rstrip("/")}
 
     def pages(folder: _Folder) -> Iterator[_Page]:
         found, folders = [], []
-        for info in retrying(partial(filesystem.ls, folder.prefix, detail=True)):
+        for info in retrying(partial(filesystem.ls, folder.prefix, detail=True), max_tries):
             name = info["name"]
             if info["type"] != "directory":
                 found.append(_entry(filesystem, info))
@@ -291,4 +296,4 @@ def _entry(filesystem: Any, info: dict[str, Any]) -> Entry:
         with suppress(FileNotFoundError):  # it is found missing when it is read
             info = retrying(partial(filesystem.info, info["name"]))
     size = info.get("size")
-    return Entry(info["name"], None if size is None else int(size), objects.version(info))
+    return Entry(info["name"], None if size is None else int(size), locations.version(info))

@@ -1,4 +1,4 @@
-"""JSON documents on any storage, and the digest of a request."""
+"""JSON documents and Parquet tables as whole files on any storage, and the digest of a request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import hashlib
 import json
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from crackbatch.errors import OutputError
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, objects
 from crackbatch.storage.redaction import redact
 
 
@@ -31,4 +34,20 @@ def read_json(location: str) -> dict[str, Any] | None:
 
 def write_json(location: str, value: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
-    objects.write_whole(location, json.dumps(value, indent=2, default=str).encode() + b"\n")
+    atomic.write_whole(location, json.dumps(value, indent=2, default=str).encode() + b"\n")
+
+
+def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file, all of it or some columns; raises what the storage raises, ArrowInvalid where it is damaged."""
+    data = objects.read_bytes(location)
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except OSError as error:  # PyArrow's, of bytes that cannot be decompressed
+        raise pa.ArrowInvalid(str(error)) from None
+
+
+def write_table(location: str, table: pa.Table) -> None:
+    """Write a table as Parquet, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    atomic.write_whole(location, sink.getvalue().to_pybytes())

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from crackbatch.errors import HeldError, LeaseLostError
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.redaction import redact
 
 _RENEW_S = 5.0
@@ -111,7 +111,7 @@ class Holding:
         return max(map(_number, _files(self._folder)), default=0)
 
     def _location(self, number: int) -> str:
-        return objects.join(self._folder, f"lease-{number:05d}.json")
+        return locations.join(self._folder, f"lease-{number:05d}.json")
 
     def _take(self) -> Lease:
         """Create the next lease as soon as the one that is there is known to be dead."""
@@ -140,7 +140,7 @@ class Holding:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         pid, token = os.getpid(), uuid.uuid4().hex
         mine = Lease(number, socket.gethostname(), pid, _machine(), _started(pid), token, since, since)
-        if not objects.create(self._location(number), _encode(mine)):
+        if not atomic.create(self._location(number), _encode(mine)):
             return None
         for file in _files(self._folder):
             if _number(file) < number:
@@ -154,7 +154,7 @@ class Holding:
             try:
                 self.check()
                 self._lease = replace(self._lease, renewed_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
-                objects.write_whole(self._location(self._lease.number), _encode(self._lease))
+                atomic.write_whole(self._location(self._lease.number), _encode(self._lease))
                 renewed = time.monotonic()
                 if renewed - began > _SILENT_S:  # meanwhile another may have come and gone, and this wrote it anew
                     self._lost = f"the lease on {self._what} was renewed too late"

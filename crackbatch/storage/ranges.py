@@ -9,7 +9,7 @@ import io
 import os
 from typing import IO, Any
 
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.retry import retrying
 
 _PIECE_BYTES = 4 << 20
@@ -21,8 +21,8 @@ def open_file(location: str) -> IO[bytes]:
 
     One whose size nobody knows comes as `open_stream` opens it.
     """
-    if objects.is_local(location):
-        return open(objects.normalize(location), "rb")
+    if locations.is_local(location):
+        return open(locations.normalize(location), "rb")
     found, path = objects.filesystem(location)
     size = objects.info(location).get("size")
     if size is None:  # a server that does not say how long it is has no ranges either
@@ -47,7 +47,7 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
     """
     if start >= stop:
         return b""
-    if not objects.is_web(path):
+    if not locations.is_web(path):
         return bytes(found.cat_file(path, start=start, end=stop))
     try:  # the file and not `cat_file`, which reads whatever comes, all of it
         with found.open(path, "rb", size=stop, cache_type="none") as file:
@@ -56,7 +56,7 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
     except ValueError:
         raise io.UnsupportedOperation(_WHOLE_FILES_ONLY) from None
     except Exception as error:
-        if getattr(error, "status", None) in objects.GONE:
+        if getattr(error, "status", None) in locations.GONE:
             raise FileNotFoundError(path) from None
         raise
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from crackbatch.errors import RunError
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.redaction import redact
 
 _KEPT = 2
@@ -29,7 +29,7 @@ class Checkpoints:
 
     def save(self, epoch: int, state: dict[str, Any], best: set[int]) -> None:
         """Write an epoch's checkpoint, then remove all but the last two, and all but the weights of the best epochs."""
-        objects.write_whole(self._location(epoch), _dump(state))
+        atomic.write_whole(self._location(epoch), _dump(state))
         files = self._files()
         # Later epochs are those that could not be read when this training went on from an earlier one.
         for number in _epochs(files):
@@ -50,12 +50,12 @@ class Checkpoints:
 
     def save_best(self, epoch: int, weights: dict[str, Any]) -> None:
         """Keep the weights of an epoch that is the best so far; those before stay until it has its checkpoint."""
-        objects.write_whole(objects.join(self.folder, _best_name(epoch)), _dump(weights))
+        atomic.write_whole(locations.join(self.folder, _best_name(epoch)), _dump(weights))
 
     def best_location(self, epoch: int) -> str:
         """Where the weights of the best epoch lie."""
-        location = objects.join(self.folder, _best_name(epoch))
-        return location if objects.exists(location) else objects.join(self.folder, _OLD_BEST)
+        location = locations.join(self.folder, _best_name(epoch))
+        return location if objects.exists(location) else locations.join(self.folder, _OLD_BEST)
 
     def best(self, epoch: int) -> dict[str, Any]:
         """The weights of the best epoch; raises RunError where they are gone or damaged."""
@@ -75,7 +75,7 @@ class Checkpoints:
         return {file.rsplit("/", 1)[-1]: file for file in objects.list_files(self.folder, ".pt")}
 
     def _location(self, epoch: int) -> str:
-        return objects.join(self.folder, f"epoch-{epoch:04d}.pt")
+        return locations.join(self.folder, f"epoch-{epoch:04d}.pt")
 
 
 def _epochs(names: Iterable[str]) -> list[int]:

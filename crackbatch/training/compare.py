@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crackbatch.cluster import Cluster, cause_of
 from crackbatch.errors import OptionError, RunError, SourceError
@@ -25,7 +24,8 @@ from crackbatch.models.bundle import absolute, check_threshold
 from crackbatch.models.model import Model, load_model
 from crackbatch.sources.listing import check_sources, list_source
 from crackbatch.sources.members import Listing
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
+from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import redact
 from crackbatch.training.initial import WORDS, initial_network
 from crackbatch.training.recipe import Recipe
@@ -54,8 +54,8 @@ class Comparison:
 
 
 def compare(
-    sources: objects.Location | Sequence[objects.Location],
-    out: objects.Location,
+    sources: locations.Location | Sequence[locations.Location],
+    out: locations.Location,
     *,
     networks: Sequence[str] = (),
     threshold: float | None = None,
@@ -63,8 +63,8 @@ def compare(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: objects.Location | None = None,
-    init: objects.Location = "imagenet",
+    split: locations.Location | None = None,
+    init: locations.Location = "imagenet",
     workers: int = 1,
     address: str | None = None,
     **training: Any,
@@ -81,7 +81,7 @@ def compare(
         raise OptionError(f"--networks {','.join(names)}: one stands there twice")
     if threshold is not None:
         check_threshold(threshold)
-    location = objects.check_output(os.fspath(out))
+    location = atomic.check_output(os.fspath(out))
     for name in names:
         recipe = Recipe(name, **{key: value for key, value in training.items() if key in _RECIPE and value is not None})
         initial_network(name, "none", recipe.image_size)
@@ -89,7 +89,10 @@ def compare(
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
             raise SourceError(f"no images in {redact(source)}")
     # Trials have working directories of their own.
-    sources, split = list(map(objects.normalize, check_sources(sources))), absolute(os.fspath(split)) if split else None
+    sources, split = (
+        list(map(locations.normalize, check_sources(sources))),
+        absolute(os.fspath(split)) if split else None,
+    )
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,
@@ -97,7 +100,7 @@ def compare(
         "group_column": group_column,
     }
     trainings = [
-        {"sources": sources, "out": objects.join(location, name), "name": name, "network": name, "split": split,
+        {"sources": sources, "out": locations.join(location, name), "name": name, "network": name, "split": split,
          "init": absolute(os.fspath(init), WORDS), **labels, **training}
         for name in names
     ]  # fmt: skip
@@ -113,14 +116,12 @@ def compare(
                 f" networks that were trained are kept in {redact(location)}"
             )
         measured = evaluate(
-            sources, objects.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
+            sources, locations.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
         ).metrics["sources"]
         rows.append(_row(name, folder, measured.get(ALL) or next(iter(measured.values())), result.history))
     rows.sort(key=lambda row: -row["average_precision"])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    table = objects.join(location, "comparison.parquet")
-    objects.write_whole(table, sink.getvalue().to_pybytes())
+    table = locations.join(location, "comparison.parquet")
+    write_table(table, pa.Table.from_pylist(rows))
     return Comparison(rows, table)
 
 
@@ -178,7 +179,7 @@ def train_side_by_side(trainings: Sequence[dict[str, Any]], folder: str, address
 def _run(trainings: Sequence[dict[str, Any]], folder: str, room: Room) -> None:
     from ray import tune
 
-    location = objects.join(folder, "tune")
+    location = locations.join(folder, "tune")
     filesystem, path = objects.arrow_filesystem(location)
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": room.cpus, "gpu": room.gpus}),

@@ -12,7 +12,7 @@ from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.models.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle_and_weights, shipped_models
 from crackbatch.models.model import build_network, load_tensors
 from crackbatch.models.seen import read_learnt
-from crackbatch.storage import objects
+from crackbatch.storage import locations, objects
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.training.checkpoints import is_best
 
@@ -65,7 +65,7 @@ def learnt_before(init: str) -> dict[int, str]:
 
 
 def _is_bundle(init: str) -> bool:
-    return init in shipped_models() or objects.exists(objects.join(absolute(init), DESCRIPTION))
+    return init in shipped_models() or objects.exists(locations.join(absolute(init), DESCRIPTION))
 
 
 def _try_network(name: str, input_size: int) -> torch.nn.Module:

@@ -12,7 +12,6 @@ The same command continues what was broken off from its last checkpoint, and doe
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import platform
 import sys
@@ -27,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crackbatch import __version__
 from crackbatch.datasets.dataset import Dataset, read_listed, with_given_split, with_split
@@ -44,8 +42,8 @@ from crackbatch.models.model import Model, calibrated
 from crackbatch.models.seen import splits_of, write_seen
 from crackbatch.progress import duration
 from crackbatch.sources.listing import check_sources
-from crackbatch.storage import objects
-from crackbatch.storage.documents import fingerprint_of, read_json, write_json
+from crackbatch.storage import atomic, locations, objects
+from crackbatch.storage.documents import fingerprint_of, read_json, read_table, write_json, write_table
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up
@@ -77,12 +75,12 @@ class Where:
 
 
 def train(
-    sources: objects.Location | Sequence[objects.Location],
-    out: objects.Location,
+    sources: locations.Location | Sequence[locations.Location],
+    out: locations.Location,
     *,
     name: str | None = None,
     network: str = "resnet18",
-    init: objects.Location = "imagenet",
+    init: locations.Location = "imagenet",
     freeze: bool = False,
     epochs: int = 10,
     batch_size: int = 64,
@@ -96,7 +94,7 @@ def train(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
-    split: objects.Location | None = None,
+    split: locations.Location | None = None,
     workers: int = 1,
     max_failures: int = 3,
     address: str | None = None,
@@ -115,10 +113,10 @@ def train(
     if workers < 0 or max_failures < 0:
         raise OptionError("--workers and --max-failures: give 0 or a number above it")
     out = os.fspath(out)
-    location = objects.check_output(out)
+    location = atomic.check_output(out)
     where = Where(workers, max_failures, address)
-    folder = objects.join(location, "training")
-    made = objects.missing_folders(folder)
+    folder = locations.join(location, "training")
+    made = atomic.missing_folders(folder)
     broken_off = giving_up(lambda why: RunError(f"the training broke off ({why}); the same command continues it"))
     try:
         with broken_off, Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
@@ -133,7 +131,7 @@ def train(
             named = name or location.rsplit("/", 1)[-1]
             return _train(location, named, recipe, dataset, said, names, built, before, where)
     finally:
-        objects.remove_folders(made)  # a request that is refused leaves nothing behind
+        atomic.remove_folders(made)  # a request that is refused leaves nothing behind
 
 
 @contextmanager
@@ -143,7 +141,7 @@ def _scratch(folder: str, workers: int) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as temporary:
             yield temporary
         return
-    location = objects.join(folder, "scratch")
+    location = locations.join(folder, "scratch")
     try:
         yield location
     finally:
@@ -176,7 +174,7 @@ def _train(
         "labels_digest": dataset.labels_digest,
     }
     fingerprint = fingerprint_of(request)
-    folder = objects.join(out, "training")
+    folder = locations.join(out, "training")
     if (finished := _finished(out, fingerprint)) is not None:
         objects.remove(folder)  # of a process that was killed between writing the bundle and this
         return TrainResult(finished, _read_history(out), trained=False)
@@ -197,7 +195,7 @@ def _train(
     bundle = _bundle(out, name, recipe, dataset, history, about)
     bundle, weights = _calibrate(bundle, Checkpoints(folder).best(best_epoch(history)), validation)
     write_seen(out, images, splits, before)
-    write_split(dataset.table, objects.join(out, "split.parquet"))
+    write_split(dataset.table, locations.join(out, "split.parquet"))
     _write_history(out, history)
     write_card(bundle)
     write_bundle(bundle, weights)
@@ -212,7 +210,7 @@ def _describe_draw(dataset: Dataset, seed: int) -> str:
 
 def _finished(out: str, fingerprint: str) -> Bundle | None:
     """The bundle that OUT holds already, if this very training made it; OptionError if another did."""
-    if not objects.exists(objects.join(out, DESCRIPTION)):
+    if not objects.exists(locations.join(out, DESCRIPTION)):
         return None
     bundle = read_bundle(out)
     if bundle.training.get("fingerprint") != fingerprint:
@@ -221,7 +219,7 @@ def _finished(out: str, fingerprint: str) -> Bundle | None:
 
 
 def _begin(folder: str, request: dict[str, Any]) -> None:
-    location = objects.join(folder, "request.json")
+    location = locations.join(folder, "request.json")
     known = read_json(location)
     is_other = known is not None and known.get("fingerprint") != request["fingerprint"]
     if is_other and objects.list_files(folder, ".pt"):  # without a checkpoint it has nothing to keep
@@ -375,15 +373,12 @@ def _half(value: Any) -> Any:
 
 
 def _write_history(out: str, history: list[Figures]) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(history), sink)
-    objects.write_whole(objects.join(out, "metrics.parquet"), sink.getvalue().to_pybytes())
-    objects.write_whole(objects.join(out, "training.png"), plot_training(history))
+    write_table(locations.join(out, "metrics.parquet"), pa.Table.from_pylist(history))
+    atomic.write_whole(locations.join(out, "training.png"), plot_training(history))
 
 
 def _read_history(out: str) -> list[Figures]:
-    table = pq.read_table(io.BytesIO(objects.read_bytes(objects.join(out, "metrics.parquet"))))
-    rows: list[Figures] = table.to_pylist()
+    rows: list[Figures] = read_table(locations.join(out, "metrics.parquet")).to_pylist()
     return rows
 
 

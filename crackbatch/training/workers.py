@@ -24,7 +24,7 @@ from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
 from crackbatch.datasets.pixels import Marks, Pixels, held_or_streamed, marks_of, stream_pixels
 from crackbatch.errors import RunError
 from crackbatch.sources.shards import read_shard, write_shards
-from crackbatch.storage import objects
+from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_json, write_json
 from crackbatch.training.batches import make_batches, stored_size
 from crackbatch.training.checkpoints import Checkpoints
@@ -79,13 +79,13 @@ def fit_on_ray(
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         device = cluster.train_device(workers)
         say(describe_device(device, workers, cluster.node_resources()))
-        data = objects.join(folder, "data")
+        data = locations.join(folder, "data")
         objects.remove(data)
         parts = [
-            _write_part(part, objects.join(data, f"train-{rank}"))
+            _write_part(part, locations.join(data, f"train-{rank}"))
             for rank, part in enumerate(deal(train, workers, recipe.seed))
         ]
-        job = Job(recipe, folder, parts, _write_part(validation, objects.join(data, "validation")), device)
+        job = Job(recipe, folder, parts, _write_part(validation, locations.join(data, "validation")), device)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
@@ -121,7 +121,7 @@ def _write_part(rows: pa.Table, folder: str) -> Part:
 def _run_config(folder: str, max_failures: int) -> Any:
     import ray.train
 
-    filesystem, path = objects.arrow_filesystem(objects.join(folder, "ray"))
+    filesystem, path = objects.arrow_filesystem(locations.join(folder, "ray"))
     return ray.train.RunConfig(
         name=uuid.uuid4().hex,  # a name that was used before would be taken for finished, and train nothing
         storage_path=path,
@@ -206,7 +206,7 @@ def _train(job: Job) -> None:
 
     def report(figures: Figures) -> None:
         if rank == 0:
-            objects.write_whole(_progress_file(job.folder, int(figures["epoch"])), json.dumps(figures).encode())
+            atomic.write_whole(_progress_file(job.folder, int(figures["epoch"])), json.dumps(figures).encode())
         ray.train.report(figures)
 
     fit(Fit(learner, batches, validation, Checkpoints(job.folder), recipe.epochs, workers), report)
@@ -259,8 +259,8 @@ class _Watch:
 
 
 def _failure_file(folder: str) -> str:
-    return objects.join(folder, "failure.json")
+    return locations.join(folder, "failure.json")
 
 
 def _progress_file(folder: str, epoch: int) -> str:
-    return objects.join(folder, f"progress-{epoch:04d}.json")
+    return locations.join(folder, f"progress-{epoch:04d}.json")
