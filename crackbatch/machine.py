@@ -1,8 +1,10 @@
-"""How much memory there is to take."""
+"""What this machine has for a process: memory that it may take, and the versions of the libraries it runs."""
 
 from __future__ import annotations
 
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 _MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -25,3 +27,8 @@ def _used_by_group() -> int:
     lines = (_GROUP / "memory.stat").read_text().splitlines()
     files = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
     return max(int((_GROUP / "memory.current").read_text()) - files, 0)
+
+
+def library_versions(*libraries: str) -> dict[str, str]:
+    """The versions of installed libraries and of Python, by name."""
+    return {**{library: version(library) for library in libraries}, "python": platform.python_version()}

@@ -7,7 +7,7 @@ built, never before: they take longer to import than everything else together.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,25 +69,21 @@ class Model:
 
         self.bundle = bundle
         self.device = torch.device(device)
-        # In hardware: emulated it is slower than float32.
-        in_hardware = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self._bfloat16 = in_hardware if bfloat16 is None else bfloat16
+        is_faster = self.device.type == "cuda" and runs_bfloat16("cuda")
+        self._bfloat16 = is_faster if bfloat16 is None else bfloat16
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else CUDA_BATCH_SIZE
         network = build_network(bundle.network, bundle.input_size)
         _load_weights(network, bundle, weights)
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(bundle.mean, device=self.device).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(bundle.std, device=self.device).mul(255).view(1, 3, 1, 1)
+        self._to_input = Normalisation(bundle.mean, bundle.std, self.device)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Crack logits before calibration, (batch,) float32, of RGB pixels (batch, size, size, 3) uint8."""
         import torch
 
         with torch.inference_mode(), self._precision():
-            # NHWC in memory seen as NCHW is what torch calls channels-last: no copy is made.
-            images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            outputs = self._network((images.float() - self._mean) / self._std).float()
+            outputs = self._network(self._to_input(pixels)).float()
             crack: np.ndarray = (outputs[:, 1] - outputs[:, 0]).cpu().numpy()
         return crack
 
@@ -119,6 +115,36 @@ class Model:
         import torch
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
+
+
+class Normalisation:
+    """From pixels to the network's input: scaled to [0, 1], then `(pixel - mean) / std` for each channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        import torch
+
+        self._device = device
+        self._mean = torch.tensor(mean, device=device).mul(255).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
+
+    def __call__(self, pixels: np.ndarray) -> torch.Tensor:
+        """(batch, 3, height, width) float32 on the device, of RGB pixels (batch, height, width, 3) uint8."""
+        import torch
+
+        # NHWC in memory seen as NCHW is what torch calls channels-last: no copy is made.
+        images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return (images.float() - self._mean) / self._std
+
+
+def runs_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    import torch
+
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public question for it; without the instructions bfloat16 is emulated, at a fifth of the speed.
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(asked is not None and asked())
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:

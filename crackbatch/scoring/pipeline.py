@@ -66,7 +66,7 @@ def run_pipeline(
                     "location": request.bundle.location,
                     "stamp": stamp,
                     "max_megapixels": request.max_megapixels,
-                    "decode_timeout_s": request.decode_timeout_s,
+                    "decode_timeout_s": request.decode_timeout,
                     "attempts": run.attempts_folder,
                     "batch_size": request.batch_size,
                     "device": devices.kind,

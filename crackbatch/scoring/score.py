@@ -1,10 +1,10 @@
 """The scoring job: sources → plan → fetch → predict → parts → publish, the middle three as Ray Data stages.
 
-    plan     this process, while Ray starts      plan.py
-    fetch    Ray tasks, a fraction of a CPU      fetch.py
-    predict  one Ray actor per device            predict.py
-    parts    Ray tasks, a fraction of a CPU      results.py
-    publish  this process                        results.py
+    plan     this process, while Ray starts      sources/plan.py
+    fetch    Ray tasks, a fraction of a CPU      sources/fetch.py
+    predict  one Ray actor per device            scoring/predictor.py
+    parts    Ray tasks, a fraction of a CPU      results/parts.py
+    publish  this process                        results/publish.py
 
 Identity is in every row, so nothing here depends on the order or the grouping of blocks.
 """
@@ -21,11 +21,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch import __version__
 from crackbatch.cluster import Cluster
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
-from crackbatch.models.bundle import DEFAULT_MODEL
+from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
 from crackbatch.progress import Progress
 from crackbatch.results.parts import count_failed, count_statuses, read_done, read_scored
 from crackbatch.results.publish import publish
@@ -33,15 +32,9 @@ from crackbatch.results.run import Run, check_names, choose_run
 from crackbatch.results.summary import RunSummary
 from crackbatch.results.table import schema_with
 from crackbatch.scoring.pipeline import run_pipeline
-from crackbatch.scoring.request import (
-    DEFAULT_DECODE_TIMEOUT_S,
-    DEFAULT_MAX_ERROR_RATE,
-    Request,
-    check_request,
-    describe,
-)
+from crackbatch.scoring.request import Request, image_extensions
+from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import Plan, intersect, local_roots, make_plan, subtract
-from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.shards import write_shards
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.lease import Holding
@@ -75,10 +68,10 @@ def score(
     run_id: str | None = None,
     threshold: float | None = None,
     operating_point: str | None = None,
-    max_error_rate: float = DEFAULT_MAX_ERROR_RATE,
+    max_error_rate: float = 0.05,
     max_errors: int | None = None,
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS,
-    decode_timeout: float = DEFAULT_DECODE_TIMEOUT_S,
+    decode_timeout: float = 120.0,
     new_only: bool = False,
     extensions: Sequence[str] = (),
     limit: int | None = None,
@@ -95,14 +88,26 @@ def score(
     request is wrong, RunError where the run failed.
     """
     start = Start()
-    request = check_request(
-        sources, os.fspath(out), os.fspath(model), threshold, operating_point, max_error_rate, max_errors,
-        max_megapixels, decode_timeout, new_only, extensions, limit, batch_size, address, dry_run,
-    )  # fmt: skip
+    bundle = read_bundle(os.fspath(model))
+    request = Request(
+        sources=check_sources(sources),
+        out=locations.normalize(os.fspath(out)) if out else "",
+        bundle=bundle,
+        threshold=bundle.draw_line(threshold, operating_point),
+        extensions=image_extensions(extensions),
+        max_megapixels=max_megapixels,
+        decode_timeout=decode_timeout,
+        max_error_rate=max_error_rate,
+        max_errors=max_errors,
+        new_only=new_only,
+        limit=limit,
+        batch_size=batch_size,
+        address=address,
+    )
     if dry_run:
         check_names(date, run_id)
-        plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
-        return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
+        return _dry_run(request, start)
+    atomic.check_output(request.out)
     run = _choose_run(request, date, run_id)
     made = atomic.missing_folders(run.folder)
     broken_off = giving_up(lambda why: RunError(f"the run broke off ({why}); the same command continues it"))
@@ -116,6 +121,12 @@ def score(
         raise
     finally:
         atomic.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
+
+
+def _dry_run(request: Request, start: Start) -> RunSummary:
+    """What would be read; nothing is written."""
+    plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
+    return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
@@ -145,12 +156,7 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
                 cluster.start()
             try:
                 plan = planning.result()
-                carried = [
-                    field.with_name(field.name.removeprefix(CARRIED))
-                    for field in plan.table.schema
-                    if field.name.startswith(CARRIED)
-                ]
-                schema = schema_with(carried, _about(request))
+                schema = schema_with(plan.carried_fields, request.table_metadata())
             except Exception:
                 if is_new:
                     holding.check()
@@ -163,14 +169,6 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
 
 def _failed(planning: Any) -> bool:
     return bool(planning.done() and planning.exception() is not None)
-
-
-def _about(request: Request) -> dict[str, Any]:
-    return {
-        "version": __version__,
-        "model_id": request.bundle.model_id,
-        "operating_points": {name: asdict(point) for name, point in request.bundle.operating_points.items()},
-    }
 
 
 def _plan(request: Request, scratch: str, any_image: threading.Event) -> Plan:
@@ -193,7 +191,7 @@ def _run(
     is_unfinished = not run.is_finished
     if expected.num_rows or (is_unfinished and not run.published_files()):
         holding.check()
-        run.begin(describe(request))
+        run.begin(request.describe())
         todo = subtract(expected, parts)
         if todo.num_rows:
             work = _score_rows(request, run, holding, todo, expected.num_rows, cluster)
@@ -242,14 +240,8 @@ def _summarize(
         max_error_rate=request.max_error_rate,
         retries=work.retries + num_retries() - start.retries,
         stopped_early=work.stopped_early,
-        exit_code=3 if plan.listing.problems or _fails_too_much(request, statuses) else 0,
+        exit_code=3 if plan.listing.problems or request.fails_too_much(statuses) else 0,
     )
-
-
-def _fails_too_much(request: Request, statuses: dict[str, int]) -> bool:
-    images = sum(statuses.values())
-    failed = images - statuses.get("ok", 0)
-    return failed > request.max_error_rate * images or request.fails_too_often(failed)
 
 
 def _score_rows(

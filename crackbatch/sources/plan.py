@@ -20,7 +20,7 @@ from crackbatch.errors import RunError, SourceError
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
 from crackbatch.sources.members import Listing, Object, is_hidden, kind_of
-from crackbatch.sources.rows import IDENTITY, SCHEMA, Rows, add_loose, identity_keys, list_archive
+from crackbatch.sources.rows import CARRIED, IDENTITY, SCHEMA, Rows, add_loose, identity_keys, list_archive
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
@@ -40,6 +40,12 @@ class Plan:
     def size_bytes(self) -> int:
         """Encoded bytes of all images whose size is known."""
         return int(pc.sum(self.table.column("size_bytes")).as_py() or 0)
+
+    @property
+    def carried_fields(self) -> list[pa.Field]:
+        """The manifests' own columns, under their own names."""
+        fields = (field for field in self.table.schema if field.name.startswith(CARRIED))
+        return [field.with_name(field.name.removeprefix(CARRIED)) for field in fields]
 
 
 def make_plan(

@@ -5,7 +5,6 @@ This is the same in this process and in each worker of Ray Train.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 from crackbatch.datasets.pixels import Pixels
 from crackbatch.errors import RunError
+from crackbatch.models.model import Normalisation, runs_bfloat16
 from crackbatch.storage.redaction import redact
 from crackbatch.training.batches import Batch, HeldBatches, StreamedBatches
 from crackbatch.training.checkpoints import Checkpoints
@@ -24,6 +24,8 @@ from crackbatch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
+
+    _Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 # One row of metrics.parquet.
 Figures = dict[str, float]
@@ -54,6 +56,7 @@ class Learner:
         wrap: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ) -> None:
         import torch
+        from torch.optim.swa_utils import AveragedModel
 
         self._recipe = recipe
         self._device = torch.device(device)
@@ -64,16 +67,15 @@ class Learner:
         if recipe.freeze:
             for name, parameter in self._network.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{head}."))
-        self._average = copy.deepcopy(self._network).eval()
+        self._average = AveragedModel(self._network, multi_avg_fn=self._blend, use_buffers=True).eval()
+        self._average.n_averaged.fill_(1)  # the first of the weights that are averaged are those it begins with
         self._module = wrap(self._network) if wrap else self._network
         self._optimizer = _optimizer(self._network, recipe)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _rate(step, recipe.epochs * num_steps)
         )
         self._step = 0
-        mean, std = recipe.normalisation
-        self._mean = torch.tensor(mean, device=self._device).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=self._device).mul(255).view(1, 3, 1, 1)
+        self._to_input = Normalisation(*recipe.normalisation, self._device)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> float:
         """Train on the batches and return their mean loss; raises FloatingPointError where that is no number."""
@@ -88,7 +90,8 @@ class Learner:
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             self._schedule.step()
-            self._update_average()
+            self._step += 1
+            self._average.update_parameters(self._network)
             total += loss.detach()
             num += 1
             if num % _CHECK_STEPS == 0 and self._module is self._network:  # one of several workers must not stop alone
@@ -121,13 +124,13 @@ class Learner:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged weights."""
-        return {name: value.detach().cpu() for name, value in self._average.state_dict().items()}
+        return {name: value.detach().cpu() for name, value in self._average.module.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on from here, of plain values and tensors."""
         return {
             "network": self._network.state_dict(),
-            "average": self._average.state_dict(),
+            "average": self._average.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": {"last_epoch": self._schedule.last_epoch},
             "step": self._step,
@@ -136,7 +139,7 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._network.load_state_dict(state["network"])
-        self._average.load_state_dict(state["average"])
+        self._average.module.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.last_epoch = state["schedule"]["last_epoch"]
         self._step = state["step"]
@@ -155,12 +158,6 @@ class Learner:
 
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16)
 
-    def _to_input(self, images: np.ndarray) -> torch.Tensor:
-        import torch
-
-        pixels = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return (pixels.float() - self._mean) / self._std
-
     def _sum(self, value: torch.Tensor | float) -> float:
         """The sum over all workers."""
         import torch
@@ -170,17 +167,16 @@ class Learner:
             torch.distributed.all_reduce(total)
         return float(total)
 
-    def _update_average(self) -> None:
+    def _blend(self, average: _Tensors, new: _Tensors, _: object) -> None:
+        """Move averaged weights towards the new ones, all of one type; counters are not averaged."""
         import torch
 
-        self._step += 1
         decay = min(_AVERAGE_DECAY, (1 + self._step) / (10 + self._step))
-        kept, new = self._average.state_dict(), self._network.state_dict()
-        floats = [name for name, value in new.items() if value.is_floating_point()]
         with torch.no_grad():
-            torch._foreach_lerp_([kept[name] for name in floats], [new[name] for name in floats], 1 - decay)
-            for name in new.keys() - set(floats):
-                kept[name].copy_(new[name])
+            if average[0].is_floating_point():
+                torch._foreach_lerp_(average, new, 1 - decay)
+            else:
+                torch._foreach_copy_(average, new)
 
 
 def _optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -219,17 +215,6 @@ def compute_alike() -> None:
 def _check(loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} in epoch {epoch}")
-
-
-def runs_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
-    import torch
-
-    if device != "cpu":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for it; without the instructions bfloat16 is emulated, at a fifth of the speed.
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(asked is not None and asked())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version as installed_version
 from typing import Any
 
 import numpy as np
@@ -36,9 +34,10 @@ from crackbatch.datasets.split import SPLITS, write_split
 from crackbatch.errors import OptionError, RunError
 from crackbatch.evaluation.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.evaluation.plots import plot_training
+from crackbatch.machine import library_versions
 from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.models.card import write_card
-from crackbatch.models.model import Model, calibrated
+from crackbatch.models.model import Model, calibrated, runs_bfloat16
 from crackbatch.models.seen import splits_of, write_seen
 from crackbatch.progress import duration
 from crackbatch.sources.listing import check_sources
@@ -50,7 +49,7 @@ from crackbatch.storage.retry import giving_up
 from crackbatch.training.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.training.checkpoints import Checkpoints
 from crackbatch.training.initial import WORDS, Initial, initial_network, learnt_before
-from crackbatch.training.learner import Figures, Fit, Learner, best_epoch, best_figures, fit, runs_bfloat16
+from crackbatch.training.learner import Figures, Fit, Learner, best_epoch, best_figures, fit
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import deal
 from crackbatch.training.workers import fit_on_ray
@@ -327,11 +326,7 @@ def _bundle(
             "images": {split: dataset.part(split).num_rows for split in SPLITS},
             "split_digest": dataset.digest,
             "best": best_figures(history),
-            "versions": {
-                "crackbatch": __version__,
-                **{library: installed_version(library) for library in ("ray", "torch", "torchvision")},
-                "python": platform.python_version(),
-            },
+            "versions": {"crackbatch": __version__, **library_versions("ray", "torch", "torchvision")},
         },
     )
 
