@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table
 
 from crackbatch.progress import duration
 from crackbatch.storage.redaction import redact
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _SPLITS = ("train", "validation", "test")
 _WIDTH = 100  # of a terminal, in columns
 _NAME_WIDTH = 40
+_BOUNDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def print_plan(summary: RunSummary) -> None:
@@ -91,16 +94,15 @@ def print_training(result: TrainResult) -> None:
 
 
 def print_overview(overview: Overview) -> None:
-    """What labelled data hold: a line for each source and label, and what was left out."""
-    rows: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
-    for (source, label, split), counts in overview.counts.items():
-        rows.setdefault((source, label), {})[split] = counts
-    width = max(len(source) for source, _ in rows)
-    print(f"{'source':{width}}  {'label':8}" + "".join(f"{split:>24}" for split in _SPLITS))
-    for (source, label), counts_of in rows.items():
-        cells = (counts_of.get(split, (0, 0)) for split in _SPLITS)
-        shown = "".join(f"{f'{images:,} in {groups:,} groups':>24}" for images, groups in cells)
-        print(f"{source:{width}}  {label:8}{shown}")
+    """What labelled data hold: a row for each source and label, and what was left out."""
+    counts: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for (source, label, split), found in overview.counts.items():
+        counts.setdefault((source, label), {})[split] = found
+    table = _table("source", "label", *(f">{split}" for split in _SPLITS))
+    for (source, label), by_split in counts.items():
+        cells = (by_split.get(split, (0, 0)) for split in _SPLITS)
+        table.add_row(source, label, *(f"{images:,} in {groups:,} groups" for images, groups in cells))
+    _print_table(table)
     for line in [*overview.notes, *map(redact, overview.files)]:
         print(line)
 
@@ -114,49 +116,44 @@ def print_evaluation(found: Evaluation) -> None:
         print(f"left out: {count:,} {what} (--include-seen keeps them)")
     for line in metrics["notes"]:
         print(line)
-    shown = ("accuracy", "precision", "recall", "f1", "average_precision", "roc_auc")
-    width = max(map(len, metrics["sources"]))
     print(f"{metrics['model_id']} at threshold {metrics['threshold']:.3f}, with 95 % intervals")
-    print(f"{'':{width}}  {'images':>7}" + "".join(f"{name.replace('_', ' '):>22}" for name in shown))
+    shown = ("accuracy", "precision", "recall", "f1", "average_precision", "roc_auc")
+    table = _table("source", ">images", *(f">{name.replace('_', ' ')}" for name in shown))
     for source, said in metrics["sources"].items():
-        row = "".join(f"{_interval(said['metrics'][name]):>22}" for name in shown)
-        print(f"{source:{width}}  {said['images']:>7,}{row}")
+        table.add_row(source, f"{said['images']:,}", *(_interval(said["metrics"][name]) for name in shown))
+    _print_table(table)
+    for source, said in metrics["sources"].items():
         if at := said.get("precision_at_prevalence"):
-            print(f"{'':{width}}  where {at['prevalence']:.1%} are cracked: precision {at['precision']:.3f}")
+            print(f"{source}: where {at['prevalence']:.1%} are cracked: precision {at['precision']:.3f}")
     print(f"metrics, figures and errors: {redact(found.out)}")
 
 
 def print_comparison(found: Comparison) -> None:
-    """One line for each network, the best first."""
-    print(
-        f"{'network':24}{'accuracy':>10}{'average precision':>24}{'F1':>8}{'parameters':>14}{'MB':>8}"
-        f"{'images/s':>10}{'training':>12}"
-    )
+    """One row for each network, the best first."""
+    table = _table("network", ">accuracy", ">average precision", ">F1", ">parameters", ">MB", ">images/s", ">training")
     for row in found.rows:
-        precision = _interval(
-            {
-                "value": row["average_precision"],
-                "low": row["average_precision_low"],
-                "high": row["average_precision_high"],
-            }
+        precision = {bound: row[f"average_precision{end}"] for bound, end in _BOUNDS.items()}
+        table.add_row(
+            row["network"],
+            f"{row['accuracy']:.3f}",
+            _interval(precision),
+            f"{row['f1']:.3f}",
+            f"{row['parameters']:,}",
+            f"{row['size_mb']:.1f}",
+            f"{row['images_per_s']:.1f}",
+            duration(row["training_s"]),
         )
-        print(
-            f"{row['network']:24}{row['accuracy']:>10.3f}{precision:>24}{row['f1']:>8.3f}{row['parameters']:>14,}"
-            f"{row['size_mb']:>8.1f}{row['images_per_s']:>10.1f}{duration(row['training_s']):>12}"
-        )
+    _print_table(table)
     print(f"table: {redact(found.out)}")
 
 
 def print_runs(found: Sequence[ListedRun]) -> None:
-    """Two lines for each run, the newest last: how far it came; its model, rows by status, and what else is known."""
-    width = _name_width(found)
-    print(f"{'run':{width}}  {'date':10}  {'state':11}  {'images':>13}  {'duration':>11}")
+    """A row for each run, the newest last: how far it came, its model, its rows by status, and what else is known."""
+    table = _table("run", "date", "state", ">images", ">duration", "details")
     for run in found:
         took = "" if run.seconds is None else duration(run.seconds)
-        line = f"{_name(run.run_id, width)}  {run.date:10}  {run.state:11}  {run.images:>13,}  {took:>11}"
-        print(line.rstrip())
-        for line in textwrap.wrap(_details(run), _WIDTH, initial_indent="    ", subsequent_indent="    "):
-            print(line)
+        table.add_row(run.run_id, run.date, run.state, f"{run.images:,}", took, _details(run))
+    _print_table(table)
 
 
 def print_runs_json(found: Sequence[ListedRun]) -> None:
@@ -171,13 +168,10 @@ def print_cleaning(found: Cleaning) -> None:
     if not found.leftovers:
         print(f"nothing to remove in {redact(found.out)}")
         return
-    width = _name_width(found.leftovers)
-    print(f"{'run':{width}}  {'state':11}  {'files':>9}  {'size':>11}  {'rows lost':>13}")
+    table = _table("run", "state", ">files", ">size", ">rows lost")
     for left in found.leftovers:
-        print(
-            f"{_name(left.run_id, width)}  {left.state:11}  {len(left.files):>9,}  {_bytes(left.size_bytes):>11}"
-            f"  {left.lost_rows:>13,}"
-        )
+        table.add_row(left.run_id, left.state, f"{len(left.files):,}", _bytes(left.size_bytes), f"{left.lost_rows:,}")
+    _print_table(table)
     size = _bytes(sum(left.size_bytes for left in found.leftovers))
     total = f"{sum(len(left.files) for left in found.leftovers):,} files, {size}"
     lost = sum(left.lost_rows for left in found.leftovers)
@@ -192,7 +186,7 @@ def print_cleaning(found: Cleaning) -> None:
 
 
 def _details(run: ListedRun) -> str:
-    """The second line of a run in the list."""
+    """What is known of a run beside its state and its images."""
     said = [run.model_id or ""]
     said.append(", ".join(f"{name} {count:,}" for name, count in run.statuses.items()))
     if run.published and run.state != "published":
@@ -210,21 +204,31 @@ def _one_line(said: str) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())
 
 
-def _name_width(found: Sequence[Any]) -> int:
-    return max((len(item.run_id) for item in found if len(item.run_id) <= _NAME_WIDTH), default=_NAME_WIDTH)
+def _table(*columns: str) -> Table:
+    """A table without lines; columns whose names begin with `>` hold numbers. What is too wide is folded."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
+    for place, name in enumerate(columns):
+        justify: JustifyMethod = "right" if name.startswith(">") else "left"
+        width = None if place else _NAME_WIDTH
+        table.add_column(name.removeprefix(">"), justify=justify, overflow="fold", max_width=width)
+    return table
 
 
-def _name(run_id: str, width: int) -> str:
-    """A run's name as wide as the column; one that is wider has a line to itself, so that it can be copied whole."""
-    return f"{run_id:{width}}" if len(run_id) <= width else f"{run_id}\n{'':{width}}"
+def _print_table(table: Table) -> None:
+    """Print a table as wide as the terminal, or 100 columns where there is none."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    console.print(table)
 
 
 def _interval(metric: dict[str, float]) -> str:
+    """A value and, below it, its interval."""
     if not math.isfinite(metric["value"]):
         return "not defined"
     if not math.isfinite(metric["low"]):
-        return f"{metric['value']:.3f} (one group)"
-    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
+        return f"{metric['value']:.3f}\n(one group)"
+    return f"{metric['value']:.3f}\n{metric['low']:.3f}-{metric['high']:.3f}"
 
 
 def _bytes(size: int) -> str:
