@@ -9,14 +9,22 @@ BIN := .venv/bin
 # METU and SDNET2018, whose addresses are in the model's card
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
 
-.PHONY: demo test test-slow test-faults check format model bench setup emulators clean
-setup: .venv/ready
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
 
-.venv/ready: pyproject.toml constraints.txt
+.PHONY: demo test test-slow test-faults check format model bench setup emulators clean
+setup: .venv/dev
+
+# What crackbatch itself needs.
+.venv/user: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "crackbatch needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
+	touch $@
+
+# What its tests and checks need beside that.
+.venv/dev: .venv/user
+	$(INSTALL) '.[dev]'
 	touch $@
 
 # Azurite for the tests of Azure, which are skipped without it: a machine without npm, or npm without a registry, goes on.
@@ -27,7 +35,7 @@ tests/node_modules/ready: tests/package.json
 	elif npm install --prefix tests --no-package-lock --no-audit --no-fund --fetch-retries=0 --loglevel=error; \
 	then touch $@; else echo "Azurite cannot be installed: the tests of Azure will be skipped"; fi
 
-demo: setup
+demo: .venv/user
 	$(BIN)/python -m crackbatch.cli.demo
 
 test: setup emulators
@@ -48,7 +56,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-model: setup
+model: .venv/user
 	$(BIN)/crackbatch train $(DATA) --workers 0 --init none --epochs 18 --image-size 160 --learning-rate 0.1 \
 		--weight metu.zip=0.3 --split concrete-resnet18 --out build/concrete-resnet18-160
 	$(BIN)/crackbatch train $(DATA) --workers 0 --init build/concrete-resnet18-160 --epochs 4 --learning-rate 0.02 \
