@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
-import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+import boto3
+import pandas as pd
 import pytest
+import s3fs
 
+import crackbatch
+from builders.archives import write_files, zip_with
+from builders.credentials import ACCOUNT_KEY, SECRET
+from builders.faulty import Faults, FaultyProxy
+from builders.places import NODE_PROGRAMS, SHARED
+from builders.runs import Scored, count_lost_and_twice, score
+from builders.servers import Place, release, server_process
 from crackbatch.cli.demo import draw_tile
-
-NODE_PROGRAMS = Path(__file__).with_name("node_modules") / ".bin"
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+from crackbatch.models.bundle import DEFAULT_MODEL
+from crackbatch.storage import objects, retry
 
 
 @pytest.fixture(scope="session")
@@ -38,12 +38,6 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real images are not here ({SHARED.parent.name}/{SHARED.name})")
     return SHARED
-
-
-SECRET = "a-secret-that-is-written-nowhere"
-
-
-ACCOUNT_KEY = base64.b64encode(SECRET.encode()).decode()
 
 
 @pytest.fixture(scope="session")
@@ -70,17 +64,9 @@ def ports() -> Iterator[dict[str, socket.socket]]:
         holder.close()
 
 
-def release(holder: socket.socket) -> int:
-    """The number of a port that was kept, free now for its server."""
-    number = int(holder.getsockname()[1])
-    holder.close()
-    return number
-
-
 @pytest.fixture(scope="session")
 def s3(ports: dict[str, socket.socket]) -> Iterator[str]:
     """A real S3 server over HTTP on loopback, known to this process and to those it starts; yields its address."""
-    import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=release(ports["s3"]), verbose=False)
@@ -99,7 +85,7 @@ def azure(ports: dict[str, socket.socket]) -> Iterator[str]:
     port = release(ports["azure"])
     options = ["--blobPort", str(port), "--inMemoryPersistence", "--silent", "--disableTelemetry"]
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"tests:{ACCOUNT_KEY}"}
-    with serving([command, *options, "--skipApiVersionCheck"], port, environment):
+    with server_process([command, *options, "--skipApiVersionCheck"], port, environment):
         import fsspec
 
         fsspec.filesystem("abfs").mkdir("inspections")
@@ -116,38 +102,11 @@ def google(ports: dict[str, socket.socket]) -> Iterator[str]:
     port = release(ports["google"])
     address = os.environ["STORAGE_EMULATOR_HOST"]
     options = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-external-url", address]
-    with serving([command, *options, "-port", str(port)], port, dict(os.environ)):
+    with server_process([command, *options, "-port", str(port)], port, dict(os.environ)):
         import fsspec
 
         fsspec.filesystem("gs").mkdir("inspections")
         yield "gs://inspections"
-
-
-@contextmanager
-def serving(command: list[str], port: int, environment: dict[str, str]) -> Iterator[None]:
-    """A server that runs while the block does, from when its port answers."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
-        try:
-            deadline = time.monotonic() + 60
-            while not answers(port):
-                said.seek(0)
-                assert process.poll() is None, said.read().decode()
-                assert time.monotonic() < deadline, f"{command[0]} does not listen on {port}"
-            yield
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens on a port of this machine; waits a little where nobody does."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        threading.Event().wait(0.05)
-        return False
-    return True
 
 
 @pytest.fixture(scope="session")
@@ -161,58 +120,6 @@ def ray_here(ports: dict[str, socket.socket]) -> Iterator[str]:
     ray.shutdown()
 
 
-def run_main(arguments: list[str], at_the_end: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, which then runs a statement that may look at `loaded`."""
-    code = (
-        "import sys, crackbatch, crackbatch.cli.commands\n"
-        f"sys.argv[1:] = {arguments!r}\n"
-        "try: crackbatch.cli.commands.main()\n"
-        "finally:\n"
-        "    loaded = [name for name in ('torch', 'ray', 'torchvision') if name in sys.modules]\n"
-        f"    {at_the_end}\n"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
-RUN_ALL = """
-import contextlib, io, json, sys, traceback
-import crackbatch.cli.commands
-
-def answer(arguments):
-    sys.argv[1:] = arguments
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = crackbatch.cli.commands.main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            code = 1
-            traceback.print_exc()
-    return {"code": code or 0, "stdout": out.getvalue(), "stderr": err.getvalue(), "ray": "ray" in sys.modules}
-
-json.dump([answer(arguments) for arguments in json.load(sys.stdin)], sys.__stdout__)
-"""
-
-
-class Answer(NamedTuple):
-    """What a command said, and whether Ray was imported by then."""
-
-    code: int
-    stdout: str
-    stderr: str
-    ray: bool
-
-
-def run_all(commands: Sequence[Sequence[str]], folder: Path) -> list[Answer]:
-    """Commands one after the other in one process, in a folder: importing takes longer than what they do."""
-    asked = json.dumps([list(command) for command in commands])
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL], input=asked, cwd=folder, capture_output=True, text=True, check=True
-    )
-    return [Answer(**answer) for answer in json.loads(done.stdout)]
-
-
 @pytest.fixture(params=["here", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An output location, once in a folder and once in a bucket."""
@@ -222,7 +129,106 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"s3://inspections/{tmp_path.name}"
 
 
+@pytest.fixture
+def image(tmp_path: Path, tiles: dict[str, bytes]) -> Path:
+    """One tile in a folder of its own."""
+    path = tmp_path / "in" / "a.jpg"
+    path.parent.mkdir()
+    path.write_bytes(tiles["tile-00.jpg"])
+    return path
+
+
+@pytest.fixture
+def bucket(s3: str, request: pytest.FixtureRequest) -> str:
+    """A prefix of its own in the bucket."""
+    return f"fetch/{request.node.name.translate({91: '-', 93: ''})}"
+
+
+@pytest.fixture
+def through(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Faults], None]]:
+    """Puts a faulty proxy before the store; pauses between tries are short here."""
+    monkeypatch.setattr(retry, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
+    proxies: list[FaultyProxy] = []
+
+    def put(faults: Faults) -> None:
+        proxies.append(FaultyProxy(s3, faults).__enter__())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxies[-1].url)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield put
+    s3fs.S3FileSystem.clear_instance_cache()
+    for proxy in proxies:
+        proxy.__exit__(None, None, None)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_MAX_PAUSE_S", 0.01)
+
+
+@pytest.fixture(scope="session")
+def listed_bucket(s3: str) -> str:
+    """A bucket with prefixes of every shape: many small, few large, deep, and names that order oddly."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="listed")
+    keys = [f"many/day-{day:03d}/{number}.jpg" for day in range(70) for number in range(2)]
+    keys += [f"many/day-{day:03d}.jpg" for day in range(0, 70, 7)]  # files between the folders
+    keys += [f"large/{number:05d}.jpg" for number in range(2100)]  # more than two pages
+    keys += ["a/b/c/d/e/f.jpg", "a/b.jpg", "a.jpg", "a-b/c.jpg", "a//double.jpg", "ü/ß.jpg", "photo (1).JPG", "😀.png"]
+    keys += [".hidden/x.jpg", "a/._x.jpg", "readme.txt", "noext", "marker/", "a/marker.jpg/"]
+    keys += ["results/runs/x/x.jpg", "results/predictions/x.jpg"]
+    keys += ["results/runs/x/plan/0", "results/runs/x/run.json", "results/predictions/date=2026-11-20/x.parquet"]
+    for key in keys:
+        client.put_object(Bucket="listed", Key=key, Body=b"" if key.endswith("/") else key.encode())
+    return "s3://listed"
+
+
+@pytest.fixture(scope="session")
+def many_tiles() -> dict[str, bytes]:
+    """A hundred tiles, all different in shade and structure, so that each has an answer of its own."""
+    return {f"lot-{index % 3}/{index:03d}.jpg": draw_tile(1000 + index, index % 4 == 0) for index in range(100)}
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory, tiles: dict[str, bytes], ray_here: str) -> Scored:
+    folder, out = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("scored") / "out"
+    write_files(folder, {**tiles, "bad.jpg": b"x"})
+    return Scored(folder, out, score(folder, out, date="2026-03-01"))
+
+
+@pytest.fixture(scope="session", params=["s3", "azure", "google"])
+def place(request: pytest.FixtureRequest, tiles: dict[str, bytes]) -> Place:
+    url = "s3://inspections" if request.param == "s3" else request.getfixturevalue(request.param)
+    request.getfixturevalue(request.param)
+    url += "/storage"
+    filesystem, root = objects.filesystem(url)
+    placed = {f"lot/span-{index % 3}/{name}": data for index, (name, data) in enumerate(tiles.items())}
+    model = Path(crackbatch.__file__).parent / "models" / DEFAULT_MODEL
+    placed |= {f"model/{file.name}": file.read_bytes() for file in model.iterdir()}
+    for name, data in {
+        **placed,
+        "lot.zip": zip_with(8, tiles),
+        "lot/notes.txt": b"x",
+        "lot/.hidden.jpg": b"x",
+    }.items():
+        filesystem.pipe_file(f"{root}/{name}", data)
+    return Place(url, filesystem)
+
+
 FAULTS_MADE = pytest.StashKey[list[tuple[str, int, int, int]]]()
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, int, pd.DataFrame, int], None]:
+    """Notes a fault for the table at the end, and what it did to the rows: none lost, none twice."""
+
+    def note(fault: str, times: int, rows: pd.DataFrame, images: int) -> None:
+        lost_and_twice = count_lost_and_twice(rows, images)
+        request.config.stash.setdefault(FAULTS_MADE, []).append((fault, times, *lost_and_twice))
+        assert lost_and_twice == (0, 0)
+
+    return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,44 +1,42 @@
-"""The Kubernetes manifests are what KubeRay accepts."""
+"""A cluster that does not answer is said at once, and so is what a stage on it raised."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import jsonschema
+import pyarrow as pa
 import pytest
-import yaml
 
-from conftest import SHARED
-
-ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = SHARED.parent / "schemas" / "kuberay-1.7.0"
+from builders.processes import run_main
+from crackbatch.cluster import cause_of, data_context
+from crackbatch.errors import RunError
 
 
-def strict(schema: Any) -> Any:
-    """The schema with unknown fields refused: as it stands, a misspelt field would be dropped in silence."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: strict(value) for key, value in schema.items()}
-    if isinstance(closed.get("properties"), dict) and "x-kubernetes-preserve-unknown-fields" not in closed:
-        closed.setdefault("additionalProperties", False)
-    return closed
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379", "two..dots:6379"])
+def test_a_cluster_that_does_not_answer_is_said_at_once_and_leaves_nothing(
+    address: str, tmp_path: Path, image: Path
+) -> None:
+    done = run_main(["score", str(image), "--out", str(tmp_path / "out"), "--address", address], "pass")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"no Ray cluster answers at {address}" in line
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.yaml")), ids=lambda path: path.name)
-def test_manifests_fit_kuberays_schema(path: Path) -> None:
-    if not SCHEMAS.is_dir():
-        pytest.skip("the Kubernetes schemas are not here")
-    manifest = yaml.safe_load(path.read_text())
-    schema_file = SCHEMAS / f"ray.io_{manifest['kind'].lower()}s.yaml"
-    definition = yaml.load(schema_file.read_text(), yaml.CSafeLoader)  # of megabytes: Python takes ten seconds
-    version = next(
-        item for item in definition["spec"]["versions"] if f"ray.io/{item['name']}" == manifest["apiVersion"]
-    )
-    schema = strict(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
-    jsonschema.validate(manifest["spec"], schema)
-    misspelt = {**manifest["spec"], "shutDownAfterJobFinishes": True}
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(misspelt, schema)
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RunError("renew them and run again"), "RunError: renew them and run again"),
+        (OSError(28, "full"), "[Errno 28] full"),
+    ],
+)
+def test_what_a_stage_raised_is_said_and_not_rays_advice(error: Exception, said: str) -> None:
+    import ray
+
+    def fail(_: pa.Table) -> pa.Table:
+        raise error
+
+    with data_context(), pytest.raises(ray.exceptions.RayError) as raised:
+        ray.data.range(1).map_batches(fail, batch_format="pyarrow").take_all()
+    assert cause_of(raised.value).endswith(said)

@@ -1,0 +1,75 @@
+"""A command that is stopped says so in one line, at once, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from builders.processes import CRACKBATCH
+
+
+def interrupted(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """What a command said that was sent a signal, after which it has three seconds."""
+    began = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert time.monotonic() - began < 3
+    return said
+
+
+STOPPED = "crackbatch: interrupted; what is done is kept, and the same command continues the run\n"
+
+
+def test_ctrl_c_ends_a_command_also_when_nobody_reads_what_it_says() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import os, time\n"
+         "from crackbatch.cli.interruption import Interrupted, interruptible\n"
+         "try:\n"
+         "    with interruptible('mend'): print(flush=True); time.sleep(60)\n"
+         "except Interrupted as error: os._exit(error.exit_code)"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_while_ray_starts_says_so_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, image: Path
+) -> None:
+    command = [CRACKBATCH, "score", str(image.parent), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "RAY_ADDRESS": ""}) as process:
+        ticks = threading.Event()
+        while not (started := psutil.Process(process.pid).children(recursive=True)):
+            assert process.poll() is None
+            ticks.wait(0.02)
+        assert interrupted(process, number) == STOPPED
+    assert not (tmp_path / "out").exists()
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_run_that_is_stopped_while_its_sources_are_listed_says_so(options: tuple[str, ...], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = f"http://127.0.0.1:{silent.getsockname()[1]}/photos/"
+        command = [CRACKBATCH, "score", source, "--out", str(tmp_path / "out"), *options]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            asking, _ = silent.accept()
+            with asking:
+                assert asking.recv(100)
+                assert interrupted(process, signal.SIGTERM) == STOPPED
+    assert not (tmp_path / "out").exists()

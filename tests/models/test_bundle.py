@@ -1,0 +1,75 @@
+"""A bundle is read whole and as it was written, or refused in one line; nothing in it is executed."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from builders.models import SHIPPED, edit
+from crackbatch.errors import BundleError
+from crackbatch.models.bundle import (
+    DEFAULT_MODEL,
+    absolute,
+    read_bundle,
+    read_bundle_and_weights,
+    shipped_models,
+    write_bundle,
+)
+
+
+def test_the_shipped_model_is_there_and_named_after_its_weights() -> None:
+    assert DEFAULT_MODEL in shipped_models()
+    found = read_bundle()
+    assert found.model_id == f"{DEFAULT_MODEL}@{found.weights_sha256[:12]}"
+    assert (SHIPPED / "model.safetensors").stat().st_size <= 23e6
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("exploded"),))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda bundle: shutil.rmtree(bundle), "no model at"),
+        (lambda bundle: (bundle / "model.json").write_text("{"), "not JSON"),
+        (lambda bundle: edit(bundle, format_version=99), "format_version 99"),
+        (lambda bundle: edit(bundle, mean=[1]), "incomplete or wrong"),
+        (lambda bundle: edit(bundle, input_size=None), "incomplete or wrong"),
+        (lambda bundle: edit(bundle, input_size=0), "not from 16 to 4096"),
+        (lambda bundle: edit(bundle, temperature=0), "not above 0"),
+        (lambda bundle: edit(bundle, operating_points={"balanced": {"threshold": "high"}}), "is no probability"),
+        (lambda bundle: (bundle / "model.json").write_text("[" * 100_000), "not JSON"),
+        (lambda bundle: (bundle / "model.safetensors").unlink(), "no model at"),
+        (lambda bundle: (bundle / "model.safetensors").write_bytes(pickle.dumps(Bomb())), "not a safetensors file"),
+        (lambda bundle: (bundle / "model.safetensors").open("ab").write(b"x"), "not the file that"),
+    ],
+)
+def test_a_bad_bundle_is_refused_in_one_line(bundle: Path, damage, message: str) -> None:
+    damage(bundle)
+    with pytest.raises(BundleError, match=message) as raised:
+        read_bundle(str(bundle))
+    assert "\n" not in str(raised.value)
+    assert not Path("exploded").exists()
+
+
+def test_a_bundle_that_is_written_anew_is_whole_for_who_reads_it(bundle: Path) -> None:
+    found, weights = read_bundle_and_weights(str(bundle))
+    with open(bundle / "model.safetensors", "rb") as opened:
+        write_bundle(found, weights[:-2] + b"xx")
+        assert opened.read() == weights
+    assert read_bundle(str(bundle)).weights_sha256 != found.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [("concrete-resnet18", "concrete-resnet18"), ("none", "none"), ("models/a", "{here}/models/a"),
+     ("s3://b/a/", "s3://b/a")],
+)  # fmt: skip
+def test_a_location_means_the_same_everywhere(location: str, expected: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute(location, ["none"]) == expected.format(here=tmp_path)

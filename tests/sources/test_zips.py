@@ -1,0 +1,230 @@
+"""Zips of all kinds give their images, whole, cut, damaged or without a directory."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builders.archives import write_files, zip_with
+from builders.faulty import Faults
+from builders.plans import contents, fetch_all, plan_of_archive
+from builders.servers import put
+from crackbatch.images.formats import EXTENSIONS
+from crackbatch.sources.plan import make_plan
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("prefix", [b"", b"#!/bin/sh self-extracting\n" * 9])
+def test_zips_of_all_kinds(
+    tmp_path: Path, tiles: dict[str, bytes], method: int, streamed: bool, zip64: bool, prefix: bytes
+) -> None:
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(prefix + zip_with(method, tiles, streamed, zip64))
+    assert contents(plan_of_archive(archive)) == tiles
+
+
+def test_names_in_zips(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    names = [
+        "Brücke/Pfeiler 1/Riß.jpg",
+        "橋/ひび割れ.JPG",
+        "../../etc/x.jpg",
+        "/rooted/y.jpg",
+        "a b#c%20?.jpg",
+        "x" * 300 + ".jpg",
+    ]
+    given = dict(zip(names, tiles.values(), strict=False))
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zip_with(zipfile.ZIP_DEFLATED, given))
+    found = plan_of_archive(archive)
+    assert contents(found) == given
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix == ".jpg") == []
+    # MS-DOS names: byte 0x81 of code page 437 is ü, and no flag says UTF-8.
+    old = zip_with(zipfile.ZIP_STORED, {"Br_cke.jpg": given[names[0]]}).replace(b"Br_cke.jpg", b"Br\x81cke.jpg")
+    archive.write_bytes(old)
+    assert contents(plan_of_archive(archive)) == {"Brücke.jpg": given[names[0]]}
+
+
+def test_info_zip_archives(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    if shutil.which("zip") is None:
+        pytest.skip("the zip command is not installed")
+    write_files(tmp_path / "in", tiles)
+    subprocess.run(["zip", "-qr", "../a.zip", "."], cwd=tmp_path / "in", check=True)
+    subprocess.run(["zip", "-qr", "-P", "secret", "../locked.zip", "."], cwd=tmp_path / "in", check=True)
+    assert contents(plan_of_archive(tmp_path / "a.zip")) == tiles
+    assert set(contents(plan_of_archive(tmp_path / "locked.zip")).values()) == {"encrypted"}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    ("method", "streamed"), [(zipfile.ZIP_STORED, False), (zipfile.ZIP_DEFLATED, True), (zipfile.ZIP_STORED, True)]
+)
+@pytest.mark.parametrize("zip64", [False, True])
+def test_a_zip_without_its_end_gives_what_is_there(
+    tmp_path: Path, tiles: dict[str, bytes], share: float, method: int, streamed: bool, zip64: bool
+) -> None:
+    whole = zip_with(method, tiles, streamed, zip64)
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(whole[: int(len(whole) * share)])
+    plan = plan_of_archive(archive)
+    found = contents(plan)
+    readable = {name: data for name, data in found.items() if isinstance(data, bytes)}
+    assert readable.items() <= tiles.items()
+    assert len(readable) >= int(len(tiles) * share) - 1
+    assert len(plan.listing.problems) == 1
+    assert str(archive) in plan.listing.problems[0]
+
+
+def test_symbolic_links_are_passed_over_in_zips_as_in_tars(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    folder = write_files(tmp_path / "in", tiles)
+    (folder / "link.jpg").symlink_to("tile-00.jpg")
+    subprocess.run(["tar", "-cf", "../a.tar", "."], cwd=folder, check=True)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            entry = zipfile.ZipInfo(path.name)
+            entry.create_system, entry.external_attr = 3, path.lstat().st_mode << 16  # as `zip -y` has it
+            archive.writestr(entry, os.readlink(path) if path.is_symlink() else path.read_bytes())
+    for name in ("a.zip", "a.tar"):
+        plan = plan_of_archive(tmp_path / name)
+        assert {name.removeprefix("./"): data for name, data in contents(plan).items()} == tiles
+        assert dict(plan.listing.passed_over) == {"links and special files in archives": 1}
+
+
+def test_a_damaged_member_is_its_own_row(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    name = "tile-03.jpg"
+    stored = bytearray(zip_with(zipfile.ZIP_STORED, tiles))
+    stored[stored.index(tiles[name]) + 2000] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(stored)
+    assert contents(plan_of_archive(tmp_path / "a.zip")) == {**tiles, name: "corrupt"}
+    deflated = bytearray(zip_with(zipfile.ZIP_DEFLATED, tiles))
+    at = deflated.index(name.encode()) + 500
+    deflated[at : at + 32] = b"\xff" * 32
+    (tmp_path / "a.zip").write_bytes(deflated)
+    assert contents(plan_of_archive(tmp_path / "a.zip")) == {**tiles, name: "corrupt"}
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    data = bytearray(zip_with(zipfile.ZIP_DEFLATED, {"bomb.jpg": b"\0" * 50_000_000, **tiles}))
+    central = data.index(b"PK\x01\x02")
+    struct.pack_into("<L", data, central + 24, 1000)  # its uncompressed size
+    (tmp_path / "a.zip").write_bytes(data)
+    assert contents(plan_of_archive(tmp_path / "a.zip")) == {**tiles, "bomb.jpg": "corrupt"}
+
+
+def test_a_zip_method_that_cannot_be_read_is_a_status(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    (tmp_path / "a.zip").write_bytes(zip_with(zipfile.ZIP_LZMA, tiles))
+    plan = plan_of_archive(tmp_path / "a.zip")
+    assert set(plan.table["status"].to_pylist()) == {"unsupported"}
+    assert "lzma" in plan.table["error"][0].as_py()
+
+
+@pytest.mark.parametrize("size", [2**63, 2**70])
+def test_a_directory_with_senseless_sizes_costs_only_its_own_image(
+    tmp_path: Path, tiles: dict[str, bytes], size: int
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in tiles.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        huge = tarfile.TarInfo("huge.jpg")
+        huge.size = size
+        tar.fileobj.write(huge.tobuf(tarfile.GNU_FORMAT))
+    plan = plan_of_archive(tmp_path / "a.tar")
+    assert contents(plan) == {**tiles, "huge.jpg": "too_large"}
+    assert len(plan.listing.problems) == 1
+
+
+def test_a_zip_member_with_a_long_local_extra_is_read_without_the_directory(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    name, data = "a.jpg", tiles["tile-00.jpg"]
+    header = struct.pack(
+        "<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name), 200
+    )
+    (tmp_path / "a.zip").write_bytes(header + name.encode() + bytes(200) + data)
+    assert contents(plan_of_archive(tmp_path / "a.zip")) == {name: data}
+
+
+def test_two_names_of_one_zip_member_are_both_read(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    member = zipfile.ZipInfo("a.jpg")
+    member.extra = struct.pack("<HH", 0xCAFE, 200) + bytes(200)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, tiles["tile-00.jpg"])
+        other = copy.copy(member)
+        other.filename = "b.jpg"
+        archive.filelist.append(other)
+    assert contents(plan_of_archive(tmp_path / "a.zip")) == dict.fromkeys(["a.jpg", "b.jpg"], tiles["tile-00.jpg"])
+
+
+@pytest.mark.parametrize("comment", [b"", b"of the first" * 99])
+def test_a_zip_behind_another_in_one_file_is_named_and_one_behind_a_program_is_not(
+    tmp_path: Path, tiles: dict[str, bytes], comment: bytes
+) -> None:
+    with zipfile.ZipFile(tmp_path / "first.zip", "w") as first:
+        first.writestr("first.jpg", tiles["tile-00.jpg"])
+        first.comment = comment
+    (tmp_path / "joined.zip").write_bytes((tmp_path / "first.zip").read_bytes() + zip_with(0, tiles))
+    (tmp_path / "program.zip").write_bytes(b"#!/bin/sh\n" + os.urandom(100_000) + zip_with(0, tiles))
+    joined, program = plan_of_archive(tmp_path / "joined.zip"), plan_of_archive(tmp_path / "program.zip")
+    assert len(contents(joined)) == len(contents(program)) == len(tiles)
+    assert "another zip stands before it in the same file" in joined.listing.problems[0]
+    assert program.listing.problems == []
+
+
+@pytest.mark.parametrize("cut", [1, 100, 9000])
+def test_a_zip_without_its_first_bytes_loses_only_the_members_that_were_there(
+    tmp_path: Path, tiles: dict[str, bytes], cut: int
+) -> None:
+    whole = zip_with(zipfile.ZIP_STORED, tiles)
+    (tmp_path / "a.zip").write_bytes(whole[cut:])
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        lost = [info.filename for info in archive.infolist() if info.header_offset < cut]
+    plan = plan_of_archive(tmp_path / "a.zip")
+    assert plan.listing.problems == []
+    assert contents(plan) == {**tiles, **dict.fromkeys(lost, "corrupt")}
+
+
+@pytest.mark.parametrize("senseless", [range(1, 2), range(12)])
+@pytest.mark.parametrize("offset", [2**62, 2**64 - 1])
+def test_a_zip_member_beyond_what_a_file_can_have_costs_no_other(
+    tmp_path: Path, tiles: dict[str, bytes], senseless: range, offset: int
+) -> None:
+    names = [f"tile-{number:02}.jpg" for number in senseless]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in tiles.items():
+            archive.writestr(name, data)
+        for name in names:
+            archive.getinfo(name).header_offset = offset
+    plan = plan_of_archive(tmp_path / "a.zip")
+    assert plan.listing.problems == []
+    assert contents(plan) == {**tiles, **dict.fromkeys(names, "corrupt")}
+
+
+@pytest.mark.faults
+def test_a_zip_of_100_000_members_takes_few_requests(
+    s3: str, bucket: str, through: Callable[[Faults], None], tiles: dict[str, bytes]
+) -> None:
+    file, tile = io.BytesIO(), tiles["tile-00.jpg"][:2000]
+    with zipfile.ZipFile(file, "w") as archive:
+        for index in range(100_000):
+            archive.writestr(f"{index:06d}.jpg", tile)
+    put(s3, f"{bucket}/large.zip", file.getvalue())
+    faults = Faults()
+    through(faults)
+    plan = make_plan([f"s3://inspections/{bucket}/large.zip"], EXTENSIONS)
+    assert sum(row["bytes"] == tile for row in fetch_all(plan)) == 100_000
+    assert faults.requests.total() < 2000
+    print(f"{faults.requests.total()} requests for {len(file.getvalue()) / 1e6:.0f} MB in 100,000 members")

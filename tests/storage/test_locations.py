@@ -1,0 +1,46 @@
+"""A location names the same object wherever it was listed, and its file by the name's end."""
+
+from __future__ import annotations
+
+import pytest
+
+from crackbatch.storage import locations
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://b/Load Bearer of-the-northern-span.jpg", "s3://b/a sig=0123456789abcdefgh.jpg", "s3://b/sig=1/a"]
+)
+def test_a_name_that_looks_like_a_credential_still_opens(location: str) -> None:
+    assert locations.public(location) == location
+
+
+@pytest.mark.parametrize(
+    ("path", "like", "location"),
+    [
+        ("b/deck/a.jpg", "s3://b/deck", "s3://b/deck/a.jpg"),
+        ("b1/a.jpg", "gs://b*/a.jpg", "gs://b1/a.jpg"),
+        ("/deck/a.jpg", "ftp://user@host:2121/deck", "ftp://user@host:2121/deck/a.jpg"),
+        ("/deck/a.jpg", "sftp://host/deck", "sftp://host/deck/a.jpg"),
+        ("deck/a.jpg", "github://owner:repo@main/deck", "github://owner:repo@main/deck/a.jpg"),
+        ("c/a.jpg", "abfs://c@account.dfs.core.windows.net/", "abfs://c@account.dfs.core.windows.net/a.jpg"),
+        ("https://host/a.jpg", "https://host/", "https://host/a.jpg"),
+        ("b/crawl/https://host/a.jpg", "s3://b/crawl", "s3://b/crawl/https://host/a.jpg"),
+    ],
+)
+def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str, like: str, location: str) -> None:
+    assert locations.locate(path, like) == location
+
+
+@pytest.mark.parametrize(
+    ("location", "name"),
+    [
+        ("/deck/a?b/c#1.jpg", "c#1.jpg"),
+        ("s3://b/deck/a?b/c#1.jpg", "c#1.jpg"),
+        ("https://host/deck/a.jpg?b/c#1.jpg", "a.jpg"),
+        ("https://host/a.jpg#b/c.zip", "a.jpg"),
+        ("https://host.zip?a.jpg", ""),
+        ("https://[host/a.zip?b", "a.zip"),
+    ],
+)
+def test_the_name_of_a_file_ends_before_the_query_of_a_url(location: str, name: str) -> None:
+    assert locations.file_name(location) == name

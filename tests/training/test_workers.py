@@ -1,0 +1,110 @@
+"""Workers of Ray Train give the same weights as a training in one process, also where one of them dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+
+from builders.processes import wait_for
+from builders.trainings import SMALL, command, train_workers, weights
+from crackbatch import train
+from crackbatch.errors import RunError
+from crackbatch.training.initial import initial_network
+from crackbatch.training.recipe import Recipe
+from crackbatch.training.workers import _Watch, describe_device
+
+
+def test_ray_train_gives_the_same_weights_from_relative_locations(
+    trained: Path,
+    photos: str,
+    tmp_path: Path,
+    ray_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Ray Train's workers are somewhere else
+    Path("deck").symlink_to(photos)
+    torch.save(initial_network("resnet18", "none", 64).network.state_dict(), "initial.pth")
+    same = {**SMALL, "init": "initial.pth", "learning_rate": Recipe(init="none", batch_size=16).peak_learning_rate}
+    shutil.copy(trained / "split.parquet", "split.parquet")
+    train("deck", "ray", name="small", workers=1, split="split.parquet", **same)
+    assert "training on Ray Train, 1 CPU worker\n" in capfd.readouterr().err
+    assert weights(tmp_path / "ray") == weights(trained)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "nodes", "said"),
+    [
+        ("cuda", 2, [{"CPU": 8, "GPU": 2}], "2 GPU workers$"),
+        ("cpu", 2, [{"CPU": 8}, {}], "2 CPU workers$"),
+        ("cpu", 2, [{"CPU": 8, "GPU": 1}, {"CPU": 2}], "2 CPU workers: .* a GPU each, and the cluster has 1; fewer"),
+    ],
+)
+def test_it_is_said_what_the_workers_train_on(
+    device: str, workers: int, nodes: list[dict[str, float]], said: str
+) -> None:
+    assert re.search(said, describe_device(device, workers, nodes))
+
+
+def test_whoever_watches_epochs_goes_on_where_a_file_cannot_be_read(tmp_path: Path) -> None:
+    told, damaged = Event(), tmp_path / "progress-0001.json"
+    with _Watch(str(tmp_path), lambda figures: told.set()):
+        os.mkfifo(damaged)
+        with open(damaged, "wb") as asked:  # opens when it is read
+            asked.write(b"no JSON")
+        damaged.unlink()
+        damaged.write_bytes(b'{"epoch": 1}')
+        assert told.wait(60)
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(photos: str, tmp_path: Path, ray_here: None) -> None:
+    with pytest.raises(RunError, match=r"2 workers need a CPU each.*fewer --workers"):
+        train(photos, str(tmp_path / "ray"), workers=2, **SMALL)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_ray_train_at_once(photos: str, tmp_path: Path, ray_here: None) -> None:
+    with pytest.raises(RunError, match=r"the loss is nan in epoch \d.*--learning-rate"):
+        train(photos, str(tmp_path / "out"), workers=1, **SMALL, learning_rate=1e30)
+
+
+@pytest.mark.slow
+def test_ray_train_gives_the_same_weights_and_survives_its_workers_death(
+    trained: Path, photos: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "ray"
+    process = subprocess.Popen(command(photos, out, "--workers=1"), stderr=subprocess.PIPE, start_new_session=True)
+    wait_for((out / "training" / "progress-0001.json").exists, process, 200)
+    (worker,) = train_workers(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors.decode()
+    assert weights(out) == weights(trained)
+    assert [line.split()[1] for line in errors.decode().splitlines() if line.startswith("epoch ")] == ["1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_without_failures_to_recover_from_a_workers_death_ends_the_training_until_it_is_asked_for_again(
+    trained: Path, photos: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "ray"
+    train_there = command(photos, out, "--workers=1", "--max-failures=0")
+    process = subprocess.Popen(train_there, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for((out / "training" / "epoch-0001.pt").exists, process, 200)
+    (worker,) = train_workers(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 1
+    last = errors.decode().splitlines()[-1]
+    assert re.search(r"crackbatch: the training broke off \(.*\); the same command continues it$", last)
+    again = subprocess.run(train_there, capture_output=True, text=True, check=True)
+    assert "epoch 1 of 3" not in again.stderr
+    assert weights(out) == weights(trained)
