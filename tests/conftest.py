@@ -21,6 +21,7 @@ from builders.faulty import Faults, FaultyProxy
 from builders.places import NODE_PROGRAMS, SHARED
 from builders.runs import Scored, count_lost_and_twice, score
 from builders.servers import Place, release, server_process
+from builders.stages import in_this_process
 from crackbatch.cli.demo import draw_tile
 from crackbatch.models.bundle import DEFAULT_MODEL
 from crackbatch.storage import objects, retry
@@ -120,6 +121,13 @@ def ray_here(ports: dict[str, socket.socket]) -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    """Runs the stages of scoring in this process: Ray itself has tests of its own."""
+    with in_this_process():
+        yield
+
+
 @pytest.fixture(params=["here", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An output location, once in a folder and once in a bucket."""
@@ -191,10 +199,12 @@ def many_tiles() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def scored(tmp_path_factory: pytest.TempPathFactory, tiles: dict[str, bytes], ray_here: str) -> Scored:
+def scored(tmp_path_factory: pytest.TempPathFactory, tiles: dict[str, bytes]) -> Scored:
+    """A run that several tests look at."""
     folder, out = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("scored") / "out"
     write_files(folder, {**tiles, "bad.jpg": b"x"})
-    return Scored(folder, out, score(folder, out, date="2026-03-01"))
+    with in_this_process():
+        return Scored(folder, out, score(folder, out, date="2026-03-01"))
 
 
 @pytest.fixture(scope="session", params=["s3", "azure", "google"])

@@ -86,9 +86,8 @@ def test_figures_are_pictures(evaluated: Path, name: str) -> None:
     assert picture.std() > 5
 
 
-def test_published_rows_are_measured_without_scoring_again(
-    photos: Path, evaluated: Path, tmp_path: Path, ray_here: None
-) -> None:
+@pytest.mark.usefixtures("without_ray")
+def test_published_rows_are_measured_without_scoring_again(photos: Path, evaluated: Path, tmp_path: Path) -> None:
     score(str(photos), str(tmp_path / "results"), threshold=0.75)
     assert evaluate(photos, tmp_path / "own", predictions=tmp_path / "results").metrics["threshold"] == 0.75
     found = evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"), threshold=0.5)

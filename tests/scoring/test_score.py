@@ -29,9 +29,8 @@ from crackbatch.models.model import load_model
 from crackbatch.results.table import STATUSES
 from crackbatch.storage import atomic
 
-pytestmark = pytest.mark.usefixtures("ray_here")
 
-
+@pytest.mark.usefixtures("ray_here")
 def test_no_pixels_ever_stand_under_another_images_name(tmp_path: Path, many_tiles: dict[str, bytes]) -> None:
     (tmp_path / "a.zip").write_bytes(zip_with(8, many_tiles))
     score(tmp_path / "a.zip", tmp_path / "out")
@@ -56,6 +55,7 @@ BAD = {
 }
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_bad_image_is_a_row_with_its_reason_and_a_damaged_archive_is_named(
     tmp_path: Path, tiles: dict[str, bytes]
 ) -> None:
@@ -85,17 +85,20 @@ def test_a_bad_image_is_a_row_with_its_reason_and_a_damaged_archive_is_named(
     assert "cut.zip" in problem
 
 
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(("rate", "code"), [(0.5, 0), (0.01, 3)])
 def test_the_exit_code_says_whether_too_many_failed(tmp_path: Path, scored: Scored, rate: float, code: int) -> None:
     again = score(scored.folder, scored.copy(tmp_path / "out"), date="2026-03-01", max_error_rate=rate)
     assert (again.run_id, again.added, again.exit_code) == (scored.summary.run_id, 0, code)
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_more_errors_than_allowed_are_exit_code_3_however_late_they_came(tmp_path: Path, scored: Scored) -> None:
     again = score(scored.folder, scored.copy(tmp_path / "out"), date="2026-03-01", max_errors=0)
     assert (again.added, again.stopped_early, again.exit_code) == (0, False, 3)
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_second_run_adds_nothing_and_new_images_are_added(
     tmp_path: Path, tiles: dict[str, bytes], scored: Scored
 ) -> None:
@@ -113,6 +116,7 @@ def test_a_second_run_adds_nothing_and_new_images_are_added(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_another_threshold_is_another_run(tmp_path: Path, scored: Scored) -> None:
     first, out = scored.summary, scored.copy(tmp_path / "out")
     second = score(scored.folder, out, threshold=0.01)
@@ -123,6 +127,7 @@ def test_another_threshold_is_another_run(tmp_path: Path, scored: Scored) -> Non
     assert (table["label"] == "crack").sum() == (table["crack_probability"] >= np.float32(0.01)).sum()
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_a_manifests_columns_are_carried_and_may_not_collide(
     tmp_path: Path, tiles: dict[str, bytes], scored: Scored
 ) -> None:
@@ -143,6 +148,7 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes]) -> None:
 
     memory = fsspec.filesystem("memory")
@@ -161,6 +167,7 @@ def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes]) -> None
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("ray_here")
 def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
     tmp_path: Path, many_tiles: dict[str, bytes], number: signal.Signals
 ) -> None:
@@ -192,7 +199,7 @@ def summary_time(out: Path) -> float:
     return pd.Timestamp(next(out.glob("runs/*/summary.json")).stat().st_mtime, unit="s")
 
 
-@pytest.mark.usefixtures("ray_here", "s3")
+@pytest.mark.usefixtures("without_ray", "s3")
 def test_scoring_a_prefix_into_itself_again_adds_nothing(tiles: dict[str, bytes]) -> None:
     out = "s3://inspections/itself"
     atomic.write_whole(f"{out}/a.jpg", tiles["tile-00.jpg"])

@@ -14,9 +14,8 @@ from crackbatch.cli import output
 from crackbatch.results.states import list_runs
 from crackbatch.results.summary import RunSummary
 
-pytestmark = pytest.mark.usefixtures("ray_here")
 
-
+@pytest.mark.usefixtures("without_ray")
 def test_a_night_scores_what_is_new_or_changed_or_could_not_be_read_and_nothing_else(
     tmp_path: Path, tiles: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +55,7 @@ def test_a_night_scores_what_is_new_or_changed_or_could_not_be_read_and_nothing_
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("ray_here")
 def test_a_run_in_which_far_more_fails_than_was_allowed_is_ended_and_can_be_continued(tmp_path: Path) -> None:
     number = 20_000
     write_files(tmp_path / "in", {"all.zip": zip_with(0, {f"{index:05d}.jpg": b"x" for index in range(number)})})

@@ -69,7 +69,7 @@ def test_one_image_gives_the_same_row_from_wherever_it_comes(
     assert kept == {"run.json", "summary.json"}
 
 
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     "place",
     ["s3", pytest.param("azure", marks=pytest.mark.slow), pytest.param("google", marks=pytest.mark.slow)],
@@ -99,7 +99,7 @@ def written(place: Place, out: str) -> dict[str, bytes]:
     return {name: objects.read_bytes(name) for name in objects.list_files(out)}
 
 
-@pytest.mark.usefixtures("ray_here", "google")
+@pytest.mark.usefixtures("without_ray", "google")
 def test_a_shared_access_signature_is_in_no_row_and_no_file_of_a_run(
     azure: str, tiles: dict[str, bytes], tmp_path: Path
 ) -> None:
