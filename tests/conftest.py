@@ -226,6 +226,16 @@ def place(request: pytest.FixtureRequest, tiles: dict[str, bytes]) -> Place:
     return Place(url, filesystem)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes run the tests: those of Ray first and one after the other, the others file by file beside them."""
+    for item in items:
+        uses_ray = "ray_here" in getattr(item, "fixturenames", ())
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.path.as_posix()))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))  # type: ignore[union-attr]
+
+
 FAULTS_MADE = pytest.StashKey[list[tuple[str, int, int, int]]]()
 
 

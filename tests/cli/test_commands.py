@@ -163,6 +163,7 @@ def test_models_lists_the_shipped_one() -> None:
     assert "concrete-resnet18@" in result.stdout
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_whole_run_from_the_command_line_and_again(tmp_path: Path, image: Path) -> None:
     (image.parent / "empty.jpg").touch()
     command = ["score", image.parent, "--out", tmp_path / "out", "--run-id", "night-1"]

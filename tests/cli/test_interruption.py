@@ -47,6 +47,7 @@ def test_ctrl_c_ends_a_command_also_when_nobody_reads_what_it_says() -> None:
     assert process.wait(30) == 130
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_while_ray_starts_says_so_and_leaves_nothing(
     number: signal.Signals, tmp_path: Path, image: Path

@@ -18,6 +18,7 @@ from builders.pictures import make_photos
 from builders.places import ROOT
 from builders.processes import RAY, free_port
 
+pytestmark = pytest.mark.xdist_group("ray")
 # A head on loopback that lives for one test asks for no token, and its client sends none.
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 
