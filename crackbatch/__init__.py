@@ -1,4 +1,4 @@
-"""crackbatch finds cracked concrete in archives of inspection images and leaves one Parquet row for each image.
+"""crackbatch finds cracked concrete in archives of inspection images and writes one Parquet row per image.
 
 >>> import crackbatch
 >>> summary = crackbatch.score("photos/", "results")
@@ -64,7 +64,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import crackbatch` must not wait for torch or ray."""
+    """Import a public name when it is first used, so that `import crackbatch` does not load torch or ray."""
     if name not in _HOMES:
         raise AttributeError(f"module 'crackbatch' has no attribute {name!r}")
     return getattr(import_module(f"crackbatch.{_HOMES[name]}"), name)

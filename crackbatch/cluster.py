@@ -1,6 +1,6 @@
-"""The Ray that a run works on: found or started, asked for its devices, and set up for Ray Data.
+"""Connect to Ray or start it, read its devices, and set up Ray Data.
 
-Ray is imported when a run needs it, never before: importing and starting it take longer than all checks of a request.
+Ray is imported only when a run needs it, because importing and starting it take longer than all checks of a request.
 """
 
 from __future__ import annotations
@@ -19,31 +19,35 @@ from typing import Any
 from crackbatch.errors import RunError
 from crackbatch.storage.redaction import redact
 
-# Reading and writing wait more than they compute.
+# Reading and writing mostly wait, so they need less than one CPU.
 IO_CPUS = 0.25
 MAX_BLOCK_BYTES = 32 << 20
-# Ray Data reserves this share of all CPUs for its stages in equal parts, the first stages first. Its own half would go
-# to reading, leave nothing for writing beside the actors, and no row would be kept before the last image was read.
+# Ray Data reserves this share of all CPUs for its stages, in equal parts, beginning with the first stages. With its
+# default of one half, reading would get it all, and the actors would leave no CPU for writing: no row would be kept
+# before the last image was read.
 _RESERVED_SHARE = 0.1
 _WRAPPERS = ("SystemException", "UserCodeException")
-# Ray Data appends to what a stage raised how often it was tried and how to try it more often.
+# Ray Data appends to a stage's error how often it tried and how to allow more tries.
 _ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts.*", re.DOTALL)
 _DIRECT_CAUSE = "\n\nThe above exception was the direct cause of the following exception:"
-# An actor whose machine dies while it starts is no reason to give a run up.
+# A run should not fail because a machine dies while an actor starts on it.
 _MAX_ACTOR_STARTS = 3
 _ANSWER_S = 10.0
 
 
 class Cluster:
-    """The Ray that the run works on: the caller's, the one it runs in, or one started here and stopped at the end."""
+    """The Ray that a run uses: one that this process already uses, one at an address, or a new one.
+
+    If `start` connected to Ray or started it, the end of the block disconnects from it or stops it.
+    """
 
     def __init__(self, address: str | None) -> None:
         self._address = address
         self._is_ours = False
         self._is_started = False
-        # Ray starts in a thread, so that Ctrl-C never falls into the midst of it, where Python loses what a handler
-        # raises (whenever it forks), and so that it sets no handler of SIGTERM, which would end the process without a
-        # word. The thread is kept: with it Linux would end the processes that it started.
+        # Ray starts in a thread for two reasons. Ctrl-C then cannot interrupt the start, where Python loses the
+        # exception of a signal handler (whenever it forks). And Ray then sets no handler for SIGTERM, which would end
+        # the process without a message. The thread is kept: if it ended, Linux would end the processes it started.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="start ray")
 
     def __enter__(self) -> Cluster:
@@ -57,17 +61,17 @@ class Cluster:
         self._starter.shutdown(wait=False)
 
     def start(self) -> None:
-        """Connect or start, once."""
+        """Connect to Ray or start it; does nothing if called again. Raises RunError if that fails."""
         if self._is_started:
             return
         self._is_started = True
-        # Ray writes notes for its developers to the user's terminal; errors reach us as exceptions all the same.
+        # Ray writes notes for its developers to the user's terminal. Errors still arrive as exceptions.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # Ray ends idle workers beyond the number of CPUs and starts new ones seconds later, at 2 s of CPU each: on a
-        # small machine that cost a fifth of the whole speed.
+        # Ray stops idle workers beyond the number of CPUs and starts new ones seconds later. Each start takes 2 s of
+        # CPU; on a small machine, this cost a fifth of the speed.
         os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + 16))
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray Data's modules take as long to import as Ray's processes take to come up.
+        # Importing Ray Data takes as long as starting Ray's processes, so both run at the same time.
         importing = threading.Thread(target=_import_ray_data, name="import ray.data")
         import ray
 
@@ -83,21 +87,21 @@ class Cluster:
                     address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                 )  # fmt: skip
                 starting.result()
-        except Exception as error:  # Ray raises bare ones as well
-            where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
-            raise RunError(f"cannot reach {where}: {cause_of(error)}") from None
+        except Exception as error:  # Ray also raises plain `Exception`
+            where = f"connect to the Ray cluster at {self._address}" if self._address else "start Ray or connect to it"
+            raise RunError(f"cannot {where}: {cause_of(error)}") from None
         self._is_ours = True
-        importing.join()  # but not where Ctrl-C ended the start: nobody waits for an import then
+        importing.join()  # not reached after Ctrl-C, so that the user does not wait for the import
 
     def node_resources(self) -> list[dict[str, float]]:
-        """The resources of each node that is alive."""
+        """Return the resources of each live node."""
         import ray
 
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return [node["Resources"] for node in nodes if node["Alive"]]
 
     def train_device(self, workers: int) -> str:
-        """Where to train: on GPUs where there is one for each worker; RunError where not even CPUs are."""
+        """Return "cuda" if there is a GPU for each worker, else "cpu"; RunError if there are not enough CPUs either."""
         import ray
 
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -105,27 +109,27 @@ class Cluster:
             return "cuda"
         if there.get("CPU", 0) < workers + IO_CPUS:
             raise RunError(
-                f"{workers} workers need a CPU each, and reading needs a share of one; the cluster has"
-                f" {there.get('CPU', 0):g} CPUs: give fewer --workers, or 0 to train in this process"
+                f"--workers {workers} needs a CPU for each worker and part of one for reading, but the cluster has"
+                f" {there.get('CPU', 0):g} CPUs; give fewer --workers, or 0 to train in this process"
             )
         return "cpu"
 
 
 @contextmanager
 def data_context(ahead: int | None = None) -> Iterator[None]:
-    """Datasets made inside are quiet, never drop a block, and hold at most `ahead` bytes in the object store.
+    """Set up Ray Data: datasets made inside are quiet, never drop a block, and respect `ahead`.
 
-    The caller's own settings of Ray Data stay as they were.
+    `ahead` is the most bytes that a dataset may hold in the object store. The caller's own settings do not change.
     """
     from ray.data.context import DataContext
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of its own fields, which copying reads
+        warnings.simplefilter("ignore", DeprecationWarning)  # copying reads deprecated fields
         context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0
-    context.execution_no_progress_timeout_s = -1  # a run may wait for another's devices, or for one slow image
+    context.execution_no_progress_timeout_s = -1  # a run may wait for busy devices or one slow image
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_STARTS
     context.target_max_block_size = MAX_BLOCK_BYTES
     context.op_resource_reservation_ratio = _RESERVED_SHARE
@@ -137,13 +141,13 @@ def data_context(ahead: int | None = None) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong first, on one line: of nested errors the innermost that is not one of Ray's wrappers."""
+    """Return the first cause in one line: the innermost nested error that has a text and is not a Ray wrapper."""
     nested: list[BaseException] = [error]
     while (inner := getattr(nested[-1], "cause", None) or nested[-1].__cause__) is not None and inner not in nested:
         nested.append(inner)
     told = [cause for cause in nested if str(cause) and type(cause).__name__ not in _WRAPPERS]
     error = told[-1] if told else error
-    # What a stage raised comes back as text alone, before the wrapper that Ray Data raised of it.
+    # A stage's error comes back only as text, in front of the text of Ray Data's wrapper.
     text, is_text, _ = redact(str(error)).partition(_DIRECT_CAUSE)
     lines = [line.strip() for line in _ADVICE.sub("", text).splitlines() if line.strip()]
     if is_text:
@@ -152,21 +156,21 @@ def cause_of(error: BaseException) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Raise RunError where nobody listens at a cluster's address: Ray itself goes on asking for minutes."""
-    if (found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)) is None:  # auto, local: Ray knows where
+    """Raise RunError if no process listens at a cluster's address: Ray itself would retry for minutes."""
+    if (found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)) is None:  # "auto", "local"
         return
     try:
         socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()
     except (OSError, OverflowError, UnicodeError) as error:
         raise RunError(
-            f"no Ray cluster answers at {address} ({error}); give the address of its head node as --address or in"
-            " RAY_ADDRESS, or none to start Ray on this machine"
+            f"no Ray cluster answers at {address} ({error}); give its head node's address as --address or in"
+            " RAY_ADDRESS, or remove both to start Ray on this machine"
         ) from None
 
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error off the terminal: Ray announces its log level there."""
+    """Hide what native code writes to standard error: Ray prints its log level there."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -1,23 +1,23 @@
-"""What can go wrong, and how the command line answers.
+"""The errors for users, and the exit codes of the command line.
 
     CrackbatchError
     ├── RequestError         exit 2: the request is wrong, nothing was written
-    │   ├── OptionError      an option's value, a column, a run that does not exist
-    │   ├── SourceError      no such source, nothing to score in it
-    │   ├── BundleError      a model that cannot be used
+    │   ├── OptionError      an option's value is not valid, or a column or run does not exist
+    │   ├── SourceError      a source does not exist, cannot be read, or holds no image
+    │   ├── BundleError      a model cannot be used
     │   └── OutputError      OUT cannot be read or written
-    ├── RunError             exit 1: the run failed; the same command continues it
-    │   ├── PublishError     the rows are not the planned images: nothing was published
-    │   ├── HeldError        another process works on the same run
-    │   └── LeaseLostError   another process took the run over
-    └── Interrupted          exit 130: somebody stopped it; the same command continues it
+    ├── RunError             exit 1: the run failed; run the same command again to continue it
+    │   ├── PublishError     the rows do not match the planned images; nothing was published
+    │   ├── HeldError        another process is working on the same run
+    │   └── LeaseLostError   another process took over the run
+    └── Interrupted          exit 130: the run was stopped; run the same command again to continue it
 
-An image that cannot be scored is no exception: it is a row with a status.
+An image that cannot be scored raises no error: it becomes a row with a status.
 """
 
 
 class CrackbatchError(Exception):
-    """Base of all errors that a user is meant to read; `exit_code` is the command line's answer."""
+    """Base of all errors with a message for the user; the command line exits with `exit_code`."""
 
     exit_code = 1
 
@@ -29,7 +29,7 @@ class RequestError(CrackbatchError):
 
 
 class OptionError(RequestError):
-    """An option has a value that means nothing here."""
+    """An option's value is not valid, or it names a column or run that does not exist."""
 
 
 class SourceError(RequestError):
@@ -37,7 +37,7 @@ class SourceError(RequestError):
 
 
 class BundleError(RequestError):
-    """A model bundle is absent, incomplete, damaged or of another version."""
+    """A model bundle is missing, incomplete, damaged or has another version."""
 
 
 class OutputError(RequestError):
@@ -45,11 +45,11 @@ class OutputError(RequestError):
 
 
 class RunError(CrackbatchError):
-    """The run failed on its way; giving the same command again continues it."""
+    """The run failed before its end; run the same command again to continue it."""
 
 
 class PublishError(RunError):
-    """The rows that were made are not exactly the images that were planned."""
+    """The rows do not match the planned images exactly."""
 
 
 class HeldError(RunError):
@@ -57,10 +57,10 @@ class HeldError(RunError):
 
 
 class LeaseLostError(RunError):
-    """Another process took the run over, since this one was silent for too long."""
+    """Another process took over the run, because this one did not renew its lease in time."""
 
 
 class Interrupted(CrackbatchError):
-    """The run was stopped by Ctrl-C or SIGTERM; giving the same command again continues it."""
+    """Ctrl-C or SIGTERM stopped the run; run the same command again to continue it."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""What this machine has for a process: memory that it may take, and the versions of the libraries it runs."""
+"""Read from this machine how much memory is free and which versions of libraries are installed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, or what its container is allowed."""
-    if not _MEMORY.exists():  # not Linux: what is free is told by no file, so half of what there is
+    """Return the bytes of memory that this process may still use, within the machine and its container's limit."""
+    if not _MEMORY.exists():  # not Linux: free memory is unknown, so assume half of all memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     with open(_MEMORY) as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
@@ -23,12 +23,12 @@ def free_memory() -> int:
 
 
 def _used_by_group() -> int:
-    """Bytes that the container holds, without what it has read of files, which the system drops where it needs room."""
+    """Return the bytes that the container uses, without cached file contents: the system drops these when needed."""
     lines = (_GROUP / "memory.stat").read_text().splitlines()
     files = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
     return max(int((_GROUP / "memory.current").read_text()) - files, 0)
 
 
 def library_versions(*libraries: str) -> dict[str, str]:
-    """The versions of installed libraries and of Python, by name."""
+    """Return the versions of the given installed libraries and of Python, by name."""
     return {**{library: version(library) for library in libraries}, "python": platform.python_version()}

@@ -1,4 +1,7 @@
-"""One line that says how far a run is, even if nothing comes: redrawn on a terminal, every ten seconds in a log."""
+"""Show the progress of a run in one line, even while no results arrive.
+
+A terminal redraws the line every second; a log gets a new line every ten seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import threading
 import time
 from typing import TextIO
 
-# What a terminal takes to begin its last line anew.
+# Clears the current line of a terminal.
 REDRAW = "\r\x1b[2K"
 _LOG_EVERY_S = 10.0
 _REDRAW_EVERY_S = 1.0
-# Parts come every few seconds; so long without one, and something is wrong, or the first image is still to come.
+# Parts come every few seconds. After this time without a part, something may be wrong, so the line says so.
 _QUIET_S = 30.0
 
 
 class Progress:
-    """Counts images and failures of a run and shows them on `stream` (standard error unless given)."""
+    """Counts the images and failures of a run and shows them on `stream` (default: standard error)."""
 
     def __init__(
         self, total: int, done: int = 0, stream: TextIO | None = None, log_every_s: float = _LOG_EVERY_S
@@ -41,7 +44,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last line standing."""
+        """Stop; on a terminal, draw the last line once more and end it."""
         self._stop.set()
         self._thread.join()
         if self._redraws:
@@ -56,7 +59,7 @@ class Progress:
     def _line(self, now: float) -> str:
         said = f"{self._done:,} of {self._total:,} images"
         if self._done == self._first:
-            return f"{said}, waiting for the first results since {duration(now - self._started)}"
+            return f"{said}, waiting for the first results for {duration(now - self._started)}"
         speed = (self._done - self._first) / max(now - self._started, 1e-9)
         left = f"{duration((self._total - self._done) / speed)} left"
         if now - self._last_part > _QUIET_S:
@@ -70,7 +73,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `7 min`, `3 h 5 min`."""
+    """Return seconds as a short text: `42 s`, `7 min`, `3 h 5 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

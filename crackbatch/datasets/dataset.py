@@ -1,8 +1,9 @@
-"""A labelled dataset: images with their labels, groups and splits, duplicates taken out.
+"""A labelled dataset: images with their labels, groups and splits, without duplicates.
 
-    labelled images, listed ─ read once: sha256, picture hash ─ duplicates out ─ split
+    list labelled images ─ read each once: sha256, picture hash ─ remove duplicates ─ split
 
-Reading is scoring's (`plan.py`, `fetch.py`, `image.py`), so that what trains is what will be scored.
+Images are read by the code that scoring uses (`sources/plan.py`, `sources/fetch.py`, `images/picture.py`), so that a
+model is trained on the same pixels that it will score.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _BATCH = 256
 class Dataset:
     """Labelled images: `table` has the plan's columns and `source, path, label, group, split, sha256`.
 
-    Images with the same `cluster` are near-duplicates of each other; those with the same `component` are of groups that
-    a split must not part; `guessed` says that no path or manifest names an image's group.
+    Images with the same `cluster` are near-duplicates of each other. Images with the same `component` must be kept
+    together by a split. `guessed` is true if no path or manifest names the image's group.
     """
 
     table: pa.Table
@@ -48,21 +49,21 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """(images,) int64: 1 for a crack."""
+        """(images,) int64: 1 for a crack, 0 for none."""
         return np.asarray(self.table.column(LABEL_COLUMN)).astype(np.int64)
 
     @property
     def digest(self) -> str:
-        """Which image stands in which split."""
+        """A digest of which image is in which split."""
         return images_digest(self.table.column("sha256").to_pylist(), self.table.column("split").to_pylist())
 
     @property
     def labels_digest(self) -> str:
-        """Which image has which label."""
+        """A digest of which image has which label."""
         return images_digest(self.table.column("sha256").to_pylist(), list(map(str, self.labels.tolist())))
 
     def part(self, split: str) -> pa.Table:
-        """The rows of one split."""
+        """Return the rows of one split."""
         return self.table.filter(pc.equal(self.table.column("split"), split))
 
 
@@ -71,27 +72,27 @@ def read_dataset(
     rules: LabelRules | None = None,
     scratch: str | None = None,
 ) -> Dataset:
-    """Every labelled, readable image in the sources, each once, without splits; raises SourceError.
+    """Return every labelled, readable image in the sources, each once, without splits. Raises SourceError.
 
-    Images of compressed tars are copied below `scratch`, which must outlast the dataset.
+    Images of compressed tars are copied below `scratch`. Keep that folder for as long as the dataset is in use.
     """
     return read_listed(list_labelled(sources, rules, scratch))
 
 
 def read_listed(listed: Listed) -> Dataset:
-    """The images that can be read, each once; raises SourceError where none can be, or all are under both labels."""
+    """Return the images that can be read, each once. Raises SourceError if none can be, or if all have both labels."""
     table, hashes = _read_all(listed.table, listed.report)
     table, hashes = _drop_duplicates(table, hashes, listed.report)
     if not table.num_rows:
         raise SourceError(
-            f"no images are left: all {len(listed.report.contradictions):,} stand under both labels, such as"
-            f" {listed.report.contradictions[0]}; leave each in one folder"
+            f"no images are left: all {len(listed.report.contradictions):,} have both labels, such as"
+            f" {listed.report.contradictions[0]}; give each image only one label"
         )
     return Dataset(_join_near_duplicates(table, hashes, listed.report), listed.report)
 
 
 def with_split(dataset: Dataset, seed: int = 0) -> Dataset:
-    """The dataset with a split drawn; raises SourceError where it cannot be."""
+    """Return the dataset with a newly drawn split. Raises SourceError if none is found."""
     table = dataset.table
     drawn = draw_split(
         table.column("source").to_pylist(), dataset.labels, table.column("component").to_pylist(), seed
@@ -100,42 +101,44 @@ def with_split(dataset: Dataset, seed: int = 0) -> Dataset:
 
 
 def with_given_split(dataset: Dataset, location: str) -> Dataset:
-    """The dataset with the split of a file, or the one that a model was made on; SourceError where it is another's.
+    """Return the dataset with the split of a file, or with the split that a model was trained on.
 
-    It names these images and no others, and has both classes to train and to validate on.
+    Raises SourceError if the split does not name exactly these images, or lacks a class in train or validation.
     """
     images = dataset.table.column("sha256").to_pylist()
     splits, num_known = _given_splits(location, images)
     shown = redact(location)
     if absent := [row for row, split in enumerate(splits) if split is None]:
         uri = dataset.table.column("image_uri")[absent[0]].as_py()
-        raise SourceError(f"split {shown} does not name {len(absent):,} of the {len(images):,} images, such as {uri}")
+        raise SourceError(
+            f"split {shown} lacks {len(absent):,} of the {len(images):,} images, such as {uri}; give the same sources"
+        )
     if others := num_known - len(set(images)):
-        raise SourceError(f"split {shown} names {others:,} images that are not in the data; give the same sources")
+        raise SourceError(f"split {shown} has {others:,} images that are not in the data; give the same sources")
     check_split(splits, dataset.labels, f"split {shown}")
     report = replace(dataset.report, cut=_cut(dataset.table.column("component").to_pylist(), splits))
     return Dataset(_with_column(dataset.table, "split", pa.array(splits, pa.string())), report)
 
 
 def _cut(components: list[str], splits: list[str | None]) -> list[str]:
-    """The components that have images in several splits."""
+    """Return the components that have images in more than one split."""
     counts = Counter(component for component, _ in set(zip(components, splits, strict=True)))
     return sorted(component for component, count in counts.items() if count > 1)
 
 
 def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], int]:
-    """The split of each image, None for one that is not named, and how many images are named."""
+    """Return the split of each image, None for an image without one, and how many images the location names."""
     if locations.file_name(location).lower().endswith(".parquet"):
         known = read_split(location)
         return [known.get(image) for image in images], len(known)
     if not (seen := read_seen(location)):
-        raise SourceError(f"--split {redact(location)} is no .parquet, nor a model that says which images it has seen")
+        raise SourceError(f"--split must be a .parquet file or a model that lists its images, got {redact(location)}")
     return splits_of(images, seen), len(seen)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One image's bytes, or None and why; `row` is its place in the table it was read for."""
+    """One image's bytes, or None and a status that says why; `row` is its index in the table."""
 
     row: int
     data: bytes | None
@@ -143,7 +146,7 @@ class Encoded:
 
 
 def read_encoded(table: pa.Table) -> Iterator[list[Encoded]]:
-    """The rows of a dataset's table with their bytes, in order and in batches, of which one is in memory at a time."""
+    """Yield the rows of a dataset's table with their bytes, in order and in batches, so that memory never holds all."""
     start = 0
     for size in shard_sizes(table):
         row = start
@@ -158,7 +161,7 @@ def read_encoded(table: pa.Table) -> Iterator[list[Encoded]]:
 
 
 def _read_all(table: pa.Table, report: Report) -> tuple[pa.Table, list[bytes | None]]:
-    """The rows that can be read, with their sha256, and the hashes of their pictures."""
+    """Return the readable rows with their sha256, and the hashes of their pictures; count the others in the report."""
     digests: list[str | None] = []
     hashes: list[bytes | None] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
@@ -176,7 +179,7 @@ def _read_all(table: pa.Table, report: Report) -> tuple[pa.Table, list[bytes | N
 
 
 def _inspect(image: Encoded) -> tuple[str, str | None, bytes | None]:
-    """(status, sha256, picture hash); no digest where the image cannot be used."""
+    """Return (status, sha256, picture hash); the sha256 is None if the image cannot be used."""
     if image.data is None:
         return image.status or "failed", None, None
     picture = read_image(image.data)
@@ -188,7 +191,7 @@ def _inspect(image: Encoded) -> tuple[str, str | None, bytes | None]:
 def _drop_duplicates(
     table: pa.Table, hashes: list[bytes | None], report: Report
 ) -> tuple[pa.Table, list[bytes | None]]:
-    """The first of images with the same bytes; none of them where their labels disagree."""
+    """Keep the first of the images with the same bytes, or none of them if their labels disagree."""
     digests, labels = table.column("sha256").to_pylist(), table.column(LABEL_COLUMN).to_pylist()
     said: dict[str, set[int]] = {}
     for digest, label in zip(digests, labels, strict=True):
@@ -207,10 +210,10 @@ def _drop_duplicates(
 
 
 def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: Report) -> pa.Table:
-    """Columns `cluster`, near-duplicates, and `component`, what a split must not cut, so that it never parts them.
+    """Add the columns `cluster` (near-duplicates) and `component` (what a split must keep together).
 
-    A block of names is only a guess at a photo, so a near-duplicate leaves its block for the group of its twin; groups
-    that are known to be photos are joined whole.
+    A block of names is only a guess at a photo, so a near-duplicate moves from its block to the group of its twin.
+    Groups that are known to be photos are joined as a whole.
     """
     groups, guessed = table.column("group").to_pylist(), table.column("guessed").to_pylist()
     cluster = clusters(hashes)
@@ -227,7 +230,7 @@ def _join_near_duplicates(table: pa.Table, hashes: list[bytes | None], report: R
     joined = components(np.stack([codes[rows], codes[cluster[rows]]], axis=1), len(names))
     table = _with_column(table, "group", pa.array(groups, pa.string()))
     table = table.append_column("cluster", pa.array(cluster))
-    first = names[np.unique(joined, return_index=True)[1]]  # a component is called after its first group
+    first = names[np.unique(joined, return_index=True)[1]]  # a component is named after its first group
     return table.append_column("component", pa.array(first[joined[codes]], pa.string()))
 
 

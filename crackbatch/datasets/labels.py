@@ -1,4 +1,4 @@
-"""What an image's path says about it: its label, and the group (the photo it was cut from) that must stay together.
+"""Reads an image's label and group from its path. The group, the photo that it was cut from, must stay together.
 
 sdnet.tar, D/CD/7001-115.jpg   →  source sdnet.tar/D, label crack, group D/7001
 metu.zip, Positive/00042.jpg   →  source metu.zip, label crack, group: a block of neighbouring names
@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from crackbatch.errors import OptionError
 from crackbatch.sources.members import kind_of
 
-# Folder names of published crack datasets and of what people make themselves; SDNET2018's are (C)racked and
+# Folder names in published crack datasets, and names that people choose themselves. SDNET2018 uses (C)racked and
 # (U)ncracked (D)ecks, (P)avements and (W)alls, or these words in full.
 _CRACKS = ("crack", "cracks", "cracked")
 POSITIVE = ("positive", *_CRACKS, "with_crack", "cd", "cp", "cw")
@@ -26,32 +26,32 @@ NEGATIVE = (
     "negative", *(f"{no}{gap}{crack}" for no in ("no", "non") for gap in ("", "_", "-", " ") for crack in _CRACKS),
     "uncracked", "without_crack", "sound", "intact", "ud", "up", "uw",
 )  # fmt: skip
-# pandas makes 1.0 of a 1 where a cell of its column is empty.
+# pandas writes 1 as 1.0 if its column has an empty cell.
 _WORDS = {
     **dict.fromkeys(["1", "1.0", "true", "yes", *POSITIVE], 1),
     **dict.fromkeys(["0", "0.0", "false", "no", "none", *NEGATIVE], 0),
 }
 
-# SDNET2018: surface, a folder of cracked or uncracked ones (in an archive of that name, maybe), photo-tile, where some
-# tiles of two walls end in _2.
+# SDNET2018: the surface, a folder of cracked or uncracked tiles (perhaps in an archive of the same name), then
+# photo-tile. The names of some tiles of two walls end in _2.
 _SDNET = re.compile(
     r"(?:^|/)([DPW])(?:(?:/[CU][DPW])+|(?:ecks|avements|alls)(?:/(?:(?:non|un)[-_ ]?)?cracked)+)"
     r"/(\d+)-\d+(?:_\d+)?\.[^/]*$",
     re.IGNORECASE,
 )
-# METU's photos gave about 44 tiles each of 20,000; blocks longer than that keep most photos in one piece.
+# Each of METU's photos gave about 44 of 20,000 tiles; longer blocks keep most photos in one piece.
 _MAX_BLOCK = 100
 _MIN_BLOCKS = 50
 
 
 @dataclass(frozen=True)
 class LabelRules:
-    """How paths are read: patterns for folder names of either class, and one for the group.
+    """How to read paths: patterns for the folder names of each class, and a pattern for the group.
 
-    Patterns are globs that ignore case and how accents are encoded, matched against each folder's name, or against the
-    whole path where they hold a `/`. `group_pattern` is a regular expression searched in the path; its parenthesised
-    parts are the group. Where a manifest has a column `group_column`, that says the group instead.
-    Raises OptionError for a pattern that is none.
+    `positive` and `negative` are globs that ignore case and how accents are encoded. A glob is matched against each
+    folder's name, or against the whole path if it contains a `/`. `group_pattern` is a regular expression that is
+    searched for in the path; its parenthesised parts are the group. If a manifest has a column `group_column`, the
+    group comes from there instead. Raises OptionError if `group_pattern` is not a valid regular expression.
     """
 
     positive: Sequence[str] = ()
@@ -63,10 +63,15 @@ class LabelRules:
         try:
             re.compile(self.group_pattern or "")
         except re.error as error:
-            raise OptionError(f"--group-pattern {self.group_pattern!r} is no regular expression ({error})") from None
+            raise OptionError(
+                f"--group-pattern {self.group_pattern!r} is not a valid regular expression ({error})"
+            ) from None
 
     def label(self, path: str) -> tuple[int, str] | None:
-        """(1 for a crack or 0, the path above the folder that says so), by the innermost folder that says anything."""
+        """Return the label, 1 for a crack or 0, and the path above the folder that gives it; None if no folder does.
+
+        The innermost folder with a label decides.
+        """
         folders = PurePosixPath(path).parts[:-1]
         rules = ((1, self.positive or POSITIVE), (0, self.negative or NEGATIVE))
         for depth in range(len(folders), 0, -1):
@@ -77,9 +82,9 @@ class LabelRules:
         return None
 
     def group(self, path: str, above: str = "") -> str | None:
-        """The photo that an image was cut from, None where the path does not say.
+        """Return the photo that an image was cut from, None if the path does not name it.
 
-        A published data set is also known by `above`, the name of the folder that the path begins in.
+        `above` is the name of the folder in which the path begins; it may be the first folder of an SDNET2018 path.
         """
         if self.group_pattern:
             found = re.search(self.group_pattern, path)
@@ -92,7 +97,7 @@ class LabelRules:
 
 
 def _without_archive_suffix(folder: str) -> str:
-    """`Positive.zip` says as much as a folder `Positive`."""
+    """Return `Positive` for `Positive.zip`: an archive's name gives a label just as a folder's name does."""
     return re.sub(r"(\.tar)?\.\w+$", "", folder) if kind_of(folder) else folder
 
 
@@ -102,21 +107,21 @@ def _matches(pattern: str, folder: str, path: str) -> bool:
 
 @lru_cache
 def _plain(name: str) -> str:
-    """Without what two spellings of a name may differ in: a Mac's archive has ä as an a and its dots, a shell has ä."""
+    """Return one form for all spellings of a name: an archive from a Mac stores ä as a and dots, a shell gives ä."""
     return unicodedata.normalize("NFC", name).lower()
 
 
 def parse_label(value: object) -> int | None:
-    """1 for a crack, 0 for none, from a manifest's cell (`crack`, `no_crack`, 1, 0, true, …); None if unknown."""
+    """Return 1 for a crack, 0 for none, from a manifest's cell (`crack`, `no_crack`, 1, 0, true, …), or None."""
     if value is None:
         return None
     return _WORDS.get(str(value).strip().lower())
 
 
 def name_blocks(paths: Iterable[str]) -> list[str]:
-    """A group for each path where nothing names its photo: blocks of neighbouring names in a folder.
+    """Return a group for each path, for images without a known photo: blocks of neighbouring names in a folder.
 
-    Tiles are numbered as they were cut, so neighbours in name are neighbours in the photo.
+    Tiles are numbered in the order they were cut, so tiles with neighbouring names are neighbours in the photo.
     """
     folders: dict[str, list[tuple[list[tuple[int, int | str]], int]]] = defaultdict(list)
     groups = []
@@ -132,5 +137,5 @@ def name_blocks(paths: Iterable[str]) -> list[str]:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """A key that puts `2.jpg` before `10.jpg`; digits and text never meet in a comparison."""
+    """Return a sort key that puts `2.jpg` before `10.jpg` and never compares digits with text."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]

@@ -1,6 +1,6 @@
-"""Labelled images as they are listed: each one's source, label and group, told by its path or a manifest.
+"""Lists labelled images: the source, label and group of each, from its path or from a manifest.
 
-No image is read here: `dataset.py` reads them, takes duplicates out and splits them.
+This file reads no image: `datasets/dataset.py` reads the images, removes duplicates and splits them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
 LABEL_COLUMN = "label"
-# More sub-folders than this are dates or structures, not kinds of images that metrics should be kept apart for.
+# More sub-folders than this are dates or structures, not kinds of images that need metrics of their own.
 _MAX_PARTS = 12
-_EMPTY = ("None", "nan", "")  # as empty cells of CSV and Parquet read
+_EMPTY = ("None", "nan", "")  # how empty cells of CSV and Parquet files read
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Labelled images that were listed and not read yet."""
+    """Labelled images that are listed but not read yet."""
 
     table: pa.Table
     report: Report
@@ -42,11 +42,11 @@ def list_labelled(
     rules: LabelRules | None = None,
     scratch: str | None = None,
 ) -> Listed:
-    """The images that have a label, none of them read; raises SourceError where there are none."""
+    """Return the images that have a label, without reading them. Raises SourceError if there are none."""
     rules, report = rules or LabelRules(), Report()
     tables = []
     for source, name, collection in zip(sources, _source_names(sources), _collections(sources, rules), strict=True):
-        # A line for each of its labels stays, for both to be reported.
+        # An image that is listed with both labels keeps both rows, so that it is reported.
         plan = make_plan([source], EXTENSIONS, scratch=scratch, apart=[CARRIED + LABEL_COLUMN])
         report.problems.extend(plan.listing.problems)
         report.listed_twice += plan.listing.passed_over["images listed twice"]
@@ -55,14 +55,14 @@ def list_labelled(
     if not table.num_rows:
         raise SourceError(
             f"no labelled images in {', '.join(map(redact, sources))}: {report.unlabelled:,} images"
-            f"{report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack"
-            " (see --positive, --negative; or give a manifest)"
+            f"{report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack; name your"
+            " folders with --positive and --negative, or give a manifest with a column label"
         )
     return Listed(table, report)
 
 
 def _source_names(sources: Sequence[str]) -> list[str]:
-    """The last part of each source's location, or all of it where two end alike."""
+    """Return the last part of each source's location, or the whole location if two last parts are the same."""
     roots = [root_of(source) for source in sources]
     names = [PurePosixPath(redact(location)).name for location in roots]
     return [
@@ -72,9 +72,10 @@ def _source_names(sources: Sequence[str]) -> list[str]:
 
 
 def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
-    """What each source's groups are called after: its own name, or where that is a label, that of the folder above.
+    """Return the first part of the names of each source's groups.
 
-    A photo's cracked tiles lie in `data/Positive`, its sound ones in `data/Negative`: both are of `data`.
+    It is the source's own name, or the name of the folder above if its own name is a label: a photo's cracked tiles are
+    in `data/Positive` and its sound tiles in `data/Negative`, and both belong to `data`.
     """
     roots = [root_of(source) for source in sources]
     names = {root: PurePosixPath(redact(root)).name for root in roots}
@@ -84,12 +85,12 @@ def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
 
 
 def _above(root: str) -> str:
-    """The folder that a source lies in."""
+    """Return the folder that contains a source."""
     return posixpath.dirname(locations.without_query(root))
 
 
 def _label(table: pa.Table, source: str, name: str, collection: str, rules: LabelRules, report: Report) -> pa.Table:
-    """The plan's rows that have a label, with source, path, label and group, which is `collection`'s."""
+    """Return the plan's rows that have a label, with source, path, label and group; groups begin with `collection`."""
     uris = table.column("image_uri").to_pylist()
     root = root_of(source)
     paths, whole = _paths(uris, locations.public(root), name)
@@ -97,7 +98,7 @@ def _label(table: pa.Table, source: str, name: str, collection: str, rules: Labe
     labels: list[int | None] = [None if found is None else found[0] for found in from_paths]
     parts = [name if found is None else found[1] or collection for found in from_paths]
     groups = [rules.group(path, posixpath.basename(_above(root))) for path in whole]
-    told = [GUESS if group is None else "photos that paths name" for group in groups]
+    told = [GUESS if group is None else "photos named in paths" for group in groups]
     if (cells := _carried(table, LABEL_COLUMN)) is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
         told_nothing = (str(cell).strip() for cell, label in zip(cells, labels, strict=True) if label is None)
@@ -129,10 +130,10 @@ def _carried(table: pa.Table, name: str) -> list[object] | None:
 
 
 def _paths(uris: list[str], root: str, name: str) -> tuple[list[str], list[str]]:
-    """Each image's path from its source on, the source's own name first, and all of its path where it lies elsewhere.
+    """Return each image's path from its source on, and the same with its whole path if it is outside the source.
 
-    An archive counts as a folder. Images that lie elsewhere, as a manifest's do, have the folder that they are all in
-    for a source: those above it are nobody's labels.
+    Both begin with the source's name. An archive counts as a folder. If images are outside the source (as a manifest's
+    may be), the first path continues with the folder that contains them all, because folders above it are not labels.
     """
     split = [uri.rpartition("::") for uri in uris]
     places = [location for _, _, location in split]

@@ -1,4 +1,4 @@
-"""What labelled data hold, before anyone trains on them: counts, what was left out, and a sheet of pictures."""
+"""An overview of labelled data, to check before training: counts, what was left out, and a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _SHOWN = 8
 class Overview:
     """Counts of labelled images.
 
-    `counts` maps (source, label, split) to (images, groups), with labels `crack` and `no_crack`; `notes` say what told
-    the groups, and what was left out and why; `digest` is that of the split.
+    `counts` maps (source, label, split) to (images, groups), with labels `crack` and `no_crack`. `notes` say how images
+    were grouped, and what was left out and why. `digest` is the digest of the split.
     """
 
     counts: dict[tuple[str, str, str], tuple[int, int]]
@@ -49,7 +49,7 @@ def describe_dataset(
 ) -> Overview:
     """Count labelled images by source, label, split and group, and write `split.parquet` and `dataset.png` to `out`.
 
-    The split is the one that `train` would draw with the same seed. Raises RequestError.
+    Without `split`, it draws the split that `train` would draw with the same seed. Raises RequestError.
     """
     check_seed(seed)
     names = check_sources(sources)
@@ -78,7 +78,7 @@ def _count(dataset: Dataset) -> dict[tuple[str, str, str], tuple[int, int]]:
 
 
 def _sheet(dataset: Dataset, seed: int) -> bytes:
-    """Pictures of each source and label, drawn at random: wrong labels show here first."""
+    """Return a contact sheet (PNG) of random pictures of each source and label, which makes wrong labels visible."""
     random = np.random.default_rng(seed)
     sections = {}
     names = np.asarray(dataset.table.column("source").to_pylist(), dtype=object)

@@ -1,4 +1,4 @@
-"""Decoded images of a dataset, as they come (a stream of blocks) and as a network is trained on them (in memory)."""
+"""Decoded images of a dataset: as a stream of blocks, or all in memory for training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MEMORY_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Marks:
-    """What is known of images before they are decoded: labels (images,) int64, numbers (images,) int64, sources
+    """What is known about images before they are decoded: labels (images,) int64, numbers (images,) int64, sources
     (images,) str.
 
-    A number is an image's place in its split, the same in every run and worker.
+    An image's number is its position in its split. It is the same in every run and worker.
     """
 
     labels: np.ndarray
@@ -37,7 +37,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images (images, size, size, 3) uint8 with their labels, numbers and sources, as `Marks` has them."""
+    """Images (images, size, size, 3) uint8 with their labels, numbers and sources, as in `Marks`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -49,12 +49,12 @@ class Pixels:
 
 
 def number_rows(rows: pa.Table) -> pa.Table:
-    """The rows of a split with their numbers."""
+    """Return the rows of a split with their numbers, in a column `number`."""
     return rows.append_column("number", pa.array(np.arange(rows.num_rows)))
 
 
 def marks_of(rows: pa.Table) -> Marks:
-    """The marks of numbered rows, in the order of their numbers."""
+    """Return the marks of numbered rows, in the order of their numbers."""
     return _marks(rows.sort_by("number"))
 
 
@@ -67,7 +67,7 @@ def _marks(rows: pa.Table) -> Marks:
 
 
 def stream_pixels(rows: pa.Table, size: int) -> Iterator[Pixels]:
-    """Blocks of numbered rows, decoded and scaled as scoring does it; RunError where an image changed since listing."""
+    """Yield blocks of numbered rows, decoded and scaled as in scoring. RunError if an image can no longer be read."""
     uris, start = rows.column("image_uri"), 0
 
     def decode(image: Encoded) -> np.ndarray:
@@ -82,7 +82,7 @@ def stream_pixels(rows: pa.Table, size: int) -> Iterator[Pixels]:
 
 
 def hold(blocks: Iterable[Pixels], marks: Marks) -> Pixels:
-    """All blocks as one, in the order of their numbers, however they came; RunError where some are missing."""
+    """Return all blocks as one, in the order of the images' numbers. Raises RunError if images are missing."""
     images = np.empty((0, 0, 0, 3), np.uint8)
     came = np.zeros(len(marks), bool)
     for block in blocks:
@@ -91,14 +91,14 @@ def hold(blocks: Iterable[Pixels], marks: Marks) -> Pixels:
         places = np.searchsorted(marks.numbers, block.numbers)
         images[places], came[places] = block.images, True
     if not came.all():
-        raise RunError(f"{came.sum():,} of {len(marks):,} images came out of the reading; run again")
+        raise RunError(f"only {came.sum():,} of {len(marks):,} images were read; run again")
     return Pixels(images, marks.labels, marks.numbers, marks.sources)
 
 
 def held_or_streamed(
     stream: Callable[[], Iterable[Pixels]], marks: Marks, size: int, neighbours: int
 ) -> Callable[[], Iterable[Pixels]]:
-    """What gives the blocks of a stream again and again: from memory if there is room, else it is the stream itself."""
+    """Return a function that gives all blocks at each call: from memory if they fit, else from the stream again."""
     if not fits_memory(len(marks), size, neighbours):
         return stream
     held = hold(stream(), marks)
@@ -106,16 +106,16 @@ def held_or_streamed(
 
 
 def fits_memory(num_images: int, size: int, neighbours: int) -> bool:
-    """Whether decoded images would take no more than this worker's part of a share of the memory that is free here.
+    """Return whether decoded images fit into this worker's share of the machine's free memory.
 
-    It is one of `neighbours` workers on this machine, which have as many images.
+    Together, the workers on this machine may fill 40 % of it. There are `neighbours` of them, each with as many images.
     """
     return num_images * size * size * 3 <= _MEMORY_SHARE * free_memory() / neighbours
 
 
 def _decode_input(image: Encoded, size: int, uri: str) -> np.ndarray:
-    """(size, size, 3) uint8 of an image that could be read when it was listed; RunError where it no longer can."""
+    """Return (size, size, 3) uint8 of an image that was readable when listed. Raises RunError if it no longer is."""
     picture = Picture(image.status or "failed") if image.data is None else read_image(image.data)
     if picture.status != "ok":
-        raise RunError(f"{uri} could be read when it was listed, and is now {picture.status}; run again")
+        raise RunError(f"{uri} could be read when it was listed, but is now {picture.status}; run again")
     return to_input(picture, size)

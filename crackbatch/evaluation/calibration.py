@@ -1,4 +1,4 @@
-"""What is chosen on the validation split, and on it alone: the temperature and the operating points."""
+"""Chooses the temperature and the operating points, both on the validation split alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _RECALL, _PRECISION, _FALSE_ALARMS = 0.99, 0.95, 0.01
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that makes probabilities of the logits fit best: the least log loss (Guo et al. 2017, 4.2).
+    """Return the temperature that gives the lowest log loss (Guo et al. 2017, 4.2).
 
-    It is 1 where no image is on the wrong side: there the loss falls with the temperature for ever.
+    It is 1 if no image is misclassified: the loss would then become lower with every lower temperature.
     """
     from scipy.optimize import minimize_scalar
 
@@ -29,16 +29,16 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def num_errors(logits: np.ndarray, labels: np.ndarray) -> int:
-    """Images on the wrong side of 0.5: what a temperature is fitted on, in the end."""
+    """Return how many images are misclassified at 0.5. The fitted temperature depends mostly on these."""
     return int(((logits > 0) != (labels == 1)).sum())
 
 
 def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, OperatingPoint]:
-    """Named thresholds and what they reached on these images.
+    """Return named thresholds with the metrics that they reach on these images.
 
-    `balanced` has the best mean of recall and specificity, `recall_99` finds 99 % of the cracks, `precision_95` is
-    right in 95 % of its alarms, `false_alarms_1pct` is raised by 1 % of the sound images. Where a share cannot be
-    reached, the point is the nearest there is, and says what it reached.
+    `balanced` has the best mean of recall and specificity. `recall_99` finds at least 99 % of the cracks. With
+    `precision_95`, at least 95 % of the alarms are cracks. With `false_alarms_1pct`, at most 1 % of the sound images
+    raise an alarm. If a target cannot be reached, the point is the nearest possible one, with the metrics it reached.
     """
     recall, precision, alarms, steps = curves(Scored(probabilities, labels, labels))
     chosen = {
@@ -60,13 +60,16 @@ def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> di
 
 
 def _lines(steps: np.ndarray) -> np.ndarray:
-    """(steps,) float32, as thresholds are applied: half-way to the step below, or the step where nothing is between."""
+    """Return thresholds (steps,) float32: halfway to the step below, or the step itself if nothing is between.
+
+    Thresholds are applied as float32.
+    """
     below = np.append(steps[1:], 0.0)
     middle = ((steps + below) / 2).astype(np.float32)
     return np.where(middle > below, middle, steps.astype(np.float32))
 
 
 def _last(reached: np.ndarray, otherwise: int) -> int:
-    """The last place at which a condition holds."""
+    """Return the last index at which a condition holds, or `otherwise` if it never does."""
     places = np.flatnonzero(reached)
     return int(places[-1]) if len(places) else otherwise

@@ -1,8 +1,8 @@
-"""How good a model is on labelled images, and where it is wrong.
+"""Measures how good a model is on labelled images, and shows where it is wrong.
 
-OUT/metrics.json        metrics with their intervals by source, and what the operating points reached
-OUT/errors.parquet      the images on the wrong side of the threshold, the most suspicious labels first
-OUT/errors.png          the worst false alarms and misses, to be looked at
+OUT/metrics.json        metrics with their intervals for each source, and the metrics of the operating points
+OUT/errors.parquet      the misclassified images, the most suspicious labels first
+OUT/errors.png          the worst false alarms and misses, to look at
 OUT/confusion.png ranking.png reliability.png
 """
 
@@ -44,7 +44,7 @@ _SHOWN = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: as `metrics.json` has it, and where the files lie."""
+    """The content of `metrics.json`, and the folder where the files are."""
 
     out: str
     metrics: dict[str, Any]
@@ -68,13 +68,13 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on labelled images that it was not trained or tuned on, and write figures and tables to `out`.
 
-    With `predictions`, the published rows of a run are measured instead of scoring again, at their own threshold where
-    none is given. Raises RequestError.
+    With `predictions`, the images are not scored again: the published rows of runs are measured, at their own threshold
+    if no threshold or operating point is given. Raises RequestError.
     """
     if run_id is not None and predictions is None:
-        raise OptionError("--run-id says which run of --predictions is measured; give both")
+        raise OptionError("--run-id selects a run of --predictions; give both, or neither")
     if prevalence is not None and not 0 < prevalence < 1:
-        raise OptionError(f"--prevalence {prevalence:g} is no share; give one between 0 and 1")
+        raise OptionError(f"--prevalence must be above 0 and below 1, got {prevalence:g}")
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     bundle, weights = read_bundle_and_weights(os.fspath(model))
@@ -96,10 +96,10 @@ def evaluate(
 
 
 def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Table, dict[str, int]]:
-    """The images to measure on, and how many were left out, by why.
+    """Return the images to measure on, and how many images were left out for each reason.
 
-    These are the images that made the model or those it was made from, by split, what looks the same, and the other
-    tiles of the photos that these were cut from, where paths or a manifest name photos.
+    An image is left out if the model, or a model that it was trained from, was trained or tuned on it (counted by
+    split), on a near-duplicate of it, or on another tile of its photo, if paths or a manifest name photos.
     """
     table = dataset.table
     splits = np.array(splits_of(table.column("sha256").to_pylist(), read_learnt(bundle.location)), dtype=object)
@@ -114,20 +114,20 @@ def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Ta
     kept = np.flatnonzero(~(learnt | of_photo | alike))
     if not len(kept):
         raise SourceError(
-            f"model {bundle.name}, or one that it was made from, was trained or tuned on all {table.num_rows:,} images,"
-            " or on others of the same photos, so that they say nothing of how good it is; give others, or"
-            " --include-seen to measure all the same"
+            f"model {bundle.name}, or a model that it was trained from, was trained or tuned on all {table.num_rows:,}"
+            " images, or on their near-duplicates or other tiles of their photos, so results would look too good; give"
+            " other images, or use --include-seen to measure on these"
         )
     return table.take(pa.array(kept)), {why: int(rows.sum()) for why, rows in left_out.items() if rows.any()}
 
 
 def _sharing(column: pa.ChunkedArray, chosen: np.ndarray) -> np.ndarray:
-    """(rows,) bool: whose value is that of a chosen row."""
+    """Return (rows,) bool: whether a row has the same value as a chosen row."""
     return np.asarray(pc.is_in(column, pc.unique(column.filter(pa.array(chosen)))))
 
 
 def _score(rows: pa.Table, model: Model) -> np.ndarray:
-    """(images,) probabilities by scoring's own forward pass, small batches on as many threads as cores."""
+    """Return (images,) probabilities from the forward pass that scoring uses, in batches on one thread per core."""
     import torch
 
     logits: list[np.ndarray] = []
@@ -145,9 +145,9 @@ def _score(rows: pa.Table, model: Model) -> np.ndarray:
 
 
 def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> tuple[np.ndarray, set[float]]:
-    """(images,) probabilities that runs gave with this model to these images, known again by their bytes.
+    """Return the probabilities (images,) that runs with this model gave these images, and the thresholds of those rows.
 
-    And the thresholds that their labels were drawn at.
+    Images are matched by their sha256.
     """
     columns = ["sha256", "crack_probability", "status", "threshold"]
     frame = read_predictions(out, run_id=run_id, columns=columns, _model_id=bundle.model_id)
@@ -156,7 +156,7 @@ def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> 
     digests = rows.column("sha256").to_pylist()
     if missing := sum(digest not in known for digest in digests):
         raise SourceError(
-            f"{missing:,} of {len(digests):,} labelled images have no score by {bundle.model_id} in"
+            f"{missing:,} of {len(digests):,} labelled images have no score from {bundle.model_id} in"
             f" {redact(out)}; score them first, or evaluate without --predictions"
         )
     probabilities, thresholds = zip(*(known[digest] for digest in digests), strict=True)
@@ -166,14 +166,16 @@ def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> 
 def _only(thresholds: set[float], out: str) -> float:
     if len(thresholds) > 1:
         shown = ", ".join(f"{threshold:g}" for threshold in sorted(thresholds))
-        raise OptionError(f"rows in {redact(out)} were labelled at several thresholds ({shown}); give --threshold")
+        raise OptionError(
+            f"rows in {redact(out)} were labelled at several thresholds ({shown}); choose one with --threshold"
+        )
     return float(next(iter(thresholds)))
 
 
 def _measure(
     rows: pa.Table, probabilities: np.ndarray, bundle: Bundle, threshold: float, prevalence: float | None
 ) -> dict[str, Any]:
-    """What metrics.json holds."""
+    """Return the metrics for metrics.json."""
     return {
         "model_id": bundle.model_id,
         "threshold": threshold,
@@ -186,7 +188,7 @@ def _measure(
 
 
 def _by_source(rows: pa.Table, probabilities: np.ndarray) -> dict[str, Scored]:
-    """The images of each source, and of all where there are several."""
+    """Return the images of each source, and of all sources together if there are several."""
     names = np.asarray(rows.column("source").to_pylist(), dtype=object)
     groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
     scored = Scored(probabilities, np.asarray(rows.column("label")).astype(np.int64), groups)
@@ -242,7 +244,7 @@ def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float
 
 
 def _errors(rows: pa.Table, probabilities: np.ndarray, threshold: float) -> pa.Table:
-    """The images on the wrong side of the threshold; those that the model disputes most stand first."""
+    """Return the misclassified images; the first are the ones where the model disagrees most with the label."""
     labels = np.asarray(rows.column("label")).astype(np.int64)
     sure = np.where(labels == 1, 1 - probabilities, probabilities)  # how sure the model is that the label is wrong
     wrong = np.flatnonzero((probabilities >= np.float32(threshold)) != (labels == 1))
@@ -260,7 +262,7 @@ def _errors(rows: pa.Table, probabilities: np.ndarray, threshold: float) -> pa.T
 
 
 def _draw_errors(rows: pa.Table, wrong: pa.Table) -> bytes:
-    """A contact sheet of the worst of either kind."""
+    """Return a contact sheet (PNG) of the worst errors of each kind."""
     sections = {}
     for kind, title in (("false alarm", "False alarms"), ("miss", "Misses")):
         mine = wrong.filter(pa.array([found == kind for found in wrong.column("kind").to_pylist()], pa.bool_()))
@@ -275,12 +277,12 @@ def _draw_errors(rows: pa.Table, wrong: pa.Table) -> bytes:
             if picture.pixels is not None:
                 folder, _, name = path.rpartition("/")
                 tiles.append(Tile(picture.pixels, [f"crack {probability:.3f}", name, folder]))
-        sections[f"{title}: {mine.num_rows:,}, the worst {len(tiles)}"] = tiles
+        sections[f"{title}: {mine.num_rows:,} (worst {len(tiles)} shown)"] = tiles
     return contact_sheet(sections)
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with null for what is not defined: NaN is no JSON."""
+    """Return the same value with None for numbers that are undefined, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""How good probabilities are: metrics, and their 95 % intervals by bootstrap over groups.
+"""Metrics of predicted probabilities, with 95 % intervals by bootstrap over groups.
 
-Tiles of one photo are alike, so photos, not tiles, are what a bootstrap draws.
+Tiles of one photo are alike, so the bootstrap draws photos, not tiles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % interval; NaN where it is not defined (one class only, say; no interval of one group)."""
+    """A value with its 95 % interval. NaN if undefined: with one class only, say, or the interval of one group only."""
 
     value: float
     low: float
@@ -28,21 +28,21 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scored:
-    """Images with their answers: probabilities (images,), labels (images,) 0 or 1, groups (images,) of any kind."""
+    """Images with their probabilities (images,), labels (images,) 0 or 1, and groups (images,) of any type."""
 
     probabilities: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
 
     def where(self, mask: np.ndarray) -> Scored:
-        """The images that a boolean mask (images,) chooses."""
+        """Return the images that a boolean mask (images,) selects."""
         return Scored(self.probabilities[mask], self.labels[mask], self.groups[mask])
 
 
 def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int = 0) -> dict[str, Metric]:
-    """Every metric by its name, with an interval; precision, recall and the like at the threshold.
+    """Return every metric by its name, with an interval; precision, recall and similar metrics are at the threshold.
 
-    One group alone has no interval: nothing says how much another would differ from it.
+    With only one group there is no interval, because nothing shows how much another group would differ.
     """
     ranked = _Ranked(scored, threshold)
     values = ranked.metrics(np.ones(len(scored.labels)))
@@ -66,20 +66,20 @@ def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int
 
 
 def confusion(scored: Scored, threshold: float) -> tuple[int, int, int, int]:
-    """(hits, false alarms, misses, correct rejections) at a threshold."""
+    """Return (hits, false alarms, misses, correct rejections) at a threshold."""
     alarm, crack = scored.probabilities >= np.float32(threshold), scored.labels == 1
     hits, false, missed = (int(part.sum()) for part in (alarm & crack, alarm & ~crack, ~alarm & crack))
     return hits, false, missed, len(alarm) - hits - false - missed
 
 
 def precision_at(prevalence: float, recall: float, false_alarm_rate: float) -> float:
-    """Precision where a share `prevalence` of the images is cracked, by Bayes' rule; NaN without any alarm."""
+    """Return the precision if a share `prevalence` of the images is cracked, by Bayes' rule; NaN without any alarm."""
     hits, alarms = prevalence * recall, (1 - prevalence) * false_alarm_rate
     return hits / (hits + alarms) if hits + alarms > 0 else float("nan")
 
 
 def reliability(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean probability, share of cracks, images) of each of 15 bins of equal width; NaN where a bin is empty."""
+    """Return (mean probability, share of cracks, images) of each of 15 bins of equal width; NaN if a bin is empty."""
     index = _bins(scored.probabilities)
     count = np.bincount(index, minlength=NUM_BINS)
     with np.errstate(invalid="ignore"):
@@ -89,7 +89,7 @@ def reliability(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def curves(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(recall, precision, false alarm rate, threshold) at each different probability, from the highest down."""
+    """Return (recall, precision, false alarm rate, threshold) at each distinct probability, from the highest down."""
     order = np.argsort(-scored.probabilities, kind="stable")
     ranked, cracks = scored.probabilities[order].astype(np.float64), scored.labels[order] == 1
     ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal probabilities are one step
@@ -103,7 +103,7 @@ def _bins(probabilities: np.ndarray) -> np.ndarray:
 
 
 class _Ranked:
-    """Images sorted by probability once, so that the metrics of every bootstrap sample are sums over weights."""
+    """Images sorted by probability once, so that the metrics of each bootstrap sample are only weighted sums."""
 
     def __init__(self, scored: Scored, threshold: float) -> None:
         order = np.argsort(-scored.probabilities, kind="stable")
@@ -138,7 +138,7 @@ class _Ranked:
         return [(hits + right) / total, (recall + specificity) / 2, precision, recall, f1, mcc]
 
     def _by_rank(self, weight: np.ndarray) -> list[float]:
-        """Average precision (sum of precision times growth of recall) and the area under the ROC curve (trapezoids)."""
+        """Average precision (sum of precision times gain in recall) and the area under the ROC curve (trapezoids)."""
         crack = weight * self._labels
         hits, seen = np.cumsum(crack)[self._steps], np.cumsum(weight)[self._steps]
         cracks, sound = hits[-1], seen[-1] - hits[-1]

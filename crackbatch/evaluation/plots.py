@@ -1,4 +1,4 @@
-"""Figures that a person reads: training curves, confusion, precision-recall and ROC, reliability, contact sheets."""
+"""Figures: training curves, confusion matrices, precision-recall and ROC curves, reliability."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DPI = 130
 
 
 def plot_training(history: Sequence[Mapping[str, float]]) -> bytes:
-    """PNG of losses and accuracy by epoch, the kept epoch marked."""
+    """Return a PNG of losses and accuracy by epoch, with the kept epoch marked."""
     figure, (left, right) = _figure(1, 2, (10, 4))
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["train_loss"] for row in history], marker=".", label="training (smoothed labels)")
@@ -28,7 +28,7 @@ def plot_training(history: Sequence[Mapping[str, float]]) -> bytes:
     )
     best = min(history, key=lambda row: row["validation_loss"])["epoch"]
     for axes, name in ((left, "loss"), (right, "accuracy")):
-        axes.axvline(best, color="0.6", linestyle=":", label=f"kept: epoch {best:.0f}")
+        axes.axvline(best, color="0.6", linestyle=":", label=f"kept epoch: {best:.0f}")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
@@ -36,7 +36,7 @@ def plot_training(history: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def plot_confusion(counts: Mapping[str, tuple[int, int, int, int]], threshold: float) -> bytes:
-    """PNG of a confusion matrix for each source, from (hits, false alarms, misses, correct rejections)."""
+    """Return a PNG with a confusion matrix for each source, from (hits, false alarms, misses, correct rejections)."""
     columns = min(4, len(counts))
     rows = -(-len(counts) // columns)
     figure, grid = _figure(rows, columns, (3.1 * columns, 3.2 * rows + 0.4))
@@ -50,20 +50,20 @@ def plot_confusion(counts: Mapping[str, tuple[int, int, int, int]], threshold: f
             shade = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count:,}\n{shares[row, column]:.1%}", ha="center", va="center", color=shade)
         axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["no crack", "crack"], yticklabels=["no crack", "crack"])
-        axes.set(xlabel="said", ylabel="is", title=_as_it_stands(name))
+        axes.set(xlabel="predicted", ylabel="true", title=_as_it_stands(name))
     figure.suptitle(f"threshold {threshold:.3f}")
     return _png(figure)
 
 
 def plot_ranking(sources: Mapping[str, Scored], threshold: float) -> bytes:
-    """PNG of precision-recall and ROC curves of each source, the threshold marked on each."""
+    """Return a PNG of the precision-recall and ROC curves of each source, with the threshold marked on each curve."""
     figure, (left, right) = _figure(1, 2, (11, 5))
     for name, scored in sources.items():
         if len(set(scored.labels.tolist())) < 2:
             continue
         recall, precision, false, thresholds = curves(scored)
         at = int(np.searchsorted(-thresholds, -threshold, side="right")) - 1
-        # Each step stands at the precision after it, as in average precision: the area below the line.
+        # Each step has the precision at its end, as in average precision, which is the area below the line.
         steps = np.insert(recall, 0, 0), np.insert(precision, 0, precision[0])
         (line,) = left.plot(*steps, drawstyle="steps-pre", label=_as_it_stands(name))
         right.plot(np.insert(false, 0, 0), np.insert(recall, 0, 0), color=line.get_color())
@@ -71,19 +71,19 @@ def plot_ranking(sources: Mapping[str, Scored], threshold: float) -> bytes:
             left.plot(recall[at], precision[at], "o", color=line.get_color())
             right.plot(false[at], recall[at], "o", color=line.get_color())
     right.plot([0, 1], [0, 1], color="0.8", linestyle=":")
-    left.set(xlabel="recall: share of the cracks found", ylabel="precision: share of the alarms that are cracks")
-    right.set(xlabel="false alarms: share of the sound images", ylabel="recall")
+    left.set(xlabel="recall (share of cracks that are found)", ylabel="precision (share of alarms that are cracks)")
+    right.set(xlabel="false alarm rate (share of sound images)", ylabel="recall")
     for axes in (left, right):
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.grid(alpha=0.3)
     if left.lines:
         left.legend(loc="lower left")
-    figure.suptitle(f"dots: threshold {threshold:.3f}")
+    figure.suptitle(f"dots mark the threshold {threshold:.3f}")
     return _png(figure)
 
 
 def plot_reliability(sources: Mapping[str, Scored]) -> bytes:
-    """PNG of what probabilities said against what was, and how many images said it."""
+    """Return a PNG of the share of cracked images against the predicted probability, with the number of images."""
     figure, (above, below) = _figure(2, 1, (6, 7), height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="0.8", linestyle=":")
     for name, scored in sources.items():
@@ -91,14 +91,14 @@ def plot_reliability(sources: Mapping[str, Scored]) -> bytes:
         there = count > 0
         above.plot(said[there], was[there], marker="o", markersize=4, label=_as_it_stands(name))
         below.step(np.linspace(0, 1, len(count) + 1), np.append(count, count[-1]), where="post")
-    above.set(xlabel="probability said", ylabel="share that is cracked", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    below.set(xlabel="probability said", ylabel="images", yscale="symlog", xlim=(-0.02, 1.02))
+    above.set(xlabel="predicted probability", ylabel="share of cracked images", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    below.set(xlabel="predicted probability", ylabel="number of images", yscale="symlog", xlim=(-0.02, 1.02))
     above.legend()
     return _png(figure)
 
 
 def _as_it_stands(name: str) -> str:
-    """A name that matplotlib shows: two `$` would be mathematics, and a legend leaves out what begins with `_`."""
+    """Return a name that matplotlib shows unchanged: `$…$` is mathematics, and legends skip names starting with `_`."""
     return f"{' ' * name.startswith('_')}{name}".replace("$", r"\$")
 
 
@@ -114,6 +114,6 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any) -> 
 def _png(figure: Figure) -> bytes:
     target = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # a box stands for it: nothing to be done
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # matplotlib draws a box instead
         figure.savefig(target, format="png", dpi=_DPI)
     return target.getvalue()

@@ -1,7 +1,7 @@
-"""Encoded bytes to the network's input, in this process or in one of their own.
+"""Decode images to the network's input, in this process or in a child process.
 
-`Decoder` is how nearly all images are decoded. `IsolatedDecoder` does the same in a child process, for images that may
-have killed a worker: what an image does to its decoder there costs that image alone.
+`Decoder` decodes nearly all images. `IsolatedDecoder` does the same in a child process, for images that may have
+crashed a worker: an image that crashes its decoder there affects no other image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from crackbatch.machine import free_memory
 Decoded = tuple[Picture, np.ndarray | None]
 
 _LENGTH = struct.Struct("<Q")
-_START_TIMEOUT_S = 60.0  # a machine under load takes its time to start a Python
-# Pillow's pictures take 4 bytes a pixel, and decoding, turning and converting one holds a few of them at once.
+_START_TIMEOUT_S = 60.0  # starting Python takes long on a busy machine
+# A Pillow image takes 4 bytes per pixel. Decoding, turning and converting an image keeps a few copies at once.
 _BYTES_PER_PIXEL = 32
 _BASE_BYTES = 1 << 30
 
@@ -41,7 +41,7 @@ class Decoder:
         self.size, self.max_megapixels = size, max_megapixels
 
     def __call__(self, data: bytes) -> Decoded:
-        """The picture, without its pixels, and the network's input, None where there is none."""
+        """Return the `Picture` without its pixels, and the network's input, None if the status is not `ok`."""
         picture = read_image(data, self.max_megapixels)
         if picture.status != "ok":
             return picture, None
@@ -51,7 +51,7 @@ class Decoder:
 
 
 class IsolatedDecoder:
-    """The same in a child process with bounded memory and time; a death of the child makes the image `crashed`."""
+    """Decodes in a child process with limited memory and time. If the child dies, the image's status is `crashed`."""
 
     def __init__(self, decoder: Decoder, timeout_s: float) -> None:
         self._decoder, self._timeout_s = decoder, timeout_s
@@ -64,7 +64,7 @@ class IsolatedDecoder:
         self._end()
 
     def __call__(self, data: bytes) -> Decoded:
-        """As `Decoder`, but whatever the image does to its decoder, a picture comes back."""
+        """Do the same as `Decoder`, and return a `Picture` even if the decoder crashes or takes too long."""
         child = self._child or self._start()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -76,7 +76,7 @@ class IsolatedDecoder:
             code = self._end(died=True)
         if expired:
             return Picture("failed", too_slow(self._timeout_s)), None
-        return Picture("crashed", f"it kills its decoder ({_describe(code)})"), None
+        return Picture("crashed", f"decoding it crashed the decoder process ({_describe(code)})"), None
 
     def _start(self) -> subprocess.Popen[bytes]:
         arguments = [str(self._decoder.size), str(self._decoder.max_megapixels)]
@@ -90,16 +90,16 @@ class IsolatedDecoder:
         assert child.stdout is not None
         with _deadline(child, _START_TIMEOUT_S):
             if child.stdout.read(1) != b"\n":
-                raise RuntimeError(f"the decoder's process does not start ({_describe(child.wait())})")
+                raise RuntimeError(f"the decoder process did not start ({_describe(child.wait())})")
         self._child = child
         return child
 
     def _end(self, died: bool = False) -> int:
-        """Kill the child, if there is one and it lives, and return its exit code."""
+        """Kill the child if it still runs and return its exit code, 0 if there is no child."""
         if (child := self._child) is None:
             return 0
         self._child = None
-        with suppress(subprocess.TimeoutExpired):  # one that died closes its pipes a moment before
+        with suppress(subprocess.TimeoutExpired):  # a dying child closes its pipes a moment before it ends
             child.wait(1 if died else 0)
         child.kill()
         for pipe in (child.stdin, child.stdout):
@@ -110,13 +110,13 @@ class IsolatedDecoder:
 
 
 def too_slow(timeout_s: float) -> str:
-    """The message of an image whose decoding was given up."""
+    """Return the error text of an image that took too long to decode."""
     return f"decoding took longer than {timeout_s:g} s (--decode-timeout)"
 
 
 @contextmanager
 def _deadline(child: subprocess.Popen[bytes], seconds: float) -> Iterator[list[bool]]:
-    """Kill the child when the time is over; the list says whether it was."""
+    """Kill the child when the time is over. The list is then no longer empty."""
     expired: list[bool] = []
 
     def end() -> None:
@@ -139,21 +139,21 @@ def _describe(code: int) -> str:
 
 
 def serve() -> None:
-    """The child: reads images from standard input, one after another, and writes back what became of each."""
+    """Run the child process: read images from standard input and write each result to standard output."""
     decoder = Decoder(int(sys.argv[1]), float(sys.argv[2]))
     most = _BASE_BYTES + int(decoder.max_megapixels * 1e6) * _BYTES_PER_PIXEL
-    most = min(most, max(_BASE_BYTES, free_memory() // 2))  # the system must not come to end this process's parent
+    most = min(most, max(_BASE_BYTES, free_memory() // 2))  # or the system may kill the parent process
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for a decoder that prints
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a decoder may print
     answers.write(b"\n")
     answers.flush()
     with suppress(EOFError):
         while True:
             picture, pixels = decoder(_receive_bytes(sys.stdin.buffer))
             if picture.error == NO_MEMORY:
-                picture.status, picture.error = "crashed", f"decoding it takes more than {most / 1e9:.1f} GB of memory"
+                picture.status, picture.error = "crashed", f"decoding it needs more than {most / 1e9:.1f} GB of memory"
             fields = {**asdict(picture), "pixels": None}
             _send(answers, json.dumps(fields, default=datetime.isoformat).encode())
             _send(answers, b"" if pixels is None else pixels.tobytes())

@@ -1,4 +1,4 @@
-"""What a camera wrote into an image about itself, the time, the place, and which side is up (EXIF 2.32)."""
+"""Read what a camera wrote into an image: its name, the time, the position and the orientation (EXIF 2.32)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import PIL.Image
 
-# EXIF 2.32, 4.6.4 A: what turns the stored picture upright.
+# EXIF 2.32, 4.6.4 A: orientation → the transposition that turns the image upright.
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -21,9 +21,9 @@ _UPRIGHT = {
 
 
 class Exif(NamedTuple):
-    """What the table keeps of EXIF: the camera's local time, its name, and its position in degrees (WGS 84).
+    """The EXIF fields in the table: the camera's local time, its name, and its position in degrees (WGS 84).
 
-    Each is None where EXIF does not say it, or says something that makes no sense.
+    A field is None if EXIF does not contain it or contains a value that makes no sense.
     """
 
     captured_at: datetime | None = None
@@ -33,7 +33,7 @@ class Exif(NamedTuple):
 
 
 def read_exif(image: PIL.Image.Image) -> Exif:
-    """Time, camera and position of an opened image; damaged EXIF is as good as none."""
+    """Return time, camera and position of an opened image; fields that cannot be read are None."""
     found = Exif()
     try:
         exif = image.getexif()
@@ -46,7 +46,7 @@ def read_exif(image: PIL.Image.Image) -> Exif:
         place = exif.get_ifd(0x8825)
         latitude = _degrees(place.get(2), place.get(1), "S", 90)
         longitude = _degrees(place.get(4), place.get(3), "W", 180)
-    except Exception:  # a damaged EXIF block says nothing about the pixels; what was read before it is kept
+    except Exception:  # damaged EXIF does not mean damaged pixels; keep what was read so far
         return found
     if latitude is None or longitude is None:
         return found
@@ -54,13 +54,13 @@ def read_exif(image: PIL.Image.Image) -> Exif:
 
 
 def turn_upright(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
-    """The transposition that turns the stored picture upright; None where it is upright already.
+    """Return the transposition that turns the image upright, None if it is upright already.
 
-    Pillow's own `exif_transpose` refuses a picture for a damaged tag that has nothing to do with this.
+    This replaces Pillow's `exif_transpose`, which fails on damaged tags that have nothing to do with orientation.
     """
     try:
         return _UPRIGHT.get(int(image.getexif().get(0x0112, 1)))
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # damaged EXIF does not mean damaged pixels
         return None
 
 
@@ -81,7 +81,7 @@ def _camera(make: object, model: object) -> str | None:
 
 
 def _degrees(value: object, reference: object, negative: str, limit: int) -> float | None:
-    """Degrees, minutes and seconds (EXIF 2.32, 4.6.6) as signed degrees."""
+    """Convert degrees, minutes and seconds (EXIF 2.32, 4.6.6) to signed degrees, None if they make no sense."""
     if not isinstance(value, (tuple, list)) or not value:
         return None
     parts = [float(part) for part in value[:3]]

@@ -1,4 +1,4 @@
-"""Image formats: which file names are images, which format the first bytes belong to, and what Pillow may decode."""
+"""Image formats: their file extensions, their first bytes, and which of them Pillow may decode."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
 )
 
-# Pillow's plug-ins that may see untrusted bytes. Left out are the ones that start other programs (EPS) or follow
+# Pillow's plug-ins that may read untrusted bytes. This leaves out plug-ins that start other programs (EPS) or follow
 # paths written in the file.
 _PILLOW_FORMATS = frozenset(
     "JPEG MPO PNG TIFF BMP DIB WEBP GIF HEIF AVIF JPEG2000 PPM ICO TGA PCX SGI".split()  # noqa: SIM905
 )
 
-_SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, where they stand, format)
+_SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, offset, format)
     (b"\xff\xd8\xff", 0, "jpeg"),
     (b"\x89PNG\r\n\x1a\n", 0, "png"),
     (b"II*\x00", 0, "tiff"),
@@ -51,17 +51,17 @@ _KNOWN_BUT_UNSUPPORTED: tuple[tuple[bytes, int, str], ...] = (
 
 
 def recognize(data: bytes) -> str | None:
-    """The format that the first bytes belong to, of those that can be decoded here; None for any other."""
+    """Return the format that the first bytes belong to, None if it is not one of the supported formats."""
     return _match(data, _SIGNATURES)
 
 
 def recognize_unsupported(data: bytes) -> str | None:
-    """The image format that the first bytes belong to, if it is one that cannot be decoded here; else None."""
+    """Return the known but unsupported image format that the first bytes belong to, else None."""
     return _match(data, _KNOWN_BUT_UNSUPPORTED)
 
 
 def describe_start(data: bytes) -> str:
-    """A message about bytes that no image format starts with."""
+    """Return the error text for bytes that are not the start of any image format."""
     start = data[:16]
     text = start.decode("ascii", "replace") if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start) else None
     shown = repr(text) if text else f"bytes {start[:8].hex(' ')}"
@@ -70,15 +70,15 @@ def describe_start(data: bytes) -> str:
 
 @cache
 def pillow_formats() -> list[str]:
-    """The permitted formats that this Pillow can read; it knows only a few before it is asked to load its plug-ins."""
+    """Return the permitted formats that the installed Pillow can read. Pillow loads most plug-ins only in `init`."""
     PIL.Image.init()
     return sorted(_PILLOW_FORMATS & PIL.Image.OPEN.keys())
 
 
 def name_of(pillow_format: str | None) -> str:
-    """The table's name of a format that Pillow has opened.
+    """Return the table's name for a Pillow format.
 
-    An MPO is a JPEG with further views behind it (drones, phones); its first view is the photo.
+    An MPO file (drones, phones) is a JPEG followed by more views; its first view is the photo.
     """
     names = {"MPO": "jpeg", "DIB": "bmp"}
     return names.get(pillow_format or "", (pillow_format or "").lower())

@@ -1,7 +1,7 @@
-"""From encoded bytes to pixels: the only decoder, used by scoring, training and evaluation alike.
+"""Decode encoded images to pixels. Scoring, training and evaluation all use this one decoder.
 
-`read_image` never raises for a bad image. It returns a `Picture` whose `status` says what the bytes are, because a
-picture that cannot be scored is a row of the table like any other.
+`read_image` never raises an error for a bad image. It returns a `Picture` with a `status` that says what is wrong,
+because an image that cannot be scored also gets a row in the table.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ NO_MEMORY = "not enough memory to decode it"
 
 pi_heif.register_heif_opener(thumbnails=False)
 
-# Pillow's own limit would refuse what `max_megapixels` allows, and this one is read from the header just the same.
+# Pillow's own limit would refuse images that `max_megapixels` allows. Our limit is also checked before decoding.
 PIL.Image.MAX_IMAGE_PIXELS = None
-_MAX_SIDE = 1 << 26  # Pillow scales none that is twice as long
+_MAX_SIDE = 1 << 26  # Pillow cannot scale an image with a side twice as long
 
 
 @dataclass(slots=True)
 class Picture:
-    """One image, or why there is none.
+    """A decoded image, or the reason why it could not be decoded.
 
-    `pixels` is an RGB Pillow image after EXIF orientation, None unless `status` is `ok`; width and height are in
-    pixels after orientation; latitude and longitude are degrees of the camera's position (WGS 84, as EXIF has it).
+    `pixels` is an RGB Pillow image after EXIF orientation, None unless `status` is `ok`. Width and height are in
+    pixels after orientation. Latitude and longitude are the camera's position in degrees (WGS 84, from EXIF).
     """
 
     status: str = "ok"
@@ -61,22 +61,22 @@ class Picture:
 
 
 def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
-    """Decode one encoded image to upright RGB; a bad one comes back with its status and the cause, never raised."""
+    """Decode one encoded image to upright RGB. A bad image raises nothing: the `Picture` has its status and error."""
     if not data:
-        return Picture("empty", "no bytes")
+        return Picture("empty", "the image has no bytes")
     known = recognize(data)
     if known is None and (other := recognize_unsupported(data)):
-        return Picture("unsupported", f"{other} cannot be decoded here", format=other)
+        return Picture("unsupported", f"the format {other} is not supported", format=other)
     picture = Picture(format=known)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF, which is read leniently below
+        warnings.simplefilter("ignore")  # Pillow warns about odd EXIF; `read_exif` tolerates it
         try:
             _decode(data, max_megapixels, picture)
         except Refused as refusal:
             picture.status, picture.error = refusal.args
         except MemoryError:
             picture.status, picture.error = "failed", NO_MEMORY
-        except Exception as error:  # decoders raise whatever they like: struct.error, SyntaxError, KeyError, …
+        except Exception as error:  # decoders raise anything: struct.error, SyntaxError, KeyError, …
             picture.status, picture.error = _diagnose(data, known, error)
     if picture.status != "ok":
         picture.pixels = None
@@ -84,7 +84,7 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
 
 
 def from_pillow(image: PIL.Image.Image) -> Picture:
-    """The same of an image that Pillow has opened: upright RGB, or why not."""
+    """Decode an image that Pillow has opened; returns a `Picture` as `read_image` does."""
     picture = Picture()
     try:
         with warnings.catch_warnings():
@@ -94,13 +94,13 @@ def from_pillow(image: PIL.Image.Image) -> Picture:
         picture.status, picture.error = refusal.args
     except MemoryError:
         picture.status, picture.error = "failed", NO_MEMORY
-    except Exception as error:  # decoders raise whatever they like, and Pillow decodes when pixels are asked for
+    except Exception as error:  # decoders raise anything, and Pillow decodes only when pixels are needed
         picture.status, picture.error = "corrupt", str(error) or type(error).__name__
     return picture
 
 
 def to_input(picture: Picture, size: int) -> np.ndarray:
-    """Scale an `ok` picture to the network's input: (size, size, 3) uint8, the whole picture, aspect not kept."""
+    """Scale an `ok` image to the network's input: (size, size, 3) uint8, the whole image, aspect ratio not kept."""
     assert picture.pixels is not None
     scaled = picture.pixels
     if scaled.size != (size, size):
@@ -115,11 +115,11 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
         if (megapixels := image.width * image.height / 1e6) > max_megapixels:
             raise Refused(
                 "too_large",
-                f"{image.width}x{image.height} are {megapixels:.1f} megapixels, more than the {max_megapixels:g}"
-                " allowed (--max-megapixels)",
+                f"{image.width}x{image.height} is {megapixels:.1f} megapixels, above the limit of {max_megapixels:g}"
+                " (--max-megapixels)",
             )
         if max(image.size) > _MAX_SIDE:
-            raise Refused("too_large", f"{image.width}x{image.height}: no side may be longer than {_MAX_SIDE:,} pixels")
+            raise Refused("too_large", f"{image.width}x{image.height}: a side may have at most {_MAX_SIDE:,} pixels")
         check_structure(data, picture.format)
         for name, value in read_exif(image)._asdict().items():
             setattr(picture, name, value)
@@ -127,7 +127,7 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
 
 
 def _load(image: PIL.Image.Image, picture: Picture) -> None:
-    """Fill in the upright RGB pixels and their size."""
+    """Set the upright RGB pixels and their size in the `Picture`."""
     if isinstance(image, TiffImageFile):
         _check_tiff(image)
     image.load()
@@ -139,24 +139,24 @@ def _load(image: PIL.Image.Image, picture: Picture) -> None:
 
 
 def _note_size(picture: Picture, image: PIL.Image.Image) -> None:
-    """Fill in the size; a damaged header says anything, and what no column of the table holds is left null."""
+    """Set the size. A size from a damaged header that is too large for the table's columns stays null."""
     if max(image.size) < 2**31:
         picture.width, picture.height = image.size
 
 
 def _check_tiff(image: TiffImageFile) -> None:
-    """Refuse a TIFF that Pillow opens, but cannot decode, or not to the right pixels."""
+    """Refuse a TIFF that Pillow opens but cannot decode, or decodes to wrong pixels."""
     compression, tags = image.info.get("compression"), image.tag_v2
     if not _has_codec(compression):
-        raise Refused("unsupported", f"a TIFF of compression {compression} cannot be decoded here")
-    # Pillow reads each byte of such a plane as a sample.
+        raise Refused("unsupported", f"the installed Pillow cannot decode a TIFF with compression {compression}")
+    # In such planes, Pillow takes each byte for a sample.
     if compression == "raw" and tags.get(PLANAR) == 2 and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8:
-        raise Refused("unsupported", "a TIFF of uncompressed planes of more than 8 bits cannot be decoded here")
+        raise Refused("unsupported", "a TIFF with uncompressed planes of more than 8 bits per sample is not supported")
 
 
 @cache
 def _has_codec(compression: object) -> bool:
-    """Whether Pillow's libtiff was built with a codec that may be left out; it says so when it is asked to write."""
+    """Whether Pillow's libtiff has the codec. Some codecs are optional: writing a tiny TIFF shows if they are there."""
     if compression not in ("lzma", "zstd", "webp"):
         return True
     try:
@@ -167,9 +167,9 @@ def _has_codec(compression: object) -> bool:
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any Pillow mode of 8 bits to RGB: transparency goes onto white."""
+    """Convert any 8-bit Pillow mode to RGB, with transparent pixels on white; refuse 32-bit modes."""
     if image.mode in ("I", "F"):
-        raise Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white")
+        raise Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white level")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -178,7 +178,7 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Scale 16-bit grey to 8; a TIFF's may be of 12 bits, and its white may be 0: Pillow leaves both as they are."""
+    """Scale 16-bit grey to 8 bits. A TIFF may use 12 bits only, or 0 for white; Pillow corrects neither."""
     tags = getattr(image, "tag_v2", {})
     white = 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
     samples = np.asarray(image).astype(np.uint32)
@@ -187,15 +187,15 @@ def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _diagnose(data: bytes, known: str | None, error: Exception) -> tuple[str, str]:
-    """Status and message of bytes that the decoder refused."""
+    """Return the status and the error text for bytes that the decoder refused."""
     message = str(error) or type(error).__name__
     if isinstance(error, PIL.UnidentifiedImageError):
-        message = f"its header says {known}, but it cannot be read as one" if known else describe_start(data)
+        message = f"its header says {known}, but it cannot be read as such" if known else describe_start(data)
     if known is None:
         return "not_an_image", message
     if known in ("heif", "avif") and "codec" in message.lower():
         return "unsupported", message
     cut = is_cut(data, known) or "truncated" in message.lower() or isinstance(error, EOFError)
     if not cut and (kind := unknown_kind(data, known, error)):
-        return "unsupported", f"{kind} cannot be decoded here"
+        return "unsupported", f"{kind} is not supported"
     return ("truncated" if cut else "corrupt"), message

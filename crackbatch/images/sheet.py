@@ -1,4 +1,4 @@
-"""Contact sheets: many small pictures with their captions on one page, as PNG."""
+"""Contact sheets: many small images with captions on one page, as PNG."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _THUMBNAIL, _CAPTION, _GAP, _COLUMNS = 150, 46, 8, 8
 
 
 class Tile(NamedTuple):
-    """One picture of a contact sheet with up to three lines below it."""
+    """One image of a contact sheet, with up to three lines of text below it."""
 
     picture: PIL.Image.Image
     lines: Sequence[str]
 
 
 def contact_sheet(sections: Mapping[str, Sequence[Tile]]) -> bytes:
-    """PNG of tiles in rows of eight under the title of their section, each with its lines of text."""
+    """Return a PNG with the title of each section and its tiles below it, in rows of eight."""
     font, title_font = PIL.ImageFont.load_default(11), PIL.ImageFont.load_default(17)
     step, row_height = _THUMBNAIL + _GAP, _THUMBNAIL + _CAPTION
     heights = [34 + row_height * max(1, math.ceil(len(tiles) / _COLUMNS)) for tiles in sections.values()]
@@ -48,7 +48,7 @@ def contact_sheet(sections: Mapping[str, Sequence[Tile]]) -> bytes:
 
 
 def _shortened(line: str, font: Any, width: int) -> str:
-    """A line that fits: the end of a path says more than its beginning."""
+    """Shorten a line to fit the width. It keeps the end, because the end of a path says more than its start."""
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(f"…{line}") > width:

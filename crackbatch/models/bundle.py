@@ -1,7 +1,7 @@
-"""A model on disk: a folder, here or on any fsspec URL, that holds `model.safetensors` and `model.json`.
+"""A bundle: a model's folder, local or at any fsspec URL, that holds `model.safetensors` and `model.json`.
 
-Reading one needs no torch, so that a bad model is refused at the door, before anything slow starts; what turns it
-into a network is `model.py`. Nothing in a bundle is ever executed or unpickled.
+Reading a bundle does not need torch, so that a bad model is rejected before anything slow starts. `models/model.py`
+turns a bundle into a network. Nothing in a bundle is ever executed or unpickled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_WEIGHTS_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """A named threshold on the probability, and what it reached on the validation split."""
+    """A named threshold on the probability, with the metrics that it reached on the validation split."""
 
     threshold: float
     precision: float | None = None
@@ -41,9 +41,9 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `model.json` says, and where it was read.
+    """The content of `model.json`, and the location of the bundle.
 
-    The probability of a crack is `sigmoid(logit / temperature)`; pixels are RGB scaled to [0, 1], then
+    The probability of a crack is `sigmoid(logit / temperature)`. Pixels are RGB, scaled to [0, 1], then
     `(pixel - mean) / std` for each channel.
     """
 
@@ -65,12 +65,13 @@ class Bundle:
         return f"{self.name}@{self.weights_sha256[:12]}"
 
     def draw_line(self, threshold: float | None, operating_point: str | None) -> float:
-        """The probability from which an image is a crack: as given, or as the named operating point has it.
+        """Return the given threshold, or the threshold of the given operating point, or of `balanced` if none is given.
 
-        Raises OptionError for what is no probability, BundleError for an operating point that the model does not name.
+        An image with at least this probability is labelled as a crack. Raises OptionError if both are given or if the
+        threshold is not from 0 to 1, BundleError if the model does not have the operating point.
         """
         if threshold is not None and operating_point is not None:
-            raise OptionError("--threshold and --operating-point both draw the line; give one of them")
+            raise OptionError("--threshold and --operating-point both set the threshold; give only one of them")
         if threshold is not None:
             return check_threshold(threshold)
         name = operating_point or DEFAULT_OPERATING_POINT
@@ -81,26 +82,26 @@ class Bundle:
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold; OptionError for what is no probability."""
+    """Return the threshold. Raises OptionError if it is not from 0 to 1."""
     if not 0 <= threshold <= 1:
-        raise OptionError(f"--threshold {threshold:g} is no probability; give one from 0 to 1")
+        raise OptionError(f"--threshold must be from 0 to 1, got {threshold:g}")
     return threshold
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that came with the package."""
+    """Return the names of the models that come with the package."""
     return sorted(path.parent.name for path in _SHIPPED.glob(f"*/{DESCRIPTION}"))
 
 
 def read_bundle(location: str = DEFAULT_MODEL) -> Bundle:
-    """A bundle whose description and weights were found to be in order; raises BundleError."""
+    """Read a bundle and check its description and weights. Raises BundleError."""
     return read_bundle_and_weights(location)[0]
 
 
 def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, bytes]:
-    """Read a bundle's description and its safetensors file and check both; raises BundleError.
+    """Read a bundle and the bytes of its safetensors file, and check both. Raises BundleError.
 
-    The location of a shipped model stays its name, which means the same on every machine.
+    A shipped model keeps its name as its location, because the name is valid on every machine.
     """
     shown = redact(location)
     description = _parse_description(_read(location, DESCRIPTION, _MAX_DESCRIPTION_BYTES), shown)
@@ -110,7 +111,7 @@ def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, byte
     stated = description.get("weights_sha256")
     if stated != digest:
         raise BundleError(
-            f"model {shown}: {WEIGHTS} is not the file that {DESCRIPTION} describes"
+            f"model {shown}: {WEIGHTS} does not match {DESCRIPTION}"
             f" (sha256 {digest[:12]}…, expected {str(stated)[:12]}…); copy the bundle again"
         )
     bundle = _from_description(description, location if location in shipped_models() else resolve(location))
@@ -118,7 +119,7 @@ def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, byte
 
 
 def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
-    """Write weights (safetensors bytes) and description to `bundle.location`, the description last."""
+    """Write weights (safetensors bytes), then the description, to `bundle.location`; return the bundle as written."""
     bundle = Bundle(**{**_fields(bundle), "weights_sha256": hashlib.sha256(weights).hexdigest()})
     atomic.write_whole(locations.join(bundle.location, WEIGHTS), weights)
     description = {"format_version": FORMAT_VERSION, **asdict(bundle)}
@@ -133,14 +134,14 @@ def _fields(bundle: Bundle) -> dict[str, Any]:
 
 
 def resolve(location: str) -> str:
-    """Where a bundle lies: the folder of a shipped model, or the location itself."""
+    """Return where a bundle is: the folder of a shipped model, or the location itself, normalized."""
     if "/" not in location and (_SHIPPED / location / DESCRIPTION).is_file():
         return str(_SHIPPED / location)
     return locations.normalize(location)
 
 
 def absolute(location: str, words: Sequence[str] = ()) -> str:
-    """A location that means the same in any working directory; words, and names of shipped models, stay as they are."""
+    """Return a location that is valid in any working directory; `words` and names of shipped models do not change."""
     return location if location in (*words, *shipped_models()) else locations.normalize(location)
 
 
@@ -151,13 +152,13 @@ def _read(location: str, name: str, limit: int) -> bytes:
             data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_models()) or "none"
-        raise BundleError(f"no model at {shown}: it has no {name} (shipped models: {shipped})") from None
+        raise BundleError(f"no model at {shown}: {name} is missing (shipped models: {shipped})") from None
     except SourceError as error:
         raise BundleError(f"model {error}") from None
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library raises its own exceptions
         raise BundleError(f"model {shown} cannot be read: {redact(str(error) or repr(error))}") from None
     if len(data) > limit:
-        raise BundleError(f"model {shown}: {name} is larger than {limit:,} bytes, which no model of ours is")
+        raise BundleError(f"model {shown}: {name} must have at most {limit:,} bytes, but is larger")
     return data
 
 
@@ -165,17 +166,17 @@ def _parse_description(data: bytes, shown: str) -> dict[str, Any]:
     try:
         description = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"model {shown}: {DESCRIPTION} is not JSON ({error})") from None
+        raise BundleError(f"model {shown}: {DESCRIPTION} is not valid JSON ({error})") from None
     if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
         found = description.get("format_version") if isinstance(description, dict) else None
         raise BundleError(
-            f"model {shown}: {DESCRIPTION} has format_version {found!r}, this crackbatch reads {FORMAT_VERSION}"
+            f"model {shown}: {DESCRIPTION} has format_version {found!r}; this crackbatch reads only {FORMAT_VERSION}"
         )
     return description
 
 
 def _check_safetensors(weights: bytes, shown: str) -> None:
-    """The header of a safetensors file: its length in 8 bytes, then JSON; anything else (a pickle, say) is refused."""
+    """Raise BundleError if the bytes (a pickle, say) do not start with a safetensors header: its length, then JSON."""
     length = struct.unpack("<Q", weights[:8])[0] if len(weights) >= 8 else 0
     if not 2 <= length <= len(weights) - 8 or weights[8:9] != b"{":
         raise BundleError(f"model {shown}: {WEIGHTS} is not a safetensors file; export it again with crackbatch")
@@ -199,20 +200,20 @@ def _from_description(description: dict[str, Any], location: str) -> Bundle:
         )
         _check_values(bundle)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"model {redact(location)}: {DESCRIPTION} is incomplete or wrong ({error!r})") from None
+        raise BundleError(f"model {redact(location)}: {DESCRIPTION} has a missing or wrong value ({error!r})") from None
     return bundle
 
 
 def _check_values(bundle: Bundle) -> None:
     if not 16 <= bundle.input_size <= 4096:
-        raise ValueError(f"input_size {bundle.input_size} is not from 16 to 4096")
+        raise ValueError(f"input_size must be from 16 to 4096, got {bundle.input_size}")
     if not (math.isfinite(bundle.temperature) and bundle.temperature > 0):
-        raise ValueError(f"temperature {bundle.temperature} is not above 0")
+        raise ValueError(f"temperature must be finite and above 0, got {bundle.temperature}")
     if not all(math.isfinite(value) and value > 0 for value in bundle.std):
-        raise ValueError(f"std {bundle.std} is not above 0")
+        raise ValueError(f"std must be finite and above 0, got {bundle.std}")
     for name, point in bundle.operating_points.items():
         if not isinstance(point.threshold, (int, float)) or not 0 <= point.threshold <= 1:
-            raise ValueError(f"threshold {point.threshold!r} of {name} is no probability")
+            raise ValueError(f"the threshold of {name} must be from 0 to 1, got {point.threshold!r}")
 
 
 def _triple(values: list[float]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of a bundle: what made it, how good it is on its validation split, and what it is not for."""
+"""MODEL_CARD.md of a bundle: how the model was trained, how good it is on its validation split, how not to use it."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ FILE = "MODEL_CARD.md"
 
 
 def write_card(bundle: Bundle) -> None:
-    """Write the card beside the bundle's other files."""
+    """Write the card next to the bundle's other files."""
     atomic.write_whole(locations.join(bundle.location, FILE), draw_card(bundle).encode())
 
 
 def draw_card(bundle: Bundle) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     training, best = bundle.training, bundle.training["best"]
     return f"""# {bundle.name}
 
-`{bundle.model_id}`: {bundle.network} with two classes, which says how likely a tile of concrete, scaled to
+`{bundle.model_id}`: {bundle.network} with two classes. It gives the probability that a tile of concrete, scaled to
 {bundle.input_size} pixels, shows a crack.
 
-**Not for** deciding that a structure is safe, for measuring a crack, or for anything but pictures like those it was
-trained on. It flags candidates for an inspector.
+**Do not use it** to decide that a structure is safe, to measure a crack, or on pictures that are unlike its training
+images. It selects candidates for an inspector.
 
-## Made by
+## Training
 
-`crackbatch train` {training["versions"]["crackbatch"]} (torch {training["versions"]["torch"]}):
+Trained by `crackbatch train` {training["versions"]["crackbatch"]} (torch {training["versions"]["torch"]}):
 
 {_table(_made_by(bundle))}
 
-## On its validation split
+## Results on its validation split
 
-Loss {best["validation_loss"]:.4f}, accuracy {best["validation_accuracy"]:.4f} at a threshold of 0.5; calibrated there
-with a temperature of {bundle.temperature:.3f}. `crackbatch evaluate` measures it on images that it has not seen.
+Loss {best["validation_loss"]:.4f} and accuracy {best["validation_accuracy"]:.4f} at a threshold of 0.5. The
+probabilities are calibrated on this split, with a temperature of {bundle.temperature:.3f}. `crackbatch evaluate`
+measures the model on images that it has not seen.
 
 {_table(_operating_points(bundle))}
 """
@@ -51,14 +52,14 @@ def _made_by(bundle: Bundle) -> list[list[str]]:
         ["split", training["split"]],
         ["split digest", training["split_digest"]],
         ["started from", recipe["init"]],
-        ["epochs", f"{recipe['epochs']}, the one with the least validation loss kept ({kept:.0f})"],
+        ["epochs", f"{recipe['epochs']}; epoch {kept:.0f} was kept (lowest validation loss)"],
         ["optimizer", f"{recipe['optimizer']}, {steps}"],
         ["label smoothing", f"{recipe['label_smoothing']:g}"],
         ["balance", recipe["balance"]],
-        ["shown more or less often", ", ".join(weights) or "-"],
+        ["source weights", ", ".join(weights) or "-"],
         ["augmentation", recipe["augmentation"]],
         ["seed", str(recipe["seed"])],
-        ["weights", "moving average, stored as float16"],
+        ["weights", "moving average of the trained weights, stored as float16"],
     ]
 
 

@@ -1,7 +1,7 @@
-"""The network: built from a bundle, folded for its device, and its one forward pass.
+"""Builds the network of a bundle and runs its forward pass.
 
-Scoring, evaluation and notebooks all go through `Model.logits`. torch and torchvision are imported when a model is
-built, never before: they take longer to import than everything else together.
+Scoring, evaluation and notebooks all call `Model.logits`. torch and torchvision are imported only when a model is
+built, because importing them takes longer than importing everything else together.
 """
 
 from __future__ import annotations
@@ -22,46 +22,47 @@ from crackbatch.storage import locations
 if TYPE_CHECKING:
     import torch
 
-# Two threads of their own with small batches beat one batch spread over both cores, and 8 images of 224 px keep a
-# core's activations in its cache: benchmarks/LOG.md.
+# Two threads that each run small batches are faster than one batch spread over two cores. With 8 images of 224 px, the
+# activations of a core stay in its cache (benchmarks/LOG.md).
 CPU_BATCH_SIZE = 8
 CUDA_BATCH_SIZE = 256
 
 
 def load_model(location: locations.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
-    """Load a shipped model by name or a bundle from a path or URL; raises BundleError."""
+    """Load a shipped model by name, or a bundle from a path or URL. Raises BundleError."""
     return Model(*read_bundle_and_weights(os.fspath(location)), device)
 
 
 def build_network(name: str, input_size: int = 224) -> torch.nn.Module:
-    """One of torchvision's classifiers with two classes (no crack, crack) and no trained weights."""
+    """Return a torchvision classifier with two classes (no crack, crack) and untrained weights. Raises BundleError."""
     import torchvision.models
 
-    # Detectors and others that torchvision has beside classifiers are not in this list, and would fetch weights.
+    # The list holds only classifiers. torchvision's other networks, such as detectors, would download weights.
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise BundleError(f"torchvision has no classifier {name!r}; resnet18 is one")
+        raise BundleError(f"torchvision has no classifier {name!r}; use one that it has, such as resnet18")
     options: dict[str, Any] = {}
-    if name.startswith("vit_"):  # is built for one size of input; the others take any
+    if name.startswith("vit_"):  # built for one input size; the others accept any size
         options["image_size"] = input_size
-    if name in ("googlenet", "inception_v3"):  # have further outputs to help their training along
+    if name in ("googlenet", "inception_v3"):  # have auxiliary outputs that only help training
         options |= {"aux_logits": False, "init_weights": True}
     network: torch.nn.Module = torchvision.models.get_model(name, weights=None, num_classes=2, **options)
     return network
 
 
 def load_tensors(network: torch.nn.Module, tensors: dict[str, torch.Tensor], strict: bool = True) -> None:
-    """Give a network tensors by name as they are on disk, of its own version; torch raises errors of several kinds."""
-    state = network.state_dict()  # carries the layers' versions, which MNASNet asks for and safetensors does not keep
+    """Load tensors by name into a network, as tensors of its own version; torch raises errors of several kinds."""
+    state = network.state_dict()  # holds the layers' versions, which MNASNet needs and safetensors does not store
     state.clear()
     state.update(tensors)
     network.load_state_dict(state, strict=strict)
 
 
 class Model:
-    """A network ready to score: `predict` for people, `logits` for pipelines.
+    """A network that is ready to score: people call `predict`, pipelines call `logits`.
 
-    On CPUs batch normalisation is folded into the convolutions and memory is channels-last; on CUDA it also runs in
-    bfloat16, unless told otherwise. Threads may call `logits` at the same time.
+    Batch normalisation is folded into the convolutions, and memory is channels-last. On GPUs with bfloat16 in hardware
+    the network runs in bfloat16; the argument `bfloat16` overrides this. Several threads may call `logits` at the same
+    time.
     """
 
     def __init__(self, bundle: Bundle, weights: bytes, device: str = "cpu", bfloat16: bool | None = None) -> None:
@@ -79,7 +80,7 @@ class Model:
         self._to_input = Normalisation(bundle.mean, bundle.std, self.device)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """Crack logits before calibration, (batch,) float32, of RGB pixels (batch, size, size, 3) uint8."""
+        """Return crack logits before calibration, (batch,) float32, for RGB pixels (batch, size, size, 3) uint8."""
         import torch
 
         with torch.inference_mode(), self._precision():
@@ -88,16 +89,16 @@ class Model:
         return crack
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
+        """Return the calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
         return calibrated(logits, self.bundle.temperature)
 
     def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
-        """Probability of a crack for each path, uint8 array (height, width[, 3]) or Pillow image; None if bad.
+        """Return the probability of a crack for each image, None for an image that cannot be read.
 
-        Raises TypeError for one image that is not in a list.
+        An image is a path, a uint8 array (height, width[, 3]) or a Pillow image. Raises TypeError for a single path.
         """
         if isinstance(images, (str, Path)):
-            raise TypeError(f"predict takes several images: give [{str(images)!r}]")
+            raise TypeError(f"predict expects a list of images; use [{str(images)!r}]")
         probabilities: list[float | None] = []
         waiting: list[np.ndarray] = []
         for image in images:
@@ -105,7 +106,7 @@ class Model:
             if picture.pixels is None:
                 probabilities.append(None)
                 continue
-            probabilities.append(float("nan"))  # takes its place until its batch is run
+            probabilities.append(float("nan"))  # a placeholder until its batch is run
             waiting.append(to_input(picture, self.bundle.input_size))
         batches = (waiting[at : at + self.batch_size] for at in range(0, len(waiting), self.batch_size))
         scores = iter([score for batch in batches for score in self.probability(self.logits(np.stack(batch)))])
@@ -118,7 +119,7 @@ class Model:
 
 
 class Normalisation:
-    """From pixels to the network's input: scaled to [0, 1], then `(pixel - mean) / std` for each channel."""
+    """Turns pixels into the network's input: scaled to [0, 1], then `(pixel - mean) / std` for each channel."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         import torch
@@ -128,29 +129,29 @@ class Normalisation:
         self._std = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
 
     def __call__(self, pixels: np.ndarray) -> torch.Tensor:
-        """(batch, 3, height, width) float32 on the device, of RGB pixels (batch, height, width, 3) uint8."""
+        """Return (batch, 3, height, width) float32 on the device, for RGB pixels (batch, height, width, 3) uint8."""
         import torch
 
-        # NHWC in memory seen as NCHW is what torch calls channels-last: no copy is made.
+        # torch's channels-last format is NHWC memory viewed as NCHW, so this makes no copy.
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
 
 
 def runs_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    """Return whether the device multiplies bfloat16 in hardware: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
     import torch
 
     if device != "cpu":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for it; without the instructions bfloat16 is emulated, at a fifth of the speed.
+    # torch has no public function for this. Without these instructions bfloat16 is emulated, at a fifth of the speed.
     asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(asked is not None and asked())
 
 
 def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probability of a crack, float32, of logits of any shape: sigmoid(logit / temperature)."""
+    """Return the probability of a crack, float32, for logits of any shape: sigmoid(logit / temperature)."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
-    with np.errstate(over="ignore"):  # of a logit far below 0, whose probability is 0
+    with np.errstate(over="ignore"):  # exp overflows for a logit far below 0; the result is still 0
         return (1 / (1 + np.exp(-scaled))).astype(np.float32)
 
 
@@ -159,10 +160,10 @@ def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> N
 
     try:
         load_tensors(network, load(weights))
-    except Exception as error:  # safetensors and torch each raise their own
+    except Exception as error:  # safetensors and torch raise different exceptions
         first_line = str(error).strip().splitlines()[0]
         raise BundleError(
-            f"model {bundle.location}: its weights do not fit a {bundle.network} ({first_line})"
+            f"model {bundle.location}: its weights do not fit the network {bundle.network} ({first_line})"
         ) from None
 
 

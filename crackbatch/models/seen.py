@@ -1,4 +1,4 @@
-"""Which images a model was trained and tuned on: kept in its bundle, so that nobody measures it on them unawares."""
+"""Which images a model was trained and tuned on, kept in its bundle so that it is not measured on them by mistake."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from crackbatch.storage.documents import read_table, write_table
 from crackbatch.storage.redaction import redact
 
 FILE = "seen.parquet"
-# A model that was trained on an image has seen it, and one that was tuned on it too.
+# A model learns from the images that it is trained on, and from the images that it is tuned on.
 LEARNT = ("train", "validation")
 
 
 def write_seen(
     location: str, sha256: Sequence[str], splits: Sequence[str], before: Mapping[int, str] | None = None
 ) -> None:
-    """Write the first 64 bits of each image's sha256 and its split into a bundle: enough to know an image again.
+    """Write each image's split and the first 64 bits of its sha256, which identify the image, into a bundle.
 
-    `before` is what the model that the training began with has learnt from, as `read_learnt` gives it.
+    `before` holds the images that the initial model of the training learnt from, as `read_learnt` returns them.
     """
     own, learnt = dict(zip(map(_code, sha256), splits, strict=True)), before or {}
     images = sorted(own.keys() | learnt.keys())
@@ -35,22 +35,22 @@ def write_seen(
 
 
 def read_seen(location: str) -> dict[int, str]:
-    """Code of an image → its split, of a bundle; empty for one that does not say."""
+    """Return image code → split for the images of a bundle; empty if the bundle does not list them."""
     return _read(location)[0]
 
 
 def read_learnt(location: str) -> dict[int, str]:
-    """Code of an image → `train` or `validation`, of a bundle and of those that its training began with."""
+    """Return image code → `train` or `validation`, for a bundle and the models that it was trained from."""
     own, before = _read(location)
     return {**before, **{image: split for image, split in own.items() if split in LEARNT}}
 
 
 def _read(location: str) -> tuple[dict[int, str], dict[int, str]]:
-    """The splits of a bundle's own images, and of those that the model before it had learnt from."""
+    """The splits of a bundle's own images, and the splits of the images that its initial model had learnt from."""
     try:
         table = read_table(locations.join(resolve(location), FILE))
         images, own = table.column("image").to_pylist(), table.column("split").to_pylist()
-        # The models of older versions do not say what came before them.
+        # Bundles of older versions do not have this column.
         before = table.column("before").to_pylist() if "before" in table.column_names else [None] * len(images)
     except (FileNotFoundError, NotADirectoryError):
         return {}, {}
@@ -64,7 +64,7 @@ def _known(images: list[int], splits: list[str | None]) -> dict[int, str]:
 
 
 def splits_of(sha256: Sequence[str], seen: dict[int, str]) -> list[str | None]:
-    """The split that each image had when the model was made, None for an image that was not there."""
+    """Return the split that each image had when the model was made, None for an image that was not in the data."""
     return [seen.get(_code(digest)) for digest in sha256]
 
 

@@ -1,4 +1,8 @@
-"""Writing whole or not at all: no reader ever sees a part of a file, and of several who create one only one does."""
+"""Write files atomically.
+
+`write_whole` and `new_file` never show a partial file to a reader. `create` lets only one of several processes create a
+file.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from crackbatch.storage.retry import retrying
 
 
 def write_whole(location: str, data: bytes) -> None:
-    """Write an object so that no reader ever sees a part of it: a rename here, one PUT on an object store."""
+    """Write an object without showing a part of it: a local file is renamed, a remote object is one PUT."""
     if is_local(location):
         with new_local_file(location) as file:
             file.write(data)
@@ -27,7 +31,10 @@ def write_whole(location: str, data: bytes) -> None:
 
 
 def create(location: str, data: bytes) -> bool:
-    """Make an object that is not there; False, and nothing is written, where it is: only one of several succeeds."""
+    """Create an object; return False and write nothing if it already exists.
+
+    If several processes try at once, only one succeeds. A local file is visible before it is completely written.
+    """
     try:
         if is_local(location):
             path = Path(normalize(location))
@@ -38,13 +45,13 @@ def create(location: str, data: bytes) -> bool:
             found, path_there = filesystem(location)
             retrying(lambda: found.pipe_file(path_there, data, mode="create"))
     except FileExistsError:
-        return not is_local(location) and read_bytes(location) == data  # made, but the answer was lost
+        return not is_local(location) and read_bytes(location) == data  # an earlier try made it
     return True
 
 
 @contextmanager
 def new_file(location: str) -> Iterator[IO[bytes]]:
-    """A file to fill that appears under its name only when the block ends without an exception."""
+    """Yield a file to write. It appears under its name only if the block ends without an exception."""
     if is_local(location):
         with new_local_file(location) as file:
             yield file
@@ -58,7 +65,7 @@ def new_file(location: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_local_file(location: str) -> Iterator[IO[bytes]]:
-    """`new_file` on this machine: a temporary neighbour, flushed to the disk, then renamed."""
+    """`new_file` for a local path: a temporary file in the same folder, flushed to the disk, then renamed."""
     path = Path(normalize(location))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -75,9 +82,9 @@ def new_local_file(location: str) -> Iterator[IO[bytes]]:
 
 
 def check_output(out: str) -> str:
-    """The location that `--out` names, below which files can be written; raises OutputError."""
+    """Return the normalized location of `--out`; raise OutputError if files cannot be written below it."""
     if not out:
-        raise OutputError("--out is missing: name a folder or URL for what this makes")
+        raise OutputError("--out is missing: give a folder or URL for the output")
     location = normalize(out)
     _check_writable(location)
     return location
@@ -85,31 +92,31 @@ def check_output(out: str) -> str:
 
 def _check_writable(location: str) -> None:
     if scheme(location) == "memory":
-        raise OutputError("memory:// lives in one process, and rows are written by many: give --out a path or a URL")
+        raise OutputError("--out must not be memory://: several processes write to it; give a path or another URL")
     probe = join(location, "runs", ".writable")
     made = missing_folders(join(location, "runs"))
     try:
         write_whole(probe, b"")
         remove(probe)
-        remove_folders(made)  # a request that is refused later must leave nothing behind
+        remove_folders(made)  # a request that is refused later must leave no folders
     except FileNotFoundError as error:
-        where = reason_of(error) if is_local(location) else "no such bucket or container; make it first"
+        where = reason_of(error) if is_local(location) else "the bucket or container does not exist; create it first"
         raise OutputError(f"cannot write to {redact(location)}: {where}") from None
     except (OSError, SourceError, ValueError) as error:
         raise OutputError(f"cannot write to {redact(location)}: {reason_of(error)}") from None
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library has its own exceptions
         name = type(error).__name__
         raise OutputError(f"cannot write to {redact(location)}: {name}: {reason_of(error)}") from None
 
 
 def missing_folders(location: str) -> list[Path]:
-    """The folder and those above it that do not exist, innermost first; elsewhere there are no empty folders."""
+    """Return the folder and its parents that do not exist, innermost first; an empty list if it is not local."""
     folder = Path(normalize(location))
     return [path for path in (folder, *folder.parents) if not path.exists()] if is_local(location) else []
 
 
 def remove_folders(folders: list[Path]) -> None:
-    """Remove folders that are empty, and leave those that are not."""
+    """Remove the folders that are empty; keep the others."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -1,7 +1,7 @@
-"""What lies below a folder of a bucket or any other remote filesystem, page by page, by several requests at once.
+"""List the files below a folder of a bucket or another remote filesystem, page by page, with parallel requests.
 
-A bucket is asked folder by folder until there are enough of them to keep every thread busy; each is then listed with
-all that lies below it. Pages come in any order, and only a few ever wait for the caller, who decides what to keep.
+A bucket is listed folder by folder until there are enough folders to keep every thread busy. Then each folder is listed
+together with everything below it. Pages come in any order. Only a few pages wait in memory until the caller takes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GOOGLE_FIELDS = "nextPageToken,prefixes,items(name,size,etag)"
 
 
 class Entry(NamedTuple):
-    """An object as its filesystem names it (`bucket/key`); its version is that of `storage.version`."""
+    """A listed object: its path as the filesystem names it (`bucket/key`), and its version from `locations.version`."""
 
     path: str
     size: int | None
@@ -33,11 +33,11 @@ class Entry(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """Where to look: below `prefix`, or, of the folders just below it, only in `first` to `last`."""
+    """A folder to list: all of `prefix`, or only the folders from `first` to `last` directly below it."""
 
     prefix: str
-    levels: int | None  # how many levels from here down are of interest, None for all
-    deep: bool = False  # all levels in one listing
+    levels: int | None  # how many levels to list, None for all
+    deep: bool = False  # whether one listing covers all levels
     first: str = ""
     last: str = ""
 
@@ -48,14 +48,14 @@ class _Page(NamedTuple):
 
 
 class _Store(NamedTuple):
-    """How one kind of storage is listed."""
+    """How to list one kind of storage."""
 
     pages: Callable[[_Folder], Iterator[_Page]]
     root: str
     num_threads: int = _THREADS
-    bucket: str = ""  # what stands before its prefixes in the paths of entries
-    is_deep: bool = True  # it lists all levels below a prefix at once
-    has_ranges: bool = False  # it lists from a name on
+    bucket: str = ""  # what comes before its prefixes in the paths of entries
+    is_deep: bool = True  # whether it can list all levels below a prefix at once
+    has_ranges: bool = False  # whether a listing can start at a given name
 
 
 def list_objects(
@@ -65,10 +65,10 @@ def list_objects(
     is_entered: Callable[[str], bool] = lambda _: False,
     max_tries: int = MAX_TRIES,
 ) -> Iterator[list[Entry]]:
-    """Pages of the files below a folder, in no order. Raises what the storage raises.
+    """Yield pages of the files below a folder, in no order. Errors of the storage are not caught.
 
-    `levels` bounds the depth, but below those folders on the last level whose path `is_entered` takes, all is listed.
-    Markers of empty folders, whose names end in a slash, are among them.
+    `levels` limits the depth. But if `is_entered` accepts the path of a folder on the last level, everything below that
+    folder is listed too. The pages include markers of empty folders; their names end in a slash.
     """
     walk = _Walk(_store(filesystem, path, max_tries), levels, is_entered)
     try:
@@ -78,7 +78,7 @@ def list_objects(
 
 
 class _Walk:
-    """Folders still to be listed, and pages that wait for the caller."""
+    """The folders that are still to be listed, and the pages that wait for the caller."""
 
     def __init__(self, store: _Store, levels: int | None, is_entered: Callable[[str], bool]) -> None:
         self._store = store
@@ -89,8 +89,8 @@ class _Walk:
         self._stopped = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        num_threads = 1 if levels == 1 else store.num_threads  # one folder is one listing
-        for number in range(num_threads):  # daemons: nobody who presses Ctrl-C waits for a listing to end
+        num_threads = 1 if levels == 1 else store.num_threads  # one folder needs only one listing
+        for number in range(num_threads):  # daemons: Ctrl-C does not wait for a listing
             threading.Thread(target=self._work, name=f"list-{number}", daemon=True).start()
 
     def __iter__(self) -> Iterator[list[Entry]]:
@@ -106,7 +106,7 @@ class _Walk:
             yield page
 
     def stop(self) -> None:
-        """Let the threads end, whatever is left."""
+        """Stop the threads, even if folders and pages are left."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -120,7 +120,7 @@ class _Walk:
                 for page in self._store.pages(folder):
                     if not self._give(folder, page):
                         break
-            except BaseException as error:  # the caller gets it, whatever it is
+            except BaseException as error:  # `__iter__` raises it in the caller's thread
                 with self._changed:
                     self._failure, self._stopped = self._failure or error, True
             with self._changed:
@@ -140,7 +140,7 @@ class _Walk:
         return folder
 
     def _give(self, folder: _Folder, page: _Page) -> bool:
-        """Hand a page to the caller once there is room; False where nobody wants it any more."""
+        """Queue a page for the caller as soon as there is room; return False if the walk has been stopped."""
         with self._changed:
             self._folders.extend(_below(folder, page.folders, self._store, self._is_entered))
             self._changed.notify_all()
@@ -152,7 +152,7 @@ class _Walk:
 
 
 def _below(folder: _Folder, names: list[str], store: _Store, is_entered: Callable[[str], bool]) -> Iterator[_Folder]:
-    """The next things to list; many small folders are listed in a few ranges, which costs fewer requests."""
+    """Yield what to list next. Many folders are grouped into a few ranges, because that takes fewer requests."""
     levels = None if folder.levels is None else folder.levels - 1
     if levels == 0:
         yield from (_Folder(name, None) for name in names if is_entered(store.bucket + name.removesuffix("/")))
@@ -166,7 +166,7 @@ def _below(folder: _Folder, names: list[str], store: _Store, is_entered: Callabl
 
 
 def _in_range(folder: _Folder, key: str) -> bool:
-    """Whether a key lies in a range of folders: a file between two of them was listed with the folders themselves."""
+    """Whether a key is in the range. Files between two folders are not: they were listed together with the folders."""
     return not folder.last or ("/" in key[len(folder.prefix) :] and not _is_beyond(folder, key))
 
 
@@ -197,7 +197,7 @@ def _s3(filesystem: Any, path: str, max_tries: int) -> _Store:
             asked["StartAfter"] = folder.first
         while True:
             page = retrying(partial(filesystem.call_s3, "list_objects_v2", **asked), max_tries)
-            items = page.get("Contents", ())  # none on a page of folders alone
+            items = page.get("Contents", ())  # absent on a page that has only folders
             found = [
                 Entry(f"{bucket}/{item['Key']}", int(item["Size"]), locations.version({"ETag": item.get("ETag")}))
                 for item in items
@@ -208,7 +208,7 @@ def _s3(filesystem: Any, path: str, max_tries: int) -> _Store:
                 return
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
-    # A directory bucket (S3 Express) lists in no order.
+    # A directory bucket (S3 Express) is not listed in order, so ranges do not work.
     return _Store(pages, _prefix(root), bucket=f"{bucket}/", has_ranges=not bucket.endswith("--x-s3"))
 
 
@@ -245,7 +245,7 @@ def _azure(filesystem: Any, path: str, max_tries: int) -> _Store:
     async def next_page(pages: Any) -> list[Any] | None:
         try:
             page = await anext(pages, None)
-        except ResourceNotFoundError:  # adlfs says it so elsewhere
+        except ResourceNotFoundError:  # adlfs raises this error in its other calls
             raise FileNotFoundError(container) from None
         return None if page is None else [blob async for blob in page]
 
@@ -265,7 +265,7 @@ def _azure(filesystem: Any, path: str, max_tries: int) -> _Store:
 
 
 def _is_azure_folder(blob: Any) -> bool:
-    """An account with hierarchical namespaces keeps its folders as blobs that say so, whose names end in no slash."""
+    """Whether a blob is a folder: hierarchical namespaces keep folders as blobs with a mark and no slash at the end."""
     marks = {name.lower(): value for name, value in (blob.metadata or {}).items()}
     return "true" in (marks.get("is_directory"), marks.get("hdi_isfolder"))
 
@@ -280,20 +280,20 @@ def _any_store(filesystem: Any, path: str, max_tries: int) -> _Store:
             name = info["name"]
             if info["type"] != "directory":
                 found.append(_entry(filesystem, info))
-            elif name.startswith(root) and name.rstrip("/") not in entered:  # links of web pages may lead in circles
+            elif name.startswith(root) and name.rstrip("/") not in entered:  # links of web pages may form a loop
                 entered.add(name.rstrip("/"))
                 folders.append(name)
-        filesystem.invalidate_cache(folder.prefix)  # fsspec keeps what it lists, for a million files as for ten
+        filesystem.invalidate_cache(folder.prefix)  # fsspec would keep every listing in memory
         yield _Page(found, folders)
 
-    # Others, such as FTP, have one connection, which two threads must not use at once.
+    # Synchronous filesystems, such as FTP, have one connection. Two threads must not use it at once.
     return _Store(pages, root, num_threads=_THREADS if filesystem.async_impl else 1, is_deep=False)
 
 
 def _entry(filesystem: Any, info: dict[str, Any]) -> Entry:
-    """The entry of a file; one whose size the listing does not say (a link of a web page) is asked for by itself."""
+    """Return the entry of a file. If the listing gives no size (a link of a web page), ask for the file itself."""
     if info.get("size") is None:
-        with suppress(FileNotFoundError):  # it is found missing when it is read
+        with suppress(FileNotFoundError):  # reading it later reports it as missing
             info = retrying(partial(filesystem.info, info["name"]))
     size = info.get("size")
     return Entry(info["name"], None if size is None else int(size), locations.version(info))

@@ -1,10 +1,11 @@
-"""The lease on a run: one process works on it at a time, on whichever machine.
+"""The lease on a run: only one process works on a run at a time, across all machines.
 
-    <folder>/lease-00003.json   who holds it, since when, and when it was renewed last
+    <folder>/lease-00003.json   who holds it, since when, and when it was last renewed
 
-Whoever takes the lease creates the number after the newest that it saw, which only one process can. A holder that was
-killed does not renew: on the same machine that is known at once, elsewhere after half a minute of silence, measured by
-the waiting process's own clock, so that clocks need not agree.
+To take the lease, a process creates the file with the number after the newest one that it saw. Only one process can
+create it. A holder that was killed no longer renews its lease. A process on the same machine sees this at once. A
+process on another machine waits until the lease has not been renewed for half a minute. It measures this time with its
+own clock, so the clocks of the machines need not agree.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _POLL_S = 1.0
 class Lease:
     """Who holds a run.
 
-    `machine` and `started` tell processes apart that `host` and `pid` do not (boot, container), and `token` the holders
-    within a process.
+    Two processes can have the same `host` and `pid`, after a reboot or in containers; then `machine` and `started`
+    differ. `token` distinguishes the holders within one process.
     """
 
     number: int
@@ -50,12 +51,15 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """The process, as a person looks for it."""
+        """The process in words: its number and its host."""
         return f"process {self.pid} on {self.host}"
 
     @property
     def is_alive(self) -> bool:
-        """Whether the holder works still, as far as one look, and for another machine's this one's clock, can tell."""
+        """Whether the holder still works, judged from one reading of the lease.
+
+        For a holder on another machine, the answer depends on this machine's clock.
+        """
         if (known := _is_running(self)) is not None:
             return known
         silent = datetime.now(UTC) - datetime.fromisoformat(self.renewed_at)
@@ -63,12 +67,12 @@ class Lease:
 
 
 def read_lease(folder: str) -> Lease | None:
-    """The newest lease in a run's folder, None where nobody holds it."""
+    """Return the newest complete lease in a run's folder, None if there is none."""
     return next((lease for file in reversed(_files(folder)) if (lease := _read(file)) is not None), None)
 
 
 class Holding:
-    """Holds the lease of a run while the block lasts; HeldError where another process works on it."""
+    """Context manager that holds the lease of a run; raises HeldError if another process works on the run."""
 
     def __init__(self, folder: str, what: str) -> None:
         self._folder, self._what = folder, what
@@ -84,50 +88,53 @@ class Holding:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        with suppress(Exception):  # it ends by silence as well, and must not hide what went wrong
+        with suppress(Exception):  # an unrenewed lease expires too, and this must not hide the real error
             if self._is_mine():
                 objects.remove_file(self._location(self._lease.number))
 
     def check(self) -> None:
-        """Raise LeaseLostError where another process took over: this one must not publish any more."""
+        """Raise LeaseLostError if this process must not publish: another one took over, or the folder is gone."""
         if not self._lost:
             newest = self._newest()
             if not newest and not objects.exists(self._folder):
                 raise LeaseLostError(
-                    f"{redact(self._folder)} is gone; bring it back, and the same command continues the run"
+                    f"{redact(self._folder)} no longer exists; restore it and run the same command again to continue"
                 )
-            # Gone, or of another process: it took over and has ended since, while this one stood still.
+            # The lease is gone or not ours: another process took over, and may have ended, while this one was paused.
             if newest != self._lease.number or not self._is_mine():
-                self._lost = f"another process took {self._what} over"
+                self._lost = f"another process took over {self._what}"
         if self._lost:
-            raise LeaseLostError(f"{self._lost}: this one stops; what it did is kept")
+            raise LeaseLostError(f"{self._lost}; this process stops, and its finished work is kept")
 
     def _is_mine(self) -> bool:
         there = _read(self._location(self._lease.number))
         return there is not None and replace(there, renewed_at=self._lease.renewed_at) == self._lease
 
     def _newest(self) -> int:
-        """The number of the newest lease, 0 where there is none."""
+        """Return the number of the newest lease, 0 if there is none."""
         return max(map(_number, _files(self._folder)), default=0)
 
     def _location(self, number: int) -> str:
         return locations.join(self._folder, f"lease-{number:05d}.json")
 
     def _take(self) -> Lease:
-        """Create the next lease as soon as the one that is there is known to be dead."""
+        """Create the next lease as soon as the holder of the current one is known to be dead.
+
+        Raises HeldError as soon as the holder is known to be alive.
+        """
         seen, since = (0, ""), time.monotonic()
         while True:
             newest = self._newest()
             known = _read(self._location(newest)) if newest else None
-            state = (newest, known.renewed_at if known is not None else "")  # "": it is being written
+            state = (newest, known.renewed_at if known is not None else "")  # "": not completely written yet
             if not newest or (known is not None and _is_running(known) is False):
                 free = True
             elif newest != seen[0]:
                 seen, since, free = state, time.monotonic(), False
             elif known is not None and (state != seen or _is_running(known)):
                 raise HeldError(
-                    f"{self._what} is being worked on by {known.holder} since {known.since}; wait for it to end"
-                    " (if that process is gone, its hold ends within half a minute)"
+                    f"{known.holder} has been working on {self._what} since {known.since}; wait for it to end"
+                    " (if that process is gone, its lease expires within half a minute)"
                 )
             else:
                 free = time.monotonic() - since > _SILENT_S
@@ -136,7 +143,7 @@ class Holding:
             time.sleep(_POLL_S)
 
     def _create(self, number: int) -> Lease | None:
-        """The lease of this number, None where another process was faster."""
+        """Create the lease with this number and remove older ones; return None if another process was faster."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         pid, token = os.getpid(), uuid.uuid4().hex
         mine = Lease(number, socket.gethostname(), pid, _machine(), _started(pid), token, since, since)
@@ -156,9 +163,9 @@ class Holding:
                 self._lease = replace(self._lease, renewed_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
                 atomic.write_whole(self._location(self._lease.number), _encode(self._lease))
                 renewed = time.monotonic()
-                if renewed - began > _SILENT_S:  # meanwhile another may have come and gone, and this wrote it anew
+                if renewed - began > _SILENT_S:  # another may have held the lease and ended meanwhile
                     self._lost = f"the lease on {self._what} was renewed too late"
-            except Exception as error:  # each storage raises its own; the next renewal may succeed, of a folder too
+            except Exception as error:  # of any storage, or no folder; the next renewal may succeed
                 if not self._lost and time.monotonic() - renewed > _SILENT_S:
                     self._lost = f"the lease on {self._what} could not be renewed ({redact(str(error))})"
                 if self._lost:
@@ -170,7 +177,7 @@ def _files(folder: str) -> list[str]:
 
 
 def _read(file: str) -> Lease | None:
-    """None for what is gone, or has not been written to its end."""
+    """Read a lease; return None if it is gone or not completely written."""
     try:
         return Lease(number=_number(file), **json.loads(objects.read_bytes(file)))
     except (FileNotFoundError, ValueError, TypeError):
@@ -187,23 +194,23 @@ def _encode(lease: Lease) -> bytes:
 
 
 def _is_running(lease: Lease) -> bool | None:
-    """Whether the holder's process is there; None where it is not one of this machine's."""
+    """Whether the holder's process is running; None if it is not known to be on this machine."""
     if not lease.machine or lease.machine != _machine():
         return None
     return _started(lease.pid) == lease.started
 
 
 def _machine() -> str:
-    """What two processes share that see each other's numbers: the boot of the machine and the container."""
+    """Return an id (boot and container) that processes share if they see each other's numbers; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
 
 
 def _started(pid: int) -> str:
-    """When a process started, in the kernel's ticks since boot; empty where it is gone (or a zombie)."""
+    """Return when a process started, in kernel ticks since boot; empty if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

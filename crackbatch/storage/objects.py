@@ -1,4 +1,4 @@
-"""Objects on every storage, through fsspec: opening, asking, reading, listing, moving and removing them."""
+"""Objects on any storage, through fsspec: look up, read, list, move and remove them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, r
 
 
 def filesystem(location: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a location and the path within it; SourceError names the extra that is missing."""
+    """Return the fsspec filesystem of a location and the path in it; SourceError says which package is missing."""
     kind = scheme(location)
     try:
         options = _without_retries() if kind in S3 else {}
-        # Not by fsspec's `url_to_fs`, which takes `::` in a name for a chain of storages.
+        # Not fsspec's `url_to_fs`: it treats `::` in a name as a chain of storages.
         known = fsspec.get_filesystem_class(kind)
         url = location if kind != "file" else f"file://{normalize(location)}"
         found, path = known(**known._get_kwargs_from_urls(url), **options), known._strip_protocol(url)
@@ -39,13 +39,13 @@ def filesystem(location: str) -> tuple[Any, str]:
 
 
 def _without_retries() -> dict[str, Any]:
-    """Options of an S3 filesystem that asks once: asking again is ours (`retry.py`), so that it is counted."""
+    """Return options for an S3 filesystem that never retries: `storage/retry.py` retries and counts the retries."""
     configured: dict[str, Any] = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **configured}}
 
 
 def arrow_filesystem(location: str) -> tuple[Any, str]:
-    """The same for libraries that know PyArrow's filesystems; None stands for this machine's."""
+    """Return the PyArrow filesystem of a location, None for a local path, and the path in it."""
     import pyarrow.fs
 
     found, path = filesystem(location)
@@ -53,14 +53,14 @@ def arrow_filesystem(location: str) -> tuple[Any, str]:
 
 
 def info(location: str) -> dict[str, Any]:
-    """What a storage says of an object now, whatever an earlier listing said."""
+    """Return what a storage reports about an object now, without using a cached listing; retries."""
     found, path = filesystem(location)
     found.invalidate_cache()
     return retrying(lambda: look_up(found, path))
 
 
 def look_up(found: Any, path: str) -> dict[str, Any]:
-    """What a filesystem says of an object; asked for once."""
+    """Return what a filesystem reports about an object; does not retry."""
     with told_apart(path):
         said: dict[str, Any] = found.info(path)
     return said
@@ -68,7 +68,10 @@ def look_up(found: Any, path: str) -> dict[str, Any]:
 
 @contextmanager
 def told_apart(path: str) -> Iterator[None]:
-    """Raise what a web server said, and FileNotFoundError only where there is no file: to fsspec all of it is that."""
+    """Raise FileNotFoundError only if the file does not exist.
+
+    For web servers, fsspec turns every error into FileNotFoundError; this raises the original one instead.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -79,12 +82,12 @@ def told_apart(path: str) -> Iterator[None]:
 
 
 def check_credentials(error: BaseException, location: str) -> None:
-    """Raise RunError where the storage refuses the caller, so that no image is said to be unreadable for it."""
+    """Raise RunError if the storage refuses the credentials, so that images are not reported as unreadable."""
     if is_unexplained(error):
         found, path = filesystem(location)
         try:
             found.cat_file(path, start=0, end=1)
-        except Exception as told:  # each storage raises its own
+        except Exception as told:  # each storage has its own exceptions
             error = told
     if is_credential(error):
         shown = f"{redact(location)} ({reason_of(error)})"
@@ -92,7 +95,7 @@ def check_credentials(error: BaseException, location: str) -> None:
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole object; raises FileNotFoundError or OSError."""
+    """Read a whole object; raises FileNotFoundError or another error of the storage."""
     if is_local(location):
         return Path(normalize(location)).read_bytes()
     found, path = filesystem(location)
@@ -101,9 +104,10 @@ def read_bytes(location: str) -> bytes:
 
 
 def list_files(location: str, suffix: str = "", recursive: bool = True, max_tries: int = MAX_TRIES) -> list[str]:
-    """The locations of all files below a folder, sorted; none where there is no such folder.
+    """Return the sorted locations of the files below a folder whose names end in `suffix`.
 
-    Raises what the storage raises where a folder cannot be listed.
+    Temporary files are left out. The list is empty if the folder does not exist. If it cannot be listed, the storage's
+    error is raised.
     """
     top = normalize(location)
     names = _walk_local(top, recursive) if is_local(top) else _list_remote(top, recursive, max_tries)
@@ -112,7 +116,7 @@ def list_files(location: str, suffix: str = "", recursive: bool = True, max_trie
 
 
 def list_sizes(location: str, max_tries: int = MAX_TRIES) -> dict[str, int]:
-    """The files below a folder, those still being written too: path from there → bytes; raises as `list_files` does."""
+    """Map the files below a folder, also temporary ones, to their bytes, by relative path; raises like `list_files`."""
     top = normalize(location)
     if not is_local(top):
         return _list_remote(top, True, max_tries)
@@ -124,7 +128,7 @@ def list_sizes(location: str, max_tries: int = MAX_TRIES) -> dict[str, int]:
 
 
 def _list_remote(location: str, recursive: bool, max_tries: int) -> dict[str, int]:
-    """Paths below a folder, and their bytes; none where there is no such folder."""
+    """Map relative paths below a folder to sizes in bytes; empty if the folder does not exist."""
     found, path = filesystem(location)
     path = path.rstrip("/")
     found.invalidate_cache()
@@ -136,10 +140,10 @@ def _list_remote(location: str, recursive: bool, max_tries: int) -> dict[str, in
 
 
 def _walk_local(folder: str, recursive: bool) -> Iterator[str]:
-    """Paths of files from a folder on."""
+    """Yield the paths of files, relative to the folder."""
 
     def fail(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # one may go while others are listed
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):  # a folder may vanish during the walk
             raise error
 
     for above, folders, names in os.walk(folder, onerror=fail):
@@ -149,9 +153,9 @@ def _walk_local(folder: str, recursive: bool) -> Iterator[str]:
 
 
 def remove(location: str) -> None:
-    """Remove a file or a folder with all it holds, if it is there."""
+    """Remove a file or a folder with everything in it, if it exists."""
     found, path = filesystem(location)
-    if not is_local(location) and re.search(r"[*?[]", path):  # which `rm` would take for a pattern
+    if not is_local(location) and re.search(r"[*?[]", path):  # `rm` would read this as a pattern
         for file in [*list_files(location), location]:
             remove_file(file)
         return
@@ -163,14 +167,14 @@ def remove(location: str) -> None:
 
 
 def remove_file(location: str) -> None:
-    """Remove one file, whatever its name, if it is there."""
+    """Remove one file if it exists. Its name may contain any characters."""
     found, path = filesystem(location)
     with suppress(FileNotFoundError):
         retrying(lambda: found.rm_file(path))
 
 
 def move(source: str, target: str) -> None:
-    """Rename a file; a copy on the server and a removal on an object store."""
+    """Rename a file. On a remote storage, copy it there and remove the source."""
     if is_local(target):
         Path(normalize(target)).parent.mkdir(parents=True, exist_ok=True)
         os.replace(normalize(source), normalize(target))
@@ -182,7 +186,7 @@ def move(source: str, target: str) -> None:
 
 
 def exists(location: str) -> bool:
-    """Whether there is an object or folder."""
+    """Whether an object or folder exists."""
     found, path = filesystem(location)
     found.invalidate_cache()
     return bool(retrying(lambda: found.exists(path)))

@@ -1,6 +1,7 @@
-"""Reading objects a part at a time: files to seek in, files from their beginning on, ranges of bytes.
+"""Read objects in pieces: as seekable files, as streams, or as ranges of bytes.
 
-A web server that sends the whole file where a range was asked for is refused: what came would be taken for the range.
+Some web servers ignore a range request and send the whole file. This is an error: the start of the file would be taken
+for the range.
 """
 
 from __future__ import annotations
@@ -13,43 +14,43 @@ from crackbatch.storage import locations, objects
 from crackbatch.storage.retry import retrying
 
 _PIECE_BYTES = 4 << 20
-_WHOLE_FILES_ONLY = "its server sends whole files only; download it and name the copy"
+_WHOLE_FILES_ONLY = "the server sends whole files only, not ranges; download the file and give the path of the copy"
 
 
 def open_file(location: str) -> IO[bytes]:
-    """A file to read from; elsewhere in pieces of a few megabytes, each asked for again where that fails.
+    """Open a file for reading. A remote file is read in pieces of a few megabytes; a failed piece is retried.
 
-    One whose size nobody knows comes as `open_stream` opens it.
+    A remote file of unknown size is opened with `open_stream`.
     """
     if locations.is_local(location):
         return open(locations.normalize(location), "rb")
     found, path = objects.filesystem(location)
     size = objects.info(location).get("size")
-    if size is None:  # a server that does not say how long it is has no ranges either
+    if size is None:  # a server that gives no size supports no ranges either
         return retrying(lambda: open_stream(found, path))
     return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
 
 
 def open_stream(found: Any, path: str) -> IO[bytes]:
-    """A file that can only be read from its beginning on; asked for once.
+    """Open a file that can only be read from start to end; does not retry.
 
-    Seeking in it raises UnsupportedOperation. What fsspec's HTTP opens gives fewer bytes than are asked for, as many
-    as have arrived; this waits for all of them.
+    Seeking in it raises UnsupportedOperation. A file from fsspec's HTTP may return only the bytes that have arrived;
+    this one waits for all that were requested.
     """
     with objects.told_apart(path):
         return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
 
 
 def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
-    """The bytes from `start` to `stop` of an object, fewer where it ends before; asked for once.
+    """Read the bytes from `start` to `stop` of an object, fewer if it ends before; does not retry.
 
-    Raises UnsupportedOperation where a web server sends whole files only, which would be taken for what was asked for.
+    Raises UnsupportedOperation if a web server sends whole files only.
     """
     if start >= stop:
         return b""
     if not locations.is_web(path):
         return bytes(found.cat_file(path, start=start, end=stop))
-    try:  # the file and not `cat_file`, which reads whatever comes, all of it
+    try:  # not `cat_file`: it reads everything that the server sends
         with found.open(path, "rb", size=stop, cache_type="none") as file:
             file.seek(start)
             return bytes(file.read(stop - start))
@@ -62,14 +63,14 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
 
 
 class _Stream(io.BufferedReader):
-    """A file without ranges."""
+    """A file that cannot seek."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         raise io.UnsupportedOperation(_WHOLE_FILES_ONLY)
 
 
 class _Ranges(io.RawIOBase):
-    """An object read by ranges; read ahead it is by the buffer around it."""
+    """An object read by ranges. The buffer around it reads ahead."""
 
     def __init__(self, found: Any, path: str, size: int) -> None:
         self._found, self._path, self._size = found, path, size

@@ -1,4 +1,4 @@
-"""What may be shown: names as valid Unicode, and no credential in a message, a row or a file of a run."""
+"""Make text safe to show: names become valid Unicode, and no message, row or file of a run holds a credential."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SECRET_PARAMETERS = re.compile(
     r"|^code$|^auth",
     re.IGNORECASE,
 )
-# What stands in Azure's connection strings, which hold URLs in their turn.
+# Secrets in Azure's connection strings. These strings also contain URLs, so both patterns are applied.
 _CONNECTION_SECRETS = re.compile(r"\b(AccountKey|SharedAccessKey|SharedAccessSignature)=[^;\s'\"]+", re.IGNORECASE)
-# A URL, whose parts are looked at, or the name of a secret (groups 1 and 2) and the secret itself.
+# A URL, which `redact_url` examines, or the name of a secret (groups 1 and 2) with the secret.
 _URLS_AND_SECRETS = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s'\"]+"
     r"|(\b(?:sig|access_token|refresh_token|id_token|client_secret)=|\bBearer )[^&;\s'\"]{16,}"
@@ -23,27 +23,27 @@ _URLS_AND_SECRETS = re.compile(
 
 
 def redact(shown: str) -> str:
-    """The same text with credentials taken out: user names, passwords, signatures, keys and tokens, in URLs and beside.
+    """Return the text without credentials: user names, passwords, signatures, keys and tokens, in URLs and elsewhere.
 
-    What is shown is valid Unicode: bytes of a file name that are not UTF-8 become \\xNN.
+    The result is valid Unicode: bytes of a file name that are not UTF-8 become \\xNN.
     """
     shown = _CONNECTION_SECRETS.sub(r"\1=***", as_text(shown))
     return _URLS_AND_SECRETS.sub(_hide, shown)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a storage refused, in one line without credentials; what follows in Azure's messages is for its support."""
+    """Return an error's first line without credentials. Azure's further lines are details for its support."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return redact(lines[0].strip() if lines else repr(error))
 
 
 def as_text(name: str) -> str:
-    """A file name as valid Unicode: bytes that are none are shown as \\xNN."""
+    """Return a file name as valid Unicode: bytes that are not UTF-8 become \\xNN."""
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def redact_url(url: str) -> str:
-    """A URL without credentials: no user or password, no parameter whose name is that of a secret."""
+    """Return a URL without credentials: no user, no password, and no parameter with the name of a secret."""
     if "::" in url:
         return "::".join(redact_url(part) if "://" in part else part for part in url.split("::"))
     try:
@@ -57,7 +57,7 @@ def redact_url(url: str) -> str:
     host = parts.netloc
     if "@" in host:
         user, _, host = host.rpartition("@")
-        if parts.scheme in AZURE:  # there, container@account is no credential
+        if parts.scheme in AZURE:  # in Azure URLs, container@account is not a credential
             host = f"{user.partition(':')[0]}@{host}"
     kept = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET_PARAMETERS.search(pair[0])]
     if len(kept) == len(parse_qsl(parts.query, keep_blank_values=True)):

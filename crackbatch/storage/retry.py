@@ -1,7 +1,7 @@
-"""Asking a storage again: what passes by itself is tried anew after growing, random pauses, and counted; and giving up.
+"""Retry requests to a storage, with growing random pauses, and decide which errors are worth a retry.
 
-The cloud libraries' own retries are few, differ, and are not to be seen from outside; ours are the same for all, and
-the summary of a run says how many there were.
+The cloud libraries' own retries are few, differ from each other, and cannot be counted. The retries here are the same
+for all storages, and the summary of a run says how many there were.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from crackbatch.storage.redaction import reason_of
 
 T = TypeVar("T")
 
-# A minute of pauses, two at most, before an object is given up: stores make room for a busy client sooner.
-# Pauses are drawn between nothing and a bound that doubles ("full jitter", Brooker, AWS Architecture Blog, 2015).
+# Ten tries have pauses of one minute on average and two at most. A busy store accepts requests again sooner than that.
+# Each pause is random between zero and a bound that doubles ("full jitter", Brooker, AWS Architecture Blog, 2015).
 MAX_TRIES = 10
-# Of the first that is asked of a location: whoever mistyped a server's name need not wait for a minute.
+# For the first request to a location: a user who mistyped a server's name should not wait for a minute.
 FIRST_TRIES = 4
 _FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 30.0
@@ -37,7 +37,7 @@ _FINAL = (
     FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError, io.UnsupportedOperation,
 )  # fmt: skip
 _NETWORK_LIBRARIES = ("aiohttp", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3")
-# What the stores and their libraries say where not one object but the caller is refused.
+# Errors of the stores and their libraries that refuse the caller, not one object.
 _CREDENTIAL_CODES = frozenset(
     [
         "AuthenticationFailed", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId",
@@ -58,17 +58,17 @@ _num_retries = 0
 
 
 def num_retries() -> int:
-    """How often this process has asked anything again."""
+    """Return how many retries this process has made."""
     return _num_retries
 
 
 def retrying(call: Callable[[], T], max_tries: int = MAX_TRIES) -> T:
-    """What the call returns, asked again where it fails of something that passes; raises what it raised last."""
+    """Return what the call returns; retry it after transient errors. Raises the call's last error."""
     global _num_retries
     for number in range(1, max_tries):
         try:
             return call()
-        except Exception as error:  # each storage raises its own
+        except Exception as error:  # each storage has its own exceptions
             if not is_transient(error):
                 raise
         with _lock:
@@ -79,10 +79,10 @@ def retrying(call: Callable[[], T], max_tries: int = MAX_TRIES) -> T:
 
 @contextmanager
 def giving_up(told: Callable[[str], CrackbatchError]) -> Iterator[None]:
-    """What a storage raises in the block becomes the error that `told` makes of its reason; the rest goes on."""
+    """Turn a storage's error in the block into `told(reason)`, with the reason as text; other errors pass unchanged."""
     try:
         yield
-    except Exception as error:  # each storage raises its own
+    except Exception as error:  # each storage has its own exceptions
         if not is_storage_error(error):
             raise
         raise told(reason_of(error)) from error
@@ -105,24 +105,24 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether the system, or a library in its own words (gcsfs, of what is forbidden), said no to what was asked."""
+    """Whether the system refused for good, or a library did in an OSError of its own (gcsfs, for what is forbidden)."""
     if not isinstance(error, OSError) or isinstance(error, _FINAL):
         return isinstance(error, _FINAL)
     return error.errno in _FINAL_ERRNOS or (type(error) is OSError and error.errno is None)
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Whether a storage or the network raised this: the clouds' libraries have exceptions of their own."""
+    """Whether a storage or the network raised this, as an OSError or as an exception of a cloud's library."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES
 
 
 def is_answer(error: BaseException) -> bool:
-    """Whether a server said this, and not who failed to reach one."""
+    """Whether the error is a server's answer. It is not if the server was never reached."""
     return any(_status(cause) is not None for cause in _chain(error))
 
 
 def is_credential(error: BaseException) -> bool:
-    """Whether the storage refuses the caller, and would refuse everything else as well."""
+    """Whether the storage refuses the caller's credentials, so that every other request would fail too."""
     return any(
         _code(cause) in _CREDENTIAL_CODES
         or type(cause).__name__ in _CREDENTIAL_ERRORS
@@ -132,12 +132,12 @@ def is_credential(error: BaseException) -> bool:
 
 
 def is_unexplained(error: BaseException) -> bool:
-    """Whether a store refused a HEAD request, whose answer cannot say why."""
+    """Whether a store refused a HEAD request. The answer to such a request has no body that says why."""
     return any(_status(cause) in (400, 401, 403) and (_code(cause) or "").isdigit() for cause in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, the outermost first."""
+    """Yield the error and its causes, the outermost first."""
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:
@@ -147,10 +147,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of botocore, aiohttp, gcsfs or azure-core stands for."""
+    """Return the HTTP status in an error of botocore, aiohttp, gcsfs or azure-core, None if it has none."""
     response: Any = getattr(error, "response", None)
     found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    # aiohttp's `code` is its own verdict on a broken answer, not the server's.
+    # aiohttp sets `code` itself when an answer is broken; it is not the server's status.
     names = ("status",) if type(error).__module__.startswith("aiohttp") else ("status_code", "code")
     for name in names:
         found = found or getattr(error, name, None)
@@ -161,7 +161,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _code(error: BaseException) -> str | None:
-    """The name that the store gives to what went wrong."""
+    """Return the store's own code for the error, None if it has none."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         return str(response.get("Error", {}).get("Code") or "") or None
