@@ -1,12 +1,16 @@
-# make demo     set up in .venv and score a drawn archive
-# make test     set up and test             make check    lint and types
-# make emulators    Azurite from npm, for the tests of Azure
-# make test-slow    trainings whose workers die, or that have several; long runs
-# make test-faults    kills, crashes, full disks, failing stores; prints what each did to the rows
-# make model    train the shipped model     make bench    speed and planning, as ratios
+# make demo           set up .venv and score a drawn archive
+# make test           set up .venv and run the tests
+# make test-slow      run the slow tests: trainings with several workers or with workers that die, and long runs
+# make test-faults    run the fault tests: kills, crashes, full disks, failing storage; print the effect on the rows
+# make check          run the linter and the type checker
+# make format         format the code
+# make emulators      install Azurite from npm, for the tests of Azure
+# make model          train the shipped model
+# make bench          measure scoring, planning and training; prints ratios
+# make clean          remove .venv, demo, build and what npm installed
 PYTHON ?= python3
 BIN := .venv/bin
-# METU and SDNET2018, whose addresses are in the model's card
+# METU and SDNET2018; the model card gives their addresses
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
@@ -22,16 +26,16 @@ setup: .venv/dev
 	$(INSTALL) .
 	touch $@
 
-# What its tests and checks need beside that.
+# What its tests and checks need in addition.
 .venv/dev: .venv/user
 	$(INSTALL) '.[dev]'
 	touch $@
 
-# Azurite for the tests of Azure, which are skipped without it: a machine without npm, or npm without a registry, goes on.
+# Azurite for the tests of Azure. Without npm or its registry, those tests are skipped and the others run.
 emulators: tests/node_modules/ready
 
 tests/node_modules/ready: tests/package.json
-	@if ! command -v npm > /dev/null; then echo "no npm here: the tests of Azure will be skipped"; \
+	@if ! command -v npm > /dev/null; then echo "npm is not installed: the tests of Azure will be skipped"; \
 	elif npm install --prefix tests --no-package-lock --no-audit --no-fund --fetch-retries=0 --loglevel=error; \
 	then touch $@; else echo "Azurite cannot be installed: the tests of Azure will be skipped"; fi
 
@@ -39,7 +43,7 @@ demo: .venv/user
 	$(BIN)/python -m crackbatch.cli.demo
 
 test: setup emulators
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

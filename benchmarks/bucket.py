@@ -1,8 +1,8 @@
-"""A bucket of so many keys that no real server here could hold it: it answers ListObjectsV2, and nothing else.
+"""A server that imitates a bucket with more keys than a real test server could hold. It answers only ListObjectsV2.
 
     python benchmarks/bucket.py 1000000     prints its address, and serves until its standard input ends
 
-Pages, prefixes, delimiters and continuation are those of S3's documentation (API reference, ListObjectsV2).
+Pages, prefixes, delimiters and continuation follow S3's documentation (API reference, ListObjectsV2).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def key(index: int) -> str:
-    """The names of the zip of `plan.py`, in their order."""
+    """The key at this place: the same names in the same order as in the zip of `benchmarks/plan.py`."""
     return f"bridge-{index // 10_000:03d}/span-{index // 100 % 100:02d}/IMG_{index:08d}.jpg"
 
 
@@ -62,7 +62,7 @@ def list_page(keys: list[str], asked: dict[str, str]) -> str:
             at += 1
         else:
             folder = keys[at][: cut + 1]
-            last = folder + "\U0010ffff"  # behind everything in it
+            last = folder + "\U0010ffff"  # sorts after everything in the folder
             if folder > after:
                 found.append(f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>")
             at = bisect_right(keys, last)

@@ -1,9 +1,10 @@
-"""Peak memory of a run's driver and actors with 5,000 images and with 50,000: it must not grow with the archive.
+"""Measures the peak memory of a run's driver and actors with 5,000 and with 50,000 images: it must not grow.
 
     python benchmarks/memory.py [--small 5000] [--large 50000]
 
-Proportional set size (shared pages divided among those who share them), summed over the driver and the predict actors
-and sampled twice a second; the peak of the sum is shown. Fetch and write workers are Ray's, and counted apart.
+The measure is the proportional set size (shared pages are divided among the processes that share them), summed over the
+driver and the predict actors and sampled twice a second. The peak of the sum is printed. The fetch and write workers
+belong to Ray and are counted separately.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def make_zip(path: Path, num_images: int) -> None:
-    """Real tiles, taken again under other names where there are too few; drawn ones where there are none."""
+    """A zip of METU tiles, repeated under other names if there are too few; drawn tiles if the data set is missing."""
     from crackbatch.cli.demo import draw_tile
 
     with zipfile.ZipFile(path, "w") as target:
@@ -71,7 +72,7 @@ def run(archive: Path, out: Path) -> tuple[int, int, float]:
 
 
 def process_sizes(driver: int) -> tuple[int, int]:
-    """(driver and predict actors, other Ray workers) among the driver and the processes that descend from it."""
+    """Bytes of (driver and predict actors, other Ray workers), counting the driver and its descendants."""
     ours = rest = 0
     parents = {int(folder.name): parent_of(folder) for folder in Path("/proc").glob("[0-9]*")}
     for process in parents:

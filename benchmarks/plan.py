@@ -1,8 +1,8 @@
-"""How long planning takes and how much memory: a zip of a million members, a bucket of as many keys, 200,000 files.
+"""Measures the time and memory of planning: a zip of a million members, a bucket of a million keys, 200,000 files.
 
     python benchmarks/plan.py [--members 1000000] [--keys 1000000] [--files 200000]
 
-Each plan is made in a process of its own; its peak memory is that of the whole process.
+Each plan is made in its own process. The peak memory is that of the whole process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def make_zip(path: Path, members: int) -> None:
-    """Members of a few bytes with names as long as real ones: it is the directory that counts."""
+    """A zip with tiny members and names of realistic length, because only the zip's directory matters."""
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(members):
             archive.writestr(f"bridge-{index // 10_000:03d}/span-{index // 100 % 100:02d}/IMG_{index:08d}.jpg", b"x")
@@ -57,7 +57,7 @@ def make_files(folder: Path, files: int) -> None:
 
 @contextmanager
 def serve_bucket(keys: int) -> Iterator[str]:
-    """The address of a bucket, served by a process of its own."""
+    """The address of a bucket that a separate process serves."""
     command = [sys.executable, str(Path(__file__).with_name("bucket.py")), str(keys)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None

@@ -1,13 +1,13 @@
-"""What an image costs as runs grow: the same run on 10,000, 100,000 and 1,000,000 images, with a predict stage that
+"""Measures the cost of an image as runs grow: runs on 10,000, 100,000 and 1,000,000 images, with a predict stage that
 does nothing.
 
     python benchmarks/scale.py [--sizes 10000,100000,1000000]
 
-Each run is a process of its own: planning, Ray, fetching, writing parts and publishing are what they always are, only
-decoding and the network are left out. Printed are microseconds an image of the pipeline, seconds of the whole process,
-microseconds of each image more than in the run before, the peak memory of the driver, and how long the largest run
-takes with --new-only when all its images are published already; the exit code is 1 where one of them is more than was
-asked. What these figures mean for 100 million images: docs/scale.md.
+Each run has its own process. Planning, Ray, fetching, writing parts and publishing work as usual; only decoding and
+the network are left out. For each run it prints the microseconds per image in the pipeline, the seconds of the whole
+process, the microseconds for each image that the previous run did not have, and the peak memory of the driver. Then it
+prints how long the largest run takes with --new-only when all its images are published already. The exit code is 1 if
+a figure is above its limit. docs/scale.md says what these figures mean for 100 million images.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def main() -> None:
 
 
 def compare(sizes: list[int], folder: Path) -> None:
-    print(f"{'images':>12}{'pipeline':>14}{'whole process':>16}{'each further':>16}{'driver at most':>16}")
+    print(f"{'images':>12}{'pipeline':>14}{'whole process':>16}{'each added':>16}{'driver peak':>16}")
     costs, further, before = [], [], (0, 0.0)
     for size in sizes:
         archive = write_zip(folder / f"{size}.zip", size)
         found = run_apart(archive, folder / "out", str(size))
         costs.append(found["pipeline_s"] / size)
-        # Between two sizes the start, which is nearly all of the smallest run, cancels out.
+        # The difference of two sizes cancels the start-up time, which is nearly all of the smallest run.
         further.append((found["seconds"] - before[1]) / (size - before[0]))
         before = (size, found["seconds"])
         print(
@@ -60,22 +60,22 @@ def compare(sizes: list[int], folder: Path) -> None:
         )
     growths = costs[-1] / costs[0], further[-1] / further[min(1, len(sizes) - 1)]
     print(
-        f"an image of the largest run costs {growths[0]:.2f} times one of the smallest (asked {ASKED_GROWTH} at most),"
+        f"per image, the largest run costs {growths[0]:.2f} times as much as the smallest (the limit is {ASKED_GROWTH})"
     )
-    print(f"each further image of the whole process {growths[1]:.2f} times one between the two smallest")
-    print(f"the driver took {found['peak_gb']:.2f} GB at most (asked {ASKED_GB:g})")
+    print(f"an image added to the largest run costs {growths[1]:.2f} times one added to the second run")
+    print(f"peak memory of the driver: {found['peak_gb']:.2f} GB (the limit is {ASKED_GB:g})")
     again = run_apart(archive, folder / "out", "again", "--new-only")
     assert again["images"] == 0
     print(
-        f"--new-only with {sizes[-1]:,} images, all of them published: {again['seconds']:.1f} s (asked"
-        f" {ASKED_PLAN_S:g}), {again['peak_gb']:.2f} GB"
+        f"--new-only with {sizes[-1]:,} images, all already published: {again['seconds']:.1f} s (the limit"
+        f" is {ASKED_PLAN_S:g}), {again['peak_gb']:.2f} GB"
     )
     if max(growths) > ASKED_GROWTH or found["peak_gb"] > ASKED_GB or again["seconds"] > ASKED_PLAN_S:
         sys.exit(1)
 
 
 def write_zip(path: Path, num_images: int) -> Path:
-    """An archive of images of a few bytes: what is read does not matter here, how many are does."""
+    """Write a zip of files of a few bytes: only their number matters, not their content."""
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(num_images):
             archive.writestr(f"span-{index // 1000:05d}/{index:08d}.jpg", b"%08d" % index)
@@ -90,7 +90,7 @@ def run_apart(archive: Path, out: Path, run_id: str, *options: str) -> dict[str,
 
 
 def run_one(archive: str, out: str, run_id: str, new_only: bool) -> None:
-    """A run in this process whose predict stage does nothing."""
+    """Run in this process, with a predict stage that does nothing."""
     import crackbatch
     from crackbatch.scoring import pipeline
 
@@ -102,7 +102,7 @@ def run_one(archive: str, out: str, run_id: str, new_only: bool) -> None:
 
 
 class Nothing:
-    """The predict stage without decoder and network: it makes a row of each image all the same."""
+    """The predict stage without decoder and network. It still makes a row for each image."""
 
     def __init__(self, stamp: Any, **_: object) -> None:
         from crackbatch.scoring.predictor import Predictor

@@ -1,15 +1,15 @@
-"""How fast scoring is, beside what this machine could do at best and beside the recipe of Ray's documentation.
+"""Measures the speed of scoring, compared with the ceiling of this machine and the recipe of Ray's documentation.
 
     python benchmarks/score.py [--images 4000] [--device cuda]
 
-All on the same images in one run; every part is a process of its own. The figures that mean something are the ratios.
+All parts use the same images in one run, and each part has its own process. Only the ratios are meaningful.
 
-ceiling     read, decode and network in a plain loop, as many threads as cores, nothing else; measured before and after
+ceiling     reading, decoding and the network in a plain loop, with one thread per core; measured before and after
 crackbatch  `crackbatch score FOLDER --out OUT`
-recipe      `read_images(size=…)` → `map_batches` → `write_parquet`, with the one actor it can have on two cores
-            (with two, its readers never get a CPU)
+recipe      `read_images(size=…)` → `map_batches` → `write_parquet`, with one actor, the most that two cores allow
+            (with two actors, its readers never get a CPU)
 
-Steady state is the middle 80 % of the images by the time they were scored; end to end is the whole process.
+"Steady" is the middle 80 % of the images, ordered by the time of their scoring. "End to end" is the whole process.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def compare(scratch: Path, num_images: int, device: str) -> None:
     starts = [run_part("start", folder, device)["seconds"] for _ in range(3)]
     firsts = [ours["first"], *(run_crackbatch(folder, scratch / f"small-{n}", 64)["first"] for n in range(2))]
     print(
-        f"first scored image after {np.median(firsts):.1f} s; ray.init and import torch, torchvision alone"
-        f" {np.median(starts):.1f} s: ratio {np.median(firsts) / np.median(starts):.2f}"
+        f"first scored image after {np.median(firsts):.1f} s; only ray.init and import torch, torchvision:"
+        f" {np.median(starts):.1f} s; ratio {np.median(firsts) / np.median(starts):.2f}"
         f" (medians of {len(firsts)}; ceilings before and after: {before:.1f}, {after:.1f} images/s)"
     )
 
 
 def make_images(folder: Path, num_images: int) -> None:
-    """Tiles of METU, or drawn ones where they are absent."""
+    """METU tiles, or drawn tiles if the data set is missing."""
     folder.mkdir(parents=True)
     if SHARED.exists():
         with zipfile.ZipFile(SHARED) as archive:
@@ -129,15 +129,15 @@ def run_recipe(folder: Path, out: Path) -> dict[str, float]:
 
 
 def steady(moments: np.ndarray) -> float:
-    """Images/s over the middle 80 % of the images, by the seconds at which their batches were done."""
+    """Images/s over the middle 80 % of the images; `moments` are the seconds at which their batches were done."""
     ordered = np.sort(moments)
     low, high = ordered[len(ordered) // 10], ordered[len(ordered) * 9 // 10]
-    # A moment is a batch's end: what was finished after `low` up to `high`, in the time between them.
+    # A moment is the end of a batch. So count the images that finished after `low`, up to `high`.
     return float(((ordered > low) & (ordered <= high)).sum() / max(high - low, 1e-9))
 
 
 def ceiling(folder: Path, device: str) -> float:
-    """Images/s of a plain loop over the files with one thread per core, each with its own batches."""
+    """Images/s of a plain loop over the files, with one thread per core and separate batches for each."""
     import torch
 
     from crackbatch.images.picture import read_image, to_input
@@ -158,7 +158,7 @@ def ceiling(folder: Path, device: str) -> float:
 
 
 def stage_ceiling(folder: Path, device: str, stage: str) -> float:
-    """Images/s of decoding alone on all cores, or of the network alone on pixels already decoded."""
+    """Images/s of only decoding, on all cores, or of only the network, on decoded pixels."""
     from crackbatch.images.picture import read_image, to_input
     from crackbatch.models.model import load_model
 
@@ -193,7 +193,7 @@ def timed_threads(work, shares) -> float:
 
 
 def recipe(folder: str, out: str) -> None:
-    """Batch inference as Ray's documentation shows it: pixels through the object store, an eager network."""
+    """Batch inference as in Ray's documentation: pixels go through the object store, and the network is eager."""
     import ray
     import torch
     from torchvision import transforms
@@ -230,7 +230,7 @@ def recipe(folder: str, out: str) -> None:
 
 
 def start() -> None:
-    """Seconds of what no run on Ray and torch can do without, in a process of its own."""
+    """Report the seconds that every run on Ray and torch needs to start."""
     began = time.perf_counter()
     import ray
 

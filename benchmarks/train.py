@@ -1,12 +1,12 @@
-"""How fast an epoch of training is, beside a plain PyTorch loop over tensors that lie in memory already.
+"""Measures the speed of a training epoch, compared with a plain PyTorch loop over tensors in memory.
 
     python benchmarks/train.py [--images 1024] [--image-size 224] [--batch-size 64] [--rounds 3]
 
-plain       the same network, optimizer and precision on batches made beforehand: nothing is read, changed or averaged
+plain       the same network, optimizer and precision on ready batches: nothing is read, augmented or averaged
 crackbatch  an epoch of `crackbatch train`: augmented pictures from pixels in memory, and the moving average of weights
 
-Both in this process, turn about, so that what else the machine does falls on both; waiting is the share of an epoch's
-time in which the network had no batch. The figure that means something is the ratio.
+Both run in this process, in turns, so that other load on the machine affects both. "Waiting" is the share of an epoch's
+time in which the network had no batch. Only the ratio is meaningful.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def load_pixels(num_images: int, size: int) -> Pixels:
-    """Tiles of METU, or drawn ones where they are absent."""
+    """METU tiles, or drawn tiles if the data set is missing."""
     if SHARED.exists():
         with zipfile.ZipFile(SHARED) as archive:
             names = archive.namelist()
@@ -83,7 +83,7 @@ def load_pixels(num_images: int, size: int) -> Pixels:
 
 
 class Plain:
-    """A training loop as a tutorial has it."""
+    """A training loop as in a tutorial."""
 
     def __init__(self, batches: list[Batch], device: str) -> None:
         self._device = device
@@ -113,7 +113,7 @@ class Plain:
 
 
 class Waiting:
-    """Batches, and how long they were waited for."""
+    """Gives batches and measures the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches

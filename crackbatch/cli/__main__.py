@@ -1,4 +1,4 @@
-"""`python -m crackbatch.cli` is the command `crackbatch`."""
+"""`python -m crackbatch.cli` runs the command `crackbatch`."""
 
 from crackbatch.cli.commands import main
 

@@ -1,9 +1,9 @@
-"""The command line: one command for each public function, no logic of its own.
+"""The command line: one command for each public function, with no logic of its own.
 
-A command's options have the names and the defaults of the function's parameters, and are handed to it as they are.
+The options of a command have the names and defaults of the function's parameters, and are passed to it unchanged.
 
-Exit codes: 0 done; 1 failed, run again to continue; 2 the request is wrong; 3 published, but more failed than allowed
-or an archive was damaged; 130 interrupted, run again to continue.
+Exit codes: 0 done; 1 failed, run again to continue; 2 the request is wrong; 3 published, but more images failed than
+allowed or an archive was damaged; 130 interrupted, run again to continue.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Find cracked concrete in archives of inspection images; one Parquet row for each image.",
+    help="Find cracked concrete in archives of inspection images. Write one Parquet row for each image.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -57,38 +57,38 @@ def score(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Folders, globs, images, .zip, .tar(.gz, .bz2, .xz), .parquet or manifests (.csv); paths or URLs.",
+            help="Paths or URLs: folders, globs, images, .zip, .tar(.gz, .bz2, .xz), .parquet or manifests (.csv).",
         ),
     ],
-    out: Annotated[str, typer.Option(help="Where the results go: a folder or URL.")] = "",
+    out: Annotated[str, typer.Option(help="Folder or URL for the results.")] = "",
     model: options.Model = "concrete-resnet18",
-    date: Annotated[str | None, typer.Option(help="Date of the run, YYYY-MM-DD [default: today, UTC].")] = None,
+    date: Annotated[str | None, typer.Option(help="Date of the run, YYYY-MM-DD [default: today in UTC].")] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run [default: date and fingerprint].")] = None,
     threshold: options.Threshold = None,
     operating_point: options.OperatingPoint = None,
     max_error_rate: Annotated[
-        float, typer.Option(help="Share of images that may fail before the exit code is 3.")
+        float, typer.Option(help="Exit with code 3 if a larger share of the images fails.")
     ] = 0.05,
     max_errors: Annotated[
-        int | None, typer.Option(help="Stop when more images than this have failed; exit code 3.")
+        int | None, typer.Option(help="Stop with exit code 3 when more images than this have failed.")
     ] = None,
-    max_megapixels: Annotated[float, typer.Option(help="Larger images are not decoded.")] = 200.0,
-    decode_timeout: Annotated[float, typer.Option(help="Seconds after which decoding an image is given up.")] = 120.0,
+    max_megapixels: Annotated[float, typer.Option(help="Do not decode larger images.")] = 200.0,
+    decode_timeout: Annotated[float, typer.Option(help="Give up decoding an image after this many seconds.")] = 120.0,
     new_only: Annotated[
-        bool, typer.Option("--new-only", help="Leave out what any published run in OUT has scored with this model.")
+        bool, typer.Option("--new-only", help="Skip images that any published run in --out has scored with this model.")
     ] = False,
     extensions: Annotated[
-        list[str] | None, typer.Option(help="Further image extensions, such as .jp2; may be repeated.")
+        list[str] | None, typer.Option(help="More image file extensions, such as .jp2; may be repeated.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Score the first N images of the sources only.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be read, and stop.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Score only the first N images of the sources.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and stop.")] = False,
     address: options.Address = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images in a forward pass [default: 8 on CPUs, 256 on GPUs].")
+        int | None, typer.Option(help="Images per forward pass [default: 8 on CPUs, 256 on GPUs].")
     ] = None,
 ) -> None:
-    """Score every image in the sources; the same command continues a run that was broken off."""
-    with interruptible("what is done is kept, and the same command continues the run"):
+    """Score every image in the sources. Run the same command again to continue an interrupted run."""
+    with interruptible("finished work is kept; run the same command to continue"):
         from crackbatch.scoring import score as scoring
 
         summary = scoring.score(**_given(context))
@@ -103,8 +103,8 @@ def score(
 def train(
     context: typer.Context,
     sources: options.Data,
-    out: Annotated[str, typer.Option(help="Where the model goes: a folder or URL.")] = "",
-    name: Annotated[str | None, typer.Option(help="Name of the model [default: the last part of --out].")] = None,
+    out: Annotated[str, typer.Option(help="Folder or URL for the model.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the model [default: last part of --out].")] = None,
     network: Annotated[str, typer.Option(help="A torchvision classifier, such as resnet50 or vit_b_16.")] = "resnet18",
     init: options.Init = "imagenet",
     freeze: options.Freeze = False,
@@ -125,13 +125,13 @@ def train(
     max_failures: options.MaxFailures = 3,
     address: options.Address = None,
 ) -> None:
-    """Train a network on labelled images; the same command continues a training that was broken off."""
+    """Train a network on labelled images. Run the same command again to continue an interrupted training."""
     from crackbatch.training import train as training
 
-    with interruptible("the same command continues from the last epoch's checkpoint"):
+    with interruptible("run the same command to continue from the last epoch's checkpoint"):
         result = training.train(**_given(context))
     if not result.trained:
-        print(f"{redact(out)} holds this very training already, finished; give another --out or --seed to train again")
+        print(f"{redact(out)} already holds this finished training; give another --out or --seed to train again")
     print_training(result)
 
 
@@ -139,15 +139,15 @@ def train(
 def dataset(
     context: typer.Context,
     sources: options.Data,
-    out: Annotated[str, typer.Option(help="Where the split and a sheet of pictures go.")] = "dataset",
+    out: Annotated[str, typer.Option(help="Folder or URL for the split and a sheet of pictures.")] = "dataset",
     positive: options.Positive = None,
     negative: options.Negative = None,
     group_pattern: options.GroupPattern = None,
     group_column: options.GroupColumn = "group",
     split: options.Split = None,
-    seed: Annotated[int, typer.Option(help="The seed that train would be given.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split; train draws the same split with the same seed.")] = 0,
 ) -> None:
-    """Show what labelled data hold before training on them: counts, duplicates, contradictions, pictures."""
+    """Check labelled data before training. Show counts, duplicates, contradictory labels and pictures."""
     from crackbatch.datasets.overview import describe_dataset
 
     print_overview(describe_dataset(**_given(context)))
@@ -157,27 +157,27 @@ def dataset(
 def evaluate(
     context: typer.Context,
     sources: options.Data,
-    out: Annotated[str, typer.Option(help="Where metrics, figures and errors go: a folder or URL.")] = "",
+    out: Annotated[str, typer.Option(help="Folder or URL for metrics, figures and errors.")] = "",
     model: options.Model = "concrete-resnet18",
     predictions: Annotated[
-        str | None, typer.Option(help="Measure the rows that score published there, instead of scoring again.")
+        str | None, typer.Option(help="Measure the rows that score published in this folder or URL.")
     ] = None,
-    run_id: Annotated[str | None, typer.Option(help="With --predictions: of this run only.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="With --predictions: measure only this run.")] = None,
     threshold: options.Threshold = None,
     operating_point: options.OperatingPoint = None,
     prevalence: Annotated[
         float | None,
-        typer.Option(help="Share of cracked images where the model will work: gives its precision there."),
+        typer.Option(help="Expected share of cracked images in use; shows the precision at that share."),
     ] = None,
     include_seen: Annotated[
-        bool, typer.Option("--include-seen", help="Measure also on images that the model was trained or tuned on.")
+        bool, typer.Option("--include-seen", help="Also measure on images that the model was trained or tuned on.")
     ] = False,
     positive: options.Positive = None,
     negative: options.Negative = None,
     group_pattern: options.GroupPattern = None,
     group_column: options.GroupColumn = "group",
 ) -> None:
-    """Measure a model on labelled images that it has not seen, and show where it is wrong."""
+    """Measure a model on labelled images that it has not seen. Show the images that it gets wrong."""
     from crackbatch.evaluation import evaluate as evaluation
 
     print_evaluation(evaluation.evaluate(**_given(context)))
@@ -188,9 +188,9 @@ def compare(
     context: typer.Context,
     sources: options.Data,
     networks: Annotated[
-        list[str] | None, typer.Option(help="Torchvision classifiers, with commas between; may be repeated.")
+        list[str] | None, typer.Option(help="Torchvision classifiers, separated by commas; may be repeated.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Where the models and the table go: a folder or URL.")] = "",
+    out: Annotated[str, typer.Option(help="Folder or URL for the models and the table.")] = "",
     init: options.Init = "imagenet",
     freeze: options.Freeze = False,
     epochs: options.Epochs = 10,
@@ -211,10 +211,10 @@ def compare(
     max_failures: options.MaxFailures = 3,
     address: options.Address = None,
 ) -> None:
-    """Train several networks on the same split and put them side by side."""
+    """Train several networks on the same split and compare them."""
     from crackbatch.training import compare as comparison
 
-    with interruptible("the same command continues from the last epoch's checkpoint"):
+    with interruptible("run the same command to continue from the last epoch's checkpoint"):
         found = comparison.compare(**_given(context))
     print_comparison(found)
 
@@ -223,7 +223,7 @@ def compare(
 def runs(
     out: options.Out, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False
 ) -> None:
-    """List the runs in OUT, the newest last: their states, images by status, models and durations."""
+    """List the runs in OUT, newest last. Show state, images by status, model and duration."""
     from crackbatch.results.states import list_runs
 
     found = list_runs(out)
@@ -236,19 +236,19 @@ def runs(
 @app.command()
 def clean(
     out: options.Out,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
-    run_id: Annotated[str | None, typer.Option(help="Only what this run left behind.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the files; without --yes they are only shown.")] = False,
+    run_id: Annotated[str | None, typer.Option(help="Clean up after this run only.")] = None,
 ) -> None:
-    """Remove what interrupted and failed runs left in OUT; published rows and running runs are never touched."""
+    """Remove files that interrupted and failed runs left in OUT. Published rows and running runs are kept."""
     from crackbatch.results import cleaning
 
-    with interruptible("what was removed is gone, and the same command removes the rest"):
+    with interruptible("removed files are gone; run the same command to remove the rest"):
         print_cleaning(cleaning.clean(out, yes=yes, run_id=run_id))
 
 
 @app.command()
 def models() -> None:
-    """List the models that came with the package."""
+    """List the models that come with the package."""
     from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle, shipped_models
 
     for name in shipped_models():
@@ -259,16 +259,16 @@ def models() -> None:
 
 
 def main() -> None:
-    """Entry point of the `crackbatch` command: errors are one line on standard error and an exit code."""
+    """Entry point of the `crackbatch` command. An error is one line on standard error and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with giving_up(lambda why: RunError(f"a storage failed ({why}); run again")):
+        with giving_up(lambda why: RunError(f"storage failed ({why}); run again")):
             _run_app()
-    except Interrupted as error:  # which was said when it happened
-        os._exit(error.exit_code)  # a listing thread that is still at work must not hold the process
+    except Interrupted as error:  # its message was printed when it happened
+        os._exit(error.exit_code)  # do not wait for a listing thread that still works
     except CrackbatchError as error:
         print(f"crackbatch: {redact(str(error))}", file=sys.stderr)
-        if any(not thread.daemon for thread in threading.enumerate()[1:]):  # here too
+        if any(not thread.daemon for thread in threading.enumerate()[1:]):  # do not wait here either
             with suppress(OSError):
                 sys.stdout.flush()
             os._exit(error.exit_code)
@@ -284,7 +284,7 @@ def _run_app() -> None:
 
 
 def _given(context: typer.Context) -> dict[str, Any]:
-    """The options of a command by name; those that were not given have the function's own defaults."""
+    """The options of a command by name, without those that are None: the function has its own defaults for them."""
     given = {name: value for name, value in context.params.items() if value is not None}
     if "weights" in given:
         given["weights"] = _parse_weights(given["weights"])
@@ -300,5 +300,5 @@ def _parse_weights(weights: Sequence[str]) -> dict[str, float]:
         except ValueError:
             name = ""
         if not name:
-            raise OptionError(f"--weight {weight!r}: write it as SOURCE=0.5")
+            raise OptionError(f"--weight must be written as SOURCE=0.5, got {weight!r}")
     return parsed

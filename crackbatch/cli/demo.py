@@ -1,9 +1,8 @@
-"""`make demo`: draw a small archive of concrete-like tiles, odd files among them, score it, and show the table.
+"""`make demo`: draws a small archive of tiles that look like concrete, with some bad files, scores it, shows the table.
 
     python -m crackbatch.cli.demo [FOLDER]
 
-Nothing is fetched from anywhere: the tiles are drawn, and they only look like concrete. The probabilities show that
-the pipeline works, not how good the model is.
+Nothing is downloaded: the tiles are drawn. The probabilities show that the pipeline works, not how good the model is.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ def main() -> None:
 
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     archive, out = folder / "inspection.zip", str(folder / "results")
-    if not archive.exists():  # drawn again it would be another archive, whose images are scored again
+    if not archive.exists():  # a redrawn archive would be a new version, and its images would be scored again
         draw_archive(archive)
-        print(f"drew {NUM_TILES} tiles and five odd files into {archive} ({archive.stat().st_size:,} bytes)")
+        print(f"drew {NUM_TILES} tiles and five bad files into {archive} ({archive.stat().st_size:,} bytes)")
     print(f"$ crackbatch score {archive} --out {out} --max-error-rate 0.1")
     summary = score([str(archive)], out, max_error_rate=0.1)
     print_summary(summary)
@@ -42,18 +41,18 @@ def main() -> None:
     rows["image"] = rows["image_uri"].str.extract(r"zip://([^:]+)::", expand=False)
     print("\nThe most probable cracks:")
     print(rows[["image", "status", "crack_probability", "label"]].head(8).to_string(index=False))
-    print("\nThe images that could not be scored, each with its reason:")
+    print("\nThe images that could not be scored, and why:")
     print(rows[rows["status"] != "ok"][["image", "status", "error"]].to_string(index=False))
-    print(f"\nYours to query:  pandas.read_parquet({str(Path(out) / 'predictions')!r})")
+    print(f"\nRead the table with:  pandas.read_parquet({str(Path(out) / 'predictions')!r})")
 
 
 def draw_archive(path: Path, num_tiles: int = NUM_TILES) -> None:
-    """A zip as inspections send them: tiles in two folders, and files that are empty, cut off or no image at all."""
+    """Draw a zip like those of real inspections: tiles in folders, and files that are empty, cut off or not images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.new_local_file(str(path)) as file, zipfile.ZipFile(file, "w") as archive:
         for index in range(num_tiles):
             cracked = index % 3 == 0
-            # A fixed moment makes the drawn archive the same every time.
+            # A fixed date, so that the archive is the same every time.
             entry = zipfile.ZipInfo(f"pier-{index % 4 + 1}/tile-{index:04d}.jpg", (2026, 1, 1, 12, 0, 0))
             archive.writestr(entry, draw_tile(index, cracked))
         tile = draw_tile(num_tiles, cracked=True)
@@ -65,7 +64,7 @@ def draw_archive(path: Path, num_tiles: int = NUM_TILES) -> None:
 
 
 def draw_tile(seed: int, cracked: bool) -> bytes:
-    """One JPEG of 227x227: grey, grainy and stained, with or without a wandering dark line."""
+    """One JPEG of 227x227 pixels: grey, grainy and stained, with or without a winding dark line."""
     random = np.random.default_rng(seed)
     coarse = random.normal(0, 1, (8, 8)).astype(np.float32)
     stains = np.asarray(PIL.Image.fromarray(coarse).resize((TILE, TILE), PIL.Image.Resampling.BICUBIC))
@@ -80,7 +79,7 @@ def draw_tile(seed: int, cracked: bool) -> bytes:
 
 
 def _draw_crack(image: PIL.Image.Image, random: np.random.Generator) -> None:
-    """A random walk from edge to edge, two to five pixels wide, dark as a gap is."""
+    """Draw a random walk from edge to edge, two to five pixels wide and dark like a gap."""
     steps = 24
     along = np.linspace(-5, TILE + 5, steps)
     across = random.uniform(50, TILE - 50) + np.cumsum(random.normal(0, 7, steps))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command that is stopped says so in one line, at once."""
+"""Ctrl-C and SIGTERM: a command that is stopped says so at once, in one line."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ _PATIENCE_S = 2.5  # `ray job stop` kills after three
 
 @contextmanager
 def interruptible(mend: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command in one line that says what becomes of its work, at once: Ray takes its time.
+    """On Ctrl-C or SIGTERM, print one line with `mend` (what is kept and what to do) at once, then end the command.
 
-    A second one does not wait for Ray either, nor does the process for longer than a moment.
+    Ray takes long to stop. So the process exits after `_PATIENCE_S` seconds, or at once on a second Ctrl-C or SIGTERM.
+    Raises Interrupted.
     """
 
     def stop(*_: object) -> None:
         for number in (*_STOPPING, signal.SIGALRM):
             signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
         signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
-        redraw = REDRAW if os.isatty(terminal) else ""  # instead of the line that says how far it is
-        with suppress(OSError):  # `2>&1 | tee log`, whose reader the same Ctrl-C has ended
+        redraw = REDRAW if os.isatty(terminal) else ""  # replaces the progress line
+        with suppress(OSError):  # with `2>&1 | tee log`, the same Ctrl-C has ended tee
             os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())
         raise KeyboardInterrupt
 
-    terminal = os.dup(2)  # while Ray starts, standard error itself leads nowhere
+    terminal = os.dup(2)  # while Ray starts, standard error is redirected to nowhere
     before = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
         yield

@@ -1,4 +1,4 @@
-"""The options that several commands have: what each is called, its type, and what `--help` says of it."""
+"""The options that several commands share: name, type and `--help` text."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ Data = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
-        help="Labelled images, in sources as for score: folders or archives named after their label, or manifests.",
+        help="Labelled images, in any source that score reads. Labels are folder or archive names, or in a manifest.",
     ),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to use [default: the one this runs in, else this machine].")
+    str | None, typer.Option(help="Address of a Ray cluster [default: the current one, else Ray on this machine].")
 ]
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Where score put its results: a folder or URL.")]
-Model = Annotated[str, typer.Option(help="A shipped model's name, or a bundle's path or URL.")]
-Split = Annotated[str | None, typer.Option(help="A split.parquet to use again, or a model whose split it is.")]
-Threshold = Annotated[float | None, typer.Option(help="Probability from which an image is labelled crack.")]
-OperatingPoint = Annotated[str | None, typer.Option(help="A threshold that the model names [default: balanced].")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="The --out of score: a folder or URL.")]
+Model = Annotated[str, typer.Option(help="Name of a shipped model, or path or URL of a bundle.")]
+Split = Annotated[str | None, typer.Option(help="A split.parquet to use, or a model to take the split from.")]
+Threshold = Annotated[float | None, typer.Option(help="Lowest probability that is labelled crack.")]
+OperatingPoint = Annotated[str | None, typer.Option(help="A named threshold of the model [default: balanced].")]
 Init = Annotated[
-    str, typer.Option(help="Weights to start from: imagenet, none, a shipped model's name, a bundle or state dict.")
+    str, typer.Option(help="Initial weights: imagenet, none (random), a shipped model, a bundle or a state dict.")
 ]
-Epochs = Annotated[int, typer.Option(help="Times to go through the training images.")]
-BatchSize = Annotated[int, typer.Option(help="Images in a step, of all workers together.")]
+Epochs = Annotated[int, typer.Option(help="Number of passes over the training images.")]
+BatchSize = Annotated[int, typer.Option(help="Images per step, over all workers together.")]
 ImageSize = Annotated[int, typer.Option(help="Width and height of the network's input, in pixels.")]
 Seed = Annotated[
     int,
     typer.Option(
-        help="The same seed on the same machine gives the same weights, if memory holds the images both times or never."
+        help="Random seed. The same seed and machine give the same weights if the images fit in memory in both runs,"
+        " or in neither."
     ),
 ]
-Workers = Annotated[int, typer.Option(help="Workers of Ray Train; 0 trains in this process.")]
+Workers = Annotated[int, typer.Option(help="Number of Ray Train workers; 0 trains in this process.")]
 Positive = Annotated[
     list[str] | None, typer.Option(help="Folder names (globs) of cracked images; may be repeated [default: crack, …].")
 ]
@@ -41,19 +42,19 @@ Negative = Annotated[
     list[str] | None, typer.Option(help="Folder names (globs) of sound images; may be repeated [default: no_crack, …].")
 ]
 GroupPattern = Annotated[
-    str | None, typer.Option(help="Regular expression that finds in a path which photo a tile was cut from.")
+    str | None, typer.Option(help="Regular expression for the part of a path that names the photo of a tile.")
 ]
-GroupColumn = Annotated[str, typer.Option(help="A manifest's column that says the same.")]
-LearningRate = Annotated[float | None, typer.Option(help="Its peak [default: by network and --init].")]
-Freeze = Annotated[bool, typer.Option("--freeze", help="Train the last layer alone.")]
+GroupColumn = Annotated[str, typer.Option(help="Manifest column that names the photo of a tile.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate [default: depends on other options].")]
+Freeze = Annotated[bool, typer.Option("--freeze", help="Train only the last layer.")]
 Balance = Annotated[
-    str, typer.Option(help="Show cracked and sound images equally often (class), and all sources too (source).")
+    str, typer.Option(help="none, class (cracked and sound images equally often) or source (also all sources).")
 ]
 Weights = Annotated[
     list[str] | None,
-    typer.Option("--weight", help="SOURCE=W: show a source's images W times as often; may be repeated."),
+    typer.Option("--weight", help="SOURCE=W: show the images of SOURCE W times as often; may be repeated."),
 ]
 Augmentation = Annotated[
-    str, typer.Option(help="How much pictures are changed: full, or light for a last training on what will be met.")
+    str, typer.Option(help="Random changes to pictures: full, or light (nearly whole pictures, for a last training).")
 ]
-MaxFailures = Annotated[int, typer.Option(help="Failures of workers to recover from.")]
+MaxFailures = Annotated[int, typer.Option(help="Number of worker failures to recover from.")]

@@ -1,4 +1,4 @@
-"""What a person reads on a terminal when a command is done."""
+"""Prints the results of a command for a person at a terminal."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ if TYPE_CHECKING:
     from crackbatch.training.train import TrainResult
 
 _SPLITS = ("train", "validation", "test")
-_WIDTH = 100  # of a terminal, in columns
+_WIDTH = 100  # columns, if the output is not a terminal
 _NAME_WIDTH = 40
 _BOUNDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def print_plan(summary: RunSummary) -> None:
-    """What a dry run found."""
+    """Print what a dry run found."""
     archives = f", {summary.archives:,} archives opened" if summary.archives else ""
     print(f"{summary.images:,} images, {_bytes(summary.size_bytes)}{archives}")
     for reason, count in summary.passed_over.items():
-        print(f"passed over: {count:,} {reason}")
+        print(f"skipped: {count:,} {reason}")
     for problem in summary.problems:
         print(f"damaged: {problem}")
 
 
 def print_summary(summary: RunSummary) -> None:
-    """What a person wants to know of a run."""
+    """Print the summary of a run, and the reason for exit code 3."""
     if summary.added:
         speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
         print(f"run {summary.run_id}: {summary.added:,} images in {summary.seconds:,.1f} s{speed}")
     elif summary.stopped_early:
-        print(f"run {summary.run_id}: nothing done, {summary.images:,} images have their rows")
+        print(f"run {summary.run_id}: no images scored, {summary.images:,} images already have rows")
     elif not summary.images:
-        print(f"run {summary.run_id}: nothing new, every image has its row from an earlier run")
+        print(f"run {summary.run_id}: nothing new, every image already has a row from an earlier run")
     else:
-        print(f"run {summary.run_id}: nothing left to do, all {summary.images:,} images have their rows")
+        print(f"run {summary.run_id}: nothing left to do, all {summary.images:,} images have rows")
     if summary.statuses:
         print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
     if summary.passed_over:
-        print("passed over: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
+        print("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
     for problem in summary.problems:
         print(f"damaged: {problem}")
     for file in summary.files:
         print(f"table: {file}")
     if summary.retries:
-        print(f"retries: storages were asked again {summary.retries:,} times")
+        print(f"retries: storage requests were repeated {summary.retries:,} times")
     if summary.stopped_early:
         print(
-            "exit code 3: more images failed than --max-errors allows; what was done is published, and the same command"
-            " with a higher --max-errors does the rest"
+            "exit code 3: more images failed than --max-errors allows; finished rows are published; to score the rest,"
+            " run the same command with a higher --max-errors"
         )
     elif summary.error_rate > summary.max_error_rate:
         print(
@@ -77,7 +77,7 @@ def print_summary(summary: RunSummary) -> None:
 
 
 def print_training(result: TrainResult) -> None:
-    """What came of a training."""
+    """Print the results of a training."""
     bundle = result.bundle
     best = bundle.training["best"]
     print(
@@ -94,7 +94,7 @@ def print_training(result: TrainResult) -> None:
 
 
 def print_overview(overview: Overview) -> None:
-    """What labelled data hold: a row for each source and label, and what was left out."""
+    """Print a row for each source and label, then what was left out."""
     counts: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
     for (source, label, split), found in overview.counts.items():
         counts.setdefault((source, label), {})[split] = found
@@ -108,9 +108,9 @@ def print_overview(overview: Overview) -> None:
 
 
 def print_evaluation(found: Evaluation) -> None:
-    """The figures that most people ask for, by source; metrics.json has them all."""
+    """Print the most important figures for each source; metrics.json has all of them."""
     metrics = found.metrics
-    others = {"same_photos": "others of the same photos", "near_duplicates": "near-duplicates of them"}
+    others = {"same_photos": "other images of the same photos", "near_duplicates": "near-duplicates of these images"}
     for why, count in metrics["left_out"].items():
         what = others.get(why) or f"images of the {why} split of {metrics['model_id']}"
         print(f"left out: {count:,} {what} (--include-seen keeps them)")
@@ -124,12 +124,12 @@ def print_evaluation(found: Evaluation) -> None:
     _print_table(table)
     for source, said in metrics["sources"].items():
         if at := said.get("precision_at_prevalence"):
-            print(f"{source}: where {at['prevalence']:.1%} are cracked: precision {at['precision']:.3f}")
+            print(f"{source}: if {at['prevalence']:.1%} of images are cracked, precision is {at['precision']:.3f}")
     print(f"metrics, figures and errors: {redact(found.out)}")
 
 
 def print_comparison(found: Comparison) -> None:
-    """One row for each network, the best first."""
+    """Print one row for each network, the best first."""
     table = _table("network", ">accuracy", ">average precision", ">F1", ">parameters", ">MB", ">images/s", ">training")
     for row in found.rows:
         precision = {bound: row[f"average_precision{end}"] for bound, end in _BOUNDS.items()}
@@ -148,7 +148,7 @@ def print_comparison(found: Comparison) -> None:
 
 
 def print_runs(found: Sequence[ListedRun]) -> None:
-    """A row for each run, the newest last: how far it came, its model, its rows by status, and what else is known."""
+    """Print a row for each run, newest last: its state, images, duration and details."""
     table = _table("run", "date", "state", ">images", ">duration", "details")
     for run in found:
         took = "" if run.seconds is None else duration(run.seconds)
@@ -157,14 +157,14 @@ def print_runs(found: Sequence[ListedRun]) -> None:
 
 
 def print_runs_json(found: Sequence[ListedRun]) -> None:
-    """The same with every field, for programs."""
+    """Print the runs as JSON with every field, for programs."""
     print(json.dumps([asdict(run) for run in found], indent=2))
 
 
 def print_cleaning(found: Cleaning) -> None:
-    """What was removed of each run, or would be."""
+    """Print what was removed of each run, or what would be removed."""
     for run_id, reason in found.passed_over.items():
-        print(f"passed over: {run_id} {_one_line(reason)}")
+        print(f"skipped: {run_id} {_one_line(reason)}")
     if not found.leftovers:
         print(f"nothing to remove in {redact(found.out)}")
         return
@@ -175,22 +175,22 @@ def print_cleaning(found: Cleaning) -> None:
     size = _bytes(sum(left.size_bytes for left in found.leftovers))
     total = f"{sum(len(left.files) for left in found.leftovers):,} files, {size}"
     lost = sum(left.lost_rows for left in found.leftovers)
-    rows = f", and with them {lost:,} scored rows that are not published" if lost else ""
+    rows = f", including {lost:,} scored rows that are not published" if lost else ""
     if found.removed:
         print(f"removed: {total}{rows}")
         return
     print(f"would remove: {total}{rows}")
-    print("nothing was removed; give --yes to remove this")
+    print("nothing was removed; give --yes to remove these files")
     if lost:
-        print("to keep and publish these rows instead, give the run's `crackbatch score` command again")
+        print("to publish these rows instead, run the same `crackbatch score` command again")
 
 
 def _details(run: ListedRun) -> str:
-    """What is known of a run beside its state and its images."""
+    """What is known about a run, apart from its state and its number of images."""
     said = [run.model_id or ""]
     said.append(", ".join(f"{name} {count:,}" for name, count in run.statuses.items()))
     if run.published and run.state != "published":
-        said.append(f"{run.published:,} rows published before")
+        said.append(f"{run.published:,} rows published earlier")
     if run.since:
         said.append(f"{run.holder} since {run.since}")
     if run.exit_code:
@@ -200,12 +200,12 @@ def _details(run: ListedRun) -> str:
 
 
 def _one_line(said: str) -> str:
-    """Text from a file, without what would move the cursor."""
+    """Text from a file on one line, without characters that would move the cursor."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())
 
 
 def _table(*columns: str) -> Table:
-    """A table without lines; columns whose names begin with `>` hold numbers. What is too wide is folded."""
+    """A table without lines. A column name that begins with `>` means numbers. Text that is too wide is folded."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
     for place, name in enumerate(columns):
         justify: JustifyMethod = "right" if name.startswith(">") else "left"
@@ -215,7 +215,7 @@ def _table(*columns: str) -> Table:
 
 
 def _print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or 100 columns where there is none."""
+    """Print a table as wide as the terminal, or 100 columns wide without a terminal."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH
@@ -223,7 +223,7 @@ def _print_table(table: Table) -> None:
 
 
 def _interval(metric: dict[str, float]) -> str:
-    """A value and, below it, its interval."""
+    """A value, and its interval on the next line."""
     if not math.isfinite(metric["value"]):
         return "not defined"
     if not math.isfinite(metric["low"]):

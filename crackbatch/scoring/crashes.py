@@ -1,13 +1,14 @@
-"""Which images were being scored when their worker died, kept beside the run, where the next worker finds it.
+"""Records which images were being scored when a worker died, in files beside the run that the next worker reads.
 
-    <folder>/<block>-<attempt>.try           is being scored, or was when its worker died
-    <folder>/<block>-<row>.slow              this row's decoding took longer than it may
-    <folder>/<block>-<row>-<attempt>.alone   is being decoded in a process of its own, or was when its worker died
+    <folder>/<block>-<attempt>.try           the block is being scored, or its worker died while scoring it
+    <folder>/<block>-<row>.slow              decoding this row took longer than the time limit
+    <folder>/<block>-<row>-<attempt>.alone   the row is being decoded in its own process, or its worker died meanwhile
 
-A block is named after its images. A worker that dies (a decoder that aborts, a machine out of memory) cannot say what
-of: after `MAX_DEATHS` of them the images of the block are decoded each in a process of its own (`decoder.py`). An image
-with which as many workers die even then (a machine so short of memory that the system ends both) is what kills them:
-its worker decodes nothing beside it, and a machine that is lost now and then meets another image each time.
+A block is named after its images. A worker that dies (its decoder aborts, or the machine runs out of memory) cannot
+say which image was the cause. After `MAX_DEATHS` deaths, each image of the block is decoded in its own process
+(`images/decoders.py`). A worker can die even then: on a machine that is short of memory, the system may end both
+processes. If `MAX_DEATHS` workers die in this way with the same image, that image is the cause: the worker decodes
+nothing else at that time, and a machine that is lost by chance is unlikely to be lost at the same image again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Past:
-    """What is known of a block: how many workers died while they scored it, which of its rows are too slow, and with
-    which as many died that had given them a process of their own."""
+    """What is known about a block: how many workers died while scoring it, which rows are too slow to decode, and
+    which rows killed `MAX_DEATHS` workers even when decoded in their own process."""
 
     deaths: int = 0
     slow: frozenset[int] = frozenset()
@@ -47,18 +48,18 @@ class Past:
 
 
 class Attempts:
-    """The attempts of one worker, in a folder that all workers of the run share."""
+    """Records the attempts of one worker, in a folder that all workers of the run share."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._open: set[str] = set()
-        self._turn = threading.Lock()  # who decodes alone keeps it, all others give it back at once
+        self._turn = threading.Lock()  # held while an image is decoded alone; others release it at once
         self._ended = threading.Condition()
-        self._num_decoding = 0  # of those others
+        self._num_decoding = 0  # threads that decode, but not alone
 
     @contextmanager
     def attempt(self, block: pa.Table) -> Iterator[tuple[str, Past]]:
-        """(name, past) of a block while it is scored; if the process dies in between, that is remembered."""
+        """Give (name, past) of a block that is about to be scored. If the process dies inside, the record stays."""
         name = block_digest(block)
         before = [file for file in objects.list_files(self._folder, recursive=False) if f"/{name}-" in file]
         slow, alone = _rows(before, r"\.slow"), _rows(before, r"-\w+\.alone")
@@ -76,7 +77,7 @@ class Attempts:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Decode in this process, among others that do, and while no image is decoded alone."""
+        """Decode in this process. Other threads may decode at the same time, but no image is decoded alone."""
         with self._turn, self._ended:
             self._num_decoding += 1
         try:
@@ -88,21 +89,21 @@ class Attempts:
 
     @contextmanager
     def alone(self, name: str, row: int) -> Iterator[None]:
-        """Remember the row while it, and nothing else of this worker's, is decoded in a process of its own."""
+        """Record the row while it is decoded in its own process and this worker decodes nothing else."""
         with self._turn, self._ended:
             self._ended.wait_for(lambda: self._num_decoding == 0)
             with self._mark(f"{name}-{row}-{uuid.uuid4().hex}.alone"):
                 yield
 
     def give_up(self, name: str, row: int) -> None:
-        """Remember that a row is too slow, and that this worker's end is no death of the others' making."""
+        """Record that a row is too slow, and remove this worker's open records: its end does not count as a death."""
         atomic.write_whole(locations.join(self._folder, f"{name}-{row}.slow"), b"")
         for file in list(self._open):
             objects.remove(file)
 
     @contextmanager
     def _mark(self, file: str) -> Iterator[None]:
-        """A mark that stays if the process dies; an exception is no death."""
+        """Write a record that stays only if the process dies; an exception removes it."""
         mark = locations.join(self._folder, file)
         atomic.write_whole(mark, b"")
         self._open.add(mark)
@@ -114,7 +115,7 @@ class Attempts:
 
 
 def _rows(files: list[str], ending: str) -> Counter[int]:
-    """How many files of this ending each row has."""
+    """Row → number of its files with this ending."""
     marks = (re.search(rf"-(\d+){ending}$", file) for file in files)
     return Counter(int(mark[1]) for mark in marks if mark)
 
@@ -127,7 +128,7 @@ class _Decoding:
 
 
 class Watch:
-    """Ends this process when decoding an image takes longer than `timeout_s`: nothing else stops a decoder."""
+    """Ends this process when decoding an image takes longer than `timeout_s`; nothing else can stop a decoder."""
 
     def __init__(self, attempts: Attempts, timeout_s: float) -> None:
         self._attempts, self._timeout_s = attempts, timeout_s
@@ -136,7 +137,7 @@ class Watch:
 
     @contextmanager
     def decoding(self, name: str, row: int) -> Iterator[None]:
-        """Watch what this thread does in the block."""
+        """Watch this thread while it decodes a row of the block."""
         thread = threading.get_ident()
         with self._attempts.decoding():
             self._decoding[thread] = _Decoding(name, row)
@@ -147,7 +148,8 @@ class Watch:
 
     def _look(self) -> None:
         while True:
-            # A decoder that does not let other threads run is ended by this timer, which needs no turn: a death.
+            # A decoder that blocks all other threads is ended by this timer, which runs without the interpreter lock.
+            # That counts as a death.
             faulthandler.dump_traceback_later(2 * self._timeout_s + _LOOK_S, exit=True, file=_nowhere)
             time.sleep(_LOOK_S)
             now = time.monotonic()
@@ -157,4 +159,4 @@ class Watch:
                     os._exit(1)
 
 
-_nowhere = open(os.devnull, "w")  # noqa: SIM115  # the timer writes to it at any time
+_nowhere = open(os.devnull, "w")  # noqa: SIM115  # stays open: the timer may write to it at any time

@@ -1,7 +1,7 @@
 """The three stages of a scoring run on Ray Data: fetch → predict → parts.
 
-Fetching and writing are tasks that hardly take a CPU, predicting is one actor per device (`cluster.py`).
-Identity is in every row, so nothing here depends on the order or the grouping of blocks.
+Fetching and writing are tasks that need little of a CPU. Predicting is done by one actor per device
+(`scoring/layout.py`). Every row carries its image's identity, so nothing depends on the order or the size of blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ from crackbatch.storage.retry import num_retries
 def run_pipeline(
     request: Request, run: Run, num_rows: int, num_shards: int, roots: list[str], cluster: Cluster
 ) -> Iterator[dict[str, Any]]:
-    """One dictionary of counts for each part, as parts are written; `roots` are the local folders that it reads."""
+    """Run the stages and give one dictionary of counts for each part, as it is written.
+
+    `roots` are the local folders that the run reads. Raises RunError if a stage fails.
+    """
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.data.exceptions import SystemException
@@ -46,12 +49,12 @@ def run_pipeline(
     seen = _Seen(_node(), roots)
     stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold)
     with data_context(read_ahead(devices)):
-        # Items and not a reader, whose tasks would each ask for the whole CPU that is not there, nor Arrow tables, for
-        # whose sizes Ray asks a worker, and waits seconds for it to start.
+        # Items, because each task of a reader would request a whole CPU, which is not free; and not Arrow tables,
+        # because Ray asks a worker for their sizes and waits seconds for it to start.
         dataset = (
             ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
             .map_batches(
-                _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
+                _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"folder": run.plan_folder, "seen": seen},
@@ -87,8 +90,8 @@ def run_pipeline(
                 batch_format="pyarrow",
                 fn_kwargs={"run": run},
                 compute=TaskPoolStrategy(size=devices.num_readers),
-                # None: a task that reads holds its share while it waits for the stages behind it, which must not wait
-                # for that share in turn, be it another run's.
+                # Zero: a task that reads keeps its share of a CPU while it waits for the later stages. If they waited
+                # for that share (of this run or another), nothing would move.
                 num_cpus=0,
             )
         )
@@ -96,27 +99,27 @@ def run_pipeline(
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from pa.table(batch).to_pylist()
     except (RayError, SystemException) as error:
-        raise RunError(f"the run broke off ({cause_of(error)}); the same command continues it") from error
+        raise RunError(f"the run stopped ({cause_of(error)}); run the same command to continue") from error
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the driver sees on its own disks, and on which node; others must see it too."""
+    """The local folders that the driver reads, and its node; all other nodes must see the folders too."""
 
     node: str
     roots: list[str]
 
     def check(self) -> None:
-        """Raise RunError on a node where a source is not, whose images would all be said to be missing."""
+        """Raise RunError on a node that lacks a source; else all of the source's images would be reported missing."""
         if _node() == self.node:
             return
         for root in self.roots:
             if not os.path.lexists(root):
-                raise _not_seen(redact(root), "name sources by URLs or by paths that all nodes share")
+                raise _not_seen(redact(root), "give sources as URLs or as paths that all nodes share")
 
 
 def _not_seen(what: str, mend: str) -> RunError:
-    return RunError(f"node {socket.gethostname()} does not see {what}; {mend}")
+    return RunError(f"node {socket.gethostname()} cannot find {what}; {mend}")
 
 
 def _node() -> str:
@@ -144,13 +147,13 @@ def _fetch_shards(batch: pa.Table, folder: str, seen: _Seen) -> Iterator[pa.Tabl
 
 
 def _shared(block: pa.Table, name: str, amount: float) -> pa.Table:
-    """The block with an equal share of the amount written on each row, since blocks are cut and joined on their way."""
+    """The block with a column that spreads the amount evenly over its rows, since Ray splits and joins blocks."""
     share = amount / max(block.num_rows, 1)
     return block.append_column(name, pa.array([share] * block.num_rows, pa.float64()))
 
 
 class _Scorer:
-    """The actor: one bundle on one device, called by several threads at once on CPUs."""
+    """The predict actor: one bundle on one device. Several threads call it at once."""
 
     def __init__(
         self,
@@ -170,10 +173,10 @@ class _Scorer:
         torch.set_num_threads(1)
         try:
             bundle, weights = read_bundle_and_weights(location)
-        except BundleError as error:  # the driver found it in order
-            raise BundleError(f"on node {socket.gethostname()}, {error}") from None
+        except BundleError as error:  # the driver could read it
+            raise BundleError(f"on node {socket.gethostname()}: {error}") from None
         if bundle.model_id != stamp.model_id:
-            raise BundleError(f"model {location} is {bundle.model_id} on this machine, not {stamp.model_id}")
+            raise BundleError(f"model {location} is {bundle.model_id} on a node, expected {stamp.model_id}")
         model = Model(bundle, weights, device)
         model.batch_size = batch_size or model.batch_size
         self._decoder = Decoder(bundle.input_size, max_megapixels)
@@ -201,12 +204,12 @@ class _Scorer:
         return self._predict(block, decode)
 
     def _score_suspicious(self, block: pa.Table, name: str, past: Past) -> pa.Table:
-        """Each image decoded in a process of its own, which a poisonous one kills instead of this."""
+        """Decode each image in its own process: an image that crashes its decoder does not crash this process."""
         with IsolatedDecoder(self._decoder, self._decode_timeout_s) as isolated:
 
             def decode(row: int, data: bytes) -> Decoded:
                 if row in past.killers:
-                    return Picture("crashed", "it kills its worker even from a process of its own"), None
+                    return Picture("crashed", "decoding it crashed the worker even when isolated"), None
                 with self._attempts.alone(name, row):
                     return isolated(data)
 

@@ -1,6 +1,6 @@
-"""From encoded images to rows of the results table: decode and network together, on one device.
+"""From encoded images to rows of the results table: decoding and the network, on one device.
 
-This is the whole computation of a scoring run, free of Ray: an actor calls it, and so do tests and benchmarks.
+This is the whole computation of a scoring run, without Ray. Actors, tests and benchmarks call it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crackbatch.models.model import Model
 from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import CARRIED
 
-# What makes a picture and the network's input of a row's bytes.
+# (row, encoded bytes) → picture and network input.
 Decode = Callable[[int, bytes], Decoded]
 
 _FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longitude", "camera")
@@ -29,7 +29,7 @@ _FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longit
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a run writes beside each probability: who scored, in which run, and where the line was drawn."""
+    """What a run writes beside each probability: the run, the model and the threshold."""
 
     run_id: str
     model_id: str
@@ -37,9 +37,10 @@ class Stamp:
 
 
 class Predictor:
-    """Scores tables of encoded images (as `fetch` makes them); may be called by several threads at once.
+    """Scores tables of encoded images, as `fetch` returns them. Several threads may call it at once.
 
-    On CPUs each calling thread decodes and runs its own small batches; on CUDA, `decode_threads` decode ahead.
+    With one decode thread (on CPUs), each calling thread decodes and scores its own small batches. With more (on
+    CUDA), `decode_threads` threads decode the images of a batch.
     """
 
     def __init__(self, model: Model, stamp: Stamp, decoder: Decoder, decode_threads: int = 1) -> None:
@@ -51,7 +52,7 @@ class Predictor:
             self._map = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode").map
 
     def __call__(self, block: pa.Table, decode: Decode | None = None) -> pa.Table:
-        """One row of the results for each row of the block, in its order; `decode(row, bytes)` may be another's."""
+        """One result row for each row of the block, in the same order. `decode(row, bytes)` replaces the decoder."""
         decode = decode or (lambda _, data: self._decoder(data))
 
         def picture(row: int) -> Decoded:
@@ -69,7 +70,7 @@ class Predictor:
         return self._rows(block, data, pictures, logits)
 
     def _score(self, pixels: list[np.ndarray | None]) -> list[float | None]:
-        """A logit for each image that has pixels, at its own place."""
+        """One logit per image, None for an image without pixels."""
         there = [image for image in pixels if image is not None]
         found = iter(self._model.logits(np.stack(there)) if there else ())
         return [None if image is None else float(next(found)) for image in pixels]

@@ -1,4 +1,4 @@
-"""A request to score, which checks itself: what can be known to be wrong before anything starts is refused here."""
+"""A request to score. It checks its own values, so that wrong options are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be scored, where the results go, and how; raises OptionError for a value that cannot be meant.
+    """What to score, how, and where the results go; raises OptionError for an invalid value.
 
-    `threshold` is the probability from which an image is labelled a crack; `decode_timeout` is in seconds; `out` is
-    empty in a dry run without one.
+    `threshold` is the lowest probability that is labelled a crack. `decode_timeout` is in seconds. `out` is empty in a
+    dry run without `--out`.
     """
 
     sources: list[str]
@@ -59,11 +59,11 @@ class Request:
 
     @property
     def fingerprint(self) -> str:
-        """What two calls have in common that continue one run: sources, model and the options that change rows."""
+        """A digest of the sources, the model and the options that change rows: calls with the same one share a run."""
         named = [redact(locations.normalize(source)) for source in self.sources]
         return fingerprint_of(
             {
-                "sources": named if self.limit else sorted(named),  # of whose order a limited run has the first
+                "sources": named if self.limit else sorted(named),  # a limit takes the first images: order matters
                 "model_id": self.bundle.model_id,
                 "threshold": round(self.threshold, 6),
                 "extensions": sorted(self.extensions),
@@ -78,13 +78,13 @@ class Request:
         return self.max_errors is not None and num_failed > self.max_errors
 
     def fails_too_much(self, statuses: Mapping[str, int]) -> bool:
-        """Whether more of these images failed than `max_error_rate` or `max_errors` allows."""
+        """Whether more images failed than `max_error_rate` or `max_errors` allows."""
         images = sum(statuses.values())
         failed = images - statuses.get("ok", 0)
         return failed > self.max_error_rate * images or self.fails_too_often(failed)
 
     def describe(self) -> dict[str, Any]:
-        """run.json: what was asked, and by which versions."""
+        """The content of run.json: the request, and the versions that made it."""
         return {
             "fingerprint": self.fingerprint,
             "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -99,7 +99,7 @@ class Request:
         }
 
     def table_metadata(self) -> dict[str, Any]:
-        """What each file of the table says of itself beside its columns."""
+        """The metadata of each file of the table."""
         return {
             "version": __version__,
             "model_id": self.bundle.model_id,
@@ -108,7 +108,7 @@ class Request:
 
 
 def image_extensions(added: Sequence[str]) -> frozenset[str]:
-    """The extensions of image files, with those that a user adds (`jp2`, `.jp2`, or several with commas between)."""
+    """The default image file extensions plus the added ones (`jp2`, `.jp2`, or several separated by commas)."""
     several = [added] if isinstance(added, str) else added
     words = [word.strip().lower() for item in several for word in item.split(",") if word.strip()]
     return EXTENSIONS | {word if word.startswith(".") else f".{word}" for word in words}

@@ -1,4 +1,4 @@
-"""The scoring job: sources → plan → fetch → predict → parts → publish, the middle three as Ray Data stages.
+"""The scoring job: sources → plan → fetch → predict → parts → publish. The middle three are Ray Data stages.
 
     plan     this process, while Ray starts      sources/plan.py
     fetch    Ray tasks, a fraction of a CPU      sources/fetch.py
@@ -6,7 +6,7 @@
     parts    Ray tasks, a fraction of a CPU      results/parts.py
     publish  this process                        results/publish.py
 
-Identity is in every row, so nothing here depends on the order or the grouping of blocks.
+Every row carries its image's identity, so nothing depends on the order or the size of blocks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from crackbatch.storage.retry import giving_up, num_retries
 
 @dataclass(frozen=True)
 class Start:
-    """When a call began, and how often this process had asked a storage again by then."""
+    """When a call began, and how many storage retries this process had made by then."""
 
     moment: float = field(default_factory=time.monotonic)
     retries: int = field(default_factory=num_retries)
@@ -52,7 +52,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Work:
-    """What the pipeline did: seconds and images/s by stage, how often a storage was asked again, whether it stopped."""
+    """What the pipeline did: seconds and images/s by stage, storage retries, and whether it stopped early."""
 
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     retries: int = 0
@@ -79,13 +79,13 @@ def score(
     address: str | None = None,
     batch_size: int | None = None,
 ) -> RunSummary:
-    """Score every image in the sources and publish one row for each below `out`; the same call continues a broken run.
+    """Score every image in the sources and publish one row for each below `out`.
 
-    Sources are folders, globs, images, archives (.zip, .tar, .tar.gz, …), Parquet files with an image column, or
-    manifests (CSV or Parquet with `image_uri`), here or on any fsspec URL. A dry run lists them and writes nothing.
-    With `new_only`, images that any published run in `out` has scored with this model are left out; after
-    `max_errors` failed images the run stops and publishes what it has. Raises RequestError before Ray starts where the
-    request is wrong, RunError where the run failed.
+    The same call again continues an interrupted run. Sources are folders, globs, images, archives (.zip, .tar, .tar.gz,
+    …), Parquet files with an image column, or manifests (CSV or Parquet with `image_uri`), as local paths or fsspec
+    URLs. A dry run lists them and writes nothing. With `new_only`, the run skips images that any published run in `out`
+    has scored with this model. When more than `max_errors` images have failed, the run stops and publishes the rows it
+    has. Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
     bundle = read_bundle(os.fspath(model))
@@ -110,7 +110,7 @@ def score(
     atomic.check_output(request.out)
     run = _choose_run(request, date, run_id)
     made = atomic.missing_folders(run.folder)
-    broken_off = giving_up(lambda why: RunError(f"the run broke off ({why}); the same command continues it"))
+    broken_off = giving_up(lambda why: RunError(f"the run stopped ({why}); run the same command to continue"))
     try:
         with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:
             return _score(request, run, holding, start)
@@ -120,11 +120,11 @@ def score(
         run.fail(str(error))
         raise
     finally:
-        atomic.remove_folders(made)  # if they are empty: what was refused leaves nothing behind
+        atomic.remove_folders(made)  # only if empty: a refused request leaves nothing behind
 
 
 def _dry_run(request: Request, start: Start) -> RunSummary:
-    """What would be read; nothing is written."""
+    """List what would be read; write nothing."""
     plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
     return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
 
@@ -135,14 +135,14 @@ def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
 
 
 def _new(request: Request, planned: pa.Table) -> pa.Table:
-    """What of the plan is to be scored, whatever this run has done already."""
+    """The planned images that this request scores, including those that this run has already scored."""
     if not request.new_only or not request.out:
         return planned
     return subtract(planned, read_scored(request.out, request.bundle.model_id))
 
 
 def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSummary:
-    """Plan and, at the same time, start Ray; then score and publish what is not there yet."""
+    """Plan and start Ray at the same time; then score and publish what is missing."""
     is_new = not run.is_begun
     planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
     try:
@@ -151,7 +151,7 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
         planning.add_done_callback(lambda _: any_image.set())
         any_image.wait()
         with Cluster(request.address) as cluster:
-            # A new run will surely need Ray, so it starts while the plan is made; another may have nothing left to do.
+            # A new run needs Ray, so Ray starts during planning. A run that continues may have nothing left to do.
             if is_new and not _failed(planning):
                 cluster.start()
             try:
@@ -164,7 +164,7 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
                 raise
             return _run(request, run, holding, plan, schema, cluster, start)
     finally:
-        planner.shutdown(wait=False, cancel_futures=True)  # nobody who presses Ctrl-C waits for a listing to end
+        planner.shutdown(wait=False, cancel_futures=True)  # Ctrl-C must not wait for a listing to end
 
 
 def _failed(planning: Any) -> bool:
@@ -184,7 +184,7 @@ def _run(
     cluster: Cluster,
     start: Start,
 ) -> RunSummary:
-    """Score what the results do not hold yet, publish, and say what was done."""
+    """Score the images without rows, publish, and return the summary."""
     published, parts = read_done(run)
     expected = _new(request, subtract(plan.table, published))
     work = Work()
@@ -216,7 +216,7 @@ def _summarize(
     start: Start,
     work: Work | None = None,
 ) -> RunSummary:
-    """The summary of a run that added `num_rows`, or of a dry run that would."""
+    """The summary of a run that added `num_rows` rows, or of a dry run that would add them."""
     work = work or Work()
     statuses = count_statuses(run) if run else {}
     seconds = time.monotonic() - start.moment
@@ -247,7 +247,7 @@ def _summarize(
 def _score_rows(
     request: Request, run: Run, holding: Holding, todo: pa.Table, num_expected: int, cluster: Cluster
 ) -> Work:
-    """Run the three Ray Data stages over the rows, all of them or until too many have failed."""
+    """Run the three Ray Data stages over all rows, or until too many images have failed."""
     seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
     rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
     failed = count_failed(run) if request.max_errors is not None else 0

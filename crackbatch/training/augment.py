@@ -1,7 +1,7 @@
-"""Augmentation: one training picture, changed as another camera, distance, light or surface would have changed it.
+"""Augmentation: changes a training picture as another camera, distance, light or surface would change it.
 
-All that happens to an image follows from (seed, epoch, its place in the epoch, its number), whichever thread it happens
-in: two runs with one seed see the same pictures.
+All changes depend only on (seed, epoch, place in the epoch, number of the image), not on the thread. So two runs with
+the same seed see the same pictures.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-# Training pictures are kept this much larger than the network's input, so that crops need not be enlarged.
+# Training pictures are stored this much larger than the network's input, so that crops need no enlarging.
 MARGIN = 8 / 7
 
 
 class _Ranges(NamedTuple):
-    """From where to where a picture is changed, and how likely."""
+    """The ranges of random changes, and their probabilities."""
 
     crop_area: tuple[float, float]
     crop_ratio: tuple[float, float]
@@ -25,8 +25,8 @@ class _Ranges(NamedTuple):
     noise: float  # probability of blur, and of JPEG noise
 
 
-# Crops show cracks larger than they will be met, so that a last training on nearly whole pictures helps (Touvron et al.
-# 2019); a crop below 0.45 of a cracked tile too often shows no crack.
+# Crops show cracks larger than scoring sees them, so a final training on nearly whole pictures helps (Touvron et al.
+# 2019). A crop of less than 0.45 of a cracked tile too often shows no crack.
 _RANGES = {
     "full": _Ranges((0.45, 1.0), (4 / 5, 5 / 4), (0.65, 1.35), (0, 1.5), 0.15),
     "light": _Ranges((0.8, 1.0), (0.95, 1 / 0.95), (0.8, 1.2), (0.5, 1.25), 0.05),
@@ -35,7 +35,7 @@ AUGMENTATIONS = tuple(_RANGES)
 
 
 class Augmentation:
-    """Random crop and scale, flips, quarter turns, light, colour, blur and JPEG noise, for one size of input."""
+    """Random crop and scale, flips, quarter turns, light, colour, blur and JPEG noise, for one input size."""
 
     def __init__(self, size: int, seed: int, strength: str) -> None:
         self._size = size

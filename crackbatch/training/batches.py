@@ -1,4 +1,4 @@
-"""Batches of augmented pictures for an epoch, made by threads while the network works on the ones before."""
+"""Batches of augmented pictures for an epoch. Threads make them while the network works on earlier batches."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 def stored_size(recipe: Recipe) -> int:
-    """Width and height, in pixels, of the training pictures that batches are made from."""
+    """Width and height, in pixels, of the stored training pictures."""
     return round(recipe.image_size * MARGIN)
 
 
 def make_batches(
     recipe: Recipe, workers: Sequence[Marks], rank: int, neighbours: int, stream: Callable[[], Iterable[Pixels]]
 ) -> HeldBatches | StreamedBatches:
-    """One worker's batches, as many as each other worker's; `stream` gives its pictures, of `stored_size`.
+    """The batches of worker `rank`; every worker has the same number. `stream` gives its pictures, of `stored_size`.
 
-    They are held in memory if there is room beside the neighbours on the same machine, itself counted, else read again
-    in every epoch.
+    The pictures are held in memory if they fit, else they are read again in every epoch. `neighbours` is the number of
+    workers on this machine, this one included, which share its memory.
     """
     samplers = [
         Sampler(marks.labels, marks.sources, recipe.balance, recipe.weights, recipe.seed + place)
@@ -58,9 +58,9 @@ class _Shown(NamedTuple):
 
 
 class HeldBatches:
-    """The batches of each epoch from pixels in memory: `num_steps` of `batch_size`.
+    """The batches of each epoch, from pixels in memory: `num_steps` batches of `batch_size`.
 
-    A worker that has fewer images than the others shows some again.
+    A worker with fewer images than the others shows some images again.
     """
 
     def __init__(
@@ -79,9 +79,10 @@ class HeldBatches:
 
 
 class StreamedBatches:
-    """The batches of each epoch from images that are read and decoded again, because they do not fit into memory.
+    """The batches of each epoch, from images that are read and decoded again because they do not fit in memory.
 
-    `stream` gives the worker's blocks in one order; what is shown is drawn from a buffer of about half a gigabyte.
+    `stream` gives the worker's blocks, always in the same order. Images are drawn at random from a buffer of about half
+    a gigabyte.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class StreamedBatches:
     def _batches(self, epoch: int) -> Iterator[list[_Shown]]:
         batch: list[_Shown] = []
         steps = 0
-        while steps < self.num_steps:  # a second time only where this worker has fewer images than the others
+        while steps < self.num_steps:  # repeats only if this worker has fewer images than the others
             for shown in self._shuffled(epoch):
                 batch.append(shown)
                 if len(batch) == self.batch_size:
@@ -114,7 +115,7 @@ class StreamedBatches:
                         return
 
     def _shuffled(self, epoch: int) -> Iterator[_Shown]:
-        """Each picture as often as the sampler says, in the order in which a seeded draw takes them from the buffer."""
+        """Each picture as often as the sampler says, drawn from the buffer in a seeded random order."""
         random = np.random.default_rng((self._seed, epoch))
         buffer: list[_Shown] = []
         for block in self._stream():
@@ -133,7 +134,7 @@ class StreamedBatches:
 
 
 def _augmented(batches: Iterable[list[_Shown]], augmentation: Augmentation, epoch: int) -> Iterator[Batch]:
-    """Batches of augmented pictures, a few of them made ahead."""
+    """Batches of augmented pictures; a few are made in advance."""
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="augment") as threads:
         waiting: deque[tuple[list[_Shown], list[Future[np.ndarray]]]] = deque()
         place = 0

@@ -1,9 +1,9 @@
-"""Checkpoints of a training run, on any storage: one for each epoch, the last two kept, the best weights beside them.
+"""Checkpoints of a training, on any storage: one for each epoch. The last two and the best weights are kept.
 
-OUT/training/request.json     what was asked
-OUT/training/epoch-0003.pt    all that the next epoch needs
+OUT/training/request.json     the request
+OUT/training/epoch-0003.pt    everything that the next epoch needs
 OUT/training/best-0003.pt     the averaged weights of the best epoch so far
-OUT/training/seen.parquet     which images they have seen
+OUT/training/seen.parquet     the images that these weights have seen
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.redaction import redact
 
 _KEPT = 2
-_OLD_BEST = "best.pt"  # a training that an older crackbatch began has its best weights so, whatever their epoch
+_OLD_BEST = "best.pt"  # older versions of crackbatch stored the best weights under this name, for any epoch
 
 
 class Checkpoints:
-    """Reads and writes the checkpoints below a folder; plain values and tensors only, loaded as such."""
+    """Reads and writes checkpoints in a folder. They hold plain values and tensors; nothing else is loaded."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
     def save(self, epoch: int, state: dict[str, Any], best: set[int]) -> None:
-        """Write an epoch's checkpoint, then remove all but the last two, and all but the weights of the best epochs."""
+        """Write an epoch's checkpoint; then remove all but the last two, and all weights but those of `best` epochs."""
         atomic.write_whole(self._location(epoch), _dump(state))
         files = self._files()
-        # Later epochs are those that could not be read when this training went on from an earlier one.
+        # Checkpoints of later epochs could not be read, so this training continued from an earlier one.
         for number in _epochs(files):
             if number > epoch or number <= epoch - _KEPT:
                 objects.remove(self._location(number))
-        # From the listing: that one file is not there is said by some storages where they only failed to look.
+        # Use the listing: some storages report a file as missing when the look-up only failed.
         needed = {name if (name := _best_name(number)) in files else _OLD_BEST for number in best}
         for name, file in files.items():
             if is_best(name) and name not in needed:
                 objects.remove(file)
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, None where there is none."""
+        """The newest checkpoint that can be read, or None."""
         for epoch in reversed(_epochs(self._files())):
             if (state := _parse(objects.read_bytes(self._location(epoch)))) is not None:
                 return state
         return None
 
     def save_best(self, epoch: int, weights: dict[str, Any]) -> None:
-        """Keep the weights of an epoch that is the best so far; those before stay until it has its checkpoint."""
+        """Save the weights of the best epoch so far; earlier ones stay until this epoch has its checkpoint."""
         atomic.write_whole(locations.join(self.folder, _best_name(epoch)), _dump(weights))
 
     def best_location(self, epoch: int) -> str:
-        """Where the weights of the best epoch lie."""
+        """The location of the best epoch's weights."""
         location = locations.join(self.folder, _best_name(epoch))
         return location if objects.exists(location) else locations.join(self.folder, _OLD_BEST)
 
     def best(self, epoch: int) -> dict[str, Any]:
-        """The weights of the best epoch; raises RunError where they are gone or damaged."""
+        """The weights of the best epoch; raises RunError if they are missing or damaged."""
         try:
             weights = _parse(objects.read_bytes(self.best_location(epoch)))
         except FileNotFoundError:
             weights = None
         if weights is None:
             raise RunError(
-                f"the weights of epoch {epoch}, the best, are gone from {redact(self.folder)} or damaged; remove the"
+                f"the weights of the best epoch ({epoch}) are missing from {redact(self.folder)} or damaged; remove the"
                 " folder and train again"
             )
         return weights
@@ -79,13 +79,13 @@ class Checkpoints:
 
 
 def _epochs(names: Iterable[str]) -> list[int]:
-    """The epochs that have a checkpoint, in their order."""
+    """The epochs that have a checkpoint, in ascending order."""
     found = (re.fullmatch(r"epoch-(\d+)\.pt", name) for name in names)
     return sorted(int(match[1]) for match in found if match)
 
 
 def is_best(name: str) -> bool:
-    """Whether a file of that name holds the best weights of an epoch."""
+    """Whether a file with this name holds the best weights of a training."""
     return re.fullmatch(r"best(-\d+)?\.pt", name) is not None
 
 
@@ -102,13 +102,13 @@ def _dump(state: dict[str, Any]) -> bytes:
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:
-    """What was dumped, None where the file is cut off or damaged."""
+    """The dumped state, or None if the file is cut off or damaged."""
     import torch
 
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception:  # torch's reader raises whatever the bytes lead it to
+    except Exception:  # damaged bytes make torch's reader raise errors of any type
         return None
     return state

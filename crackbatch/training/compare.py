@@ -1,6 +1,6 @@
-"""Several networks on the same data: each trained on the same split, measured on the same test images, in one table.
+"""Compares several networks: trains each on the same split and measures each on the same test images.
 
-OUT/<network>/                 a bundle each, as `train` leaves it; OUT/<network>/evaluation/ its measures
+OUT/<network>/                 the bundle of each network, as `train` writes it; OUT/<network>/evaluation/ its metrics
 OUT/comparison.parquet         one row for each network
 """
 
@@ -38,7 +38,7 @@ _SHOWN = ("accuracy", "average_precision", "f1")
 
 @dataclass(frozen=True)
 class Room:
-    """How many trainings a cluster has room for at once, and what each is given."""
+    """How many trainings a cluster can run at once, and the CPUs and GPUs of each."""
 
     trainings: int
     cpus: float
@@ -47,7 +47,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One dictionary for each network, the best average precision first, and where the table lies."""
+    """One dictionary for each network, the best average precision first, and the location of the table."""
 
     rows: list[dict[str, Any]]
     out: str
@@ -71,14 +71,14 @@ def compare(
 ) -> Comparison:
     """Train each network on the same split (options as for `train`) and measure it on the test split.
 
-    With workers, they are trained side by side where the cluster has room for several. A network that is trained
-    already is not trained again. Raises RequestError and RunError.
+    With workers, the networks are trained at the same time if the cluster has room for several. A network that is
+    already trained is not trained again. Raises RequestError and RunError.
     """
     names = [name.strip() for item in networks for name in item.split(",") if name.strip()]
     if not names:
-        raise OptionError("--networks is missing: name torchvision classifiers, such as resnet18,mobilenet_v3_small")
+        raise OptionError("--networks is missing; give torchvision classifiers, such as resnet18,mobilenet_v3_small")
     if len(set(names)) < len(names):
-        raise OptionError(f"--networks {','.join(names)}: one stands there twice")
+        raise OptionError(f"--networks must name each network once, got {','.join(names)}")
     if threshold is not None:
         check_threshold(threshold)
     location = atomic.check_output(os.fspath(out))
@@ -88,7 +88,7 @@ def compare(
     for source in check_sources(sources):
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
             raise SourceError(f"no images in {redact(source)}")
-    # Trials have working directories of their own.
+    # Each trial runs in its own working directory, so relative paths would not work.
     sources, split = (
         list(map(locations.normalize, check_sources(sources))),
         absolute(os.fspath(split)) if split else None,
@@ -104,16 +104,16 @@ def compare(
          "init": absolute(os.fspath(init), WORDS), **labels, **training}
         for name in names
     ]  # fmt: skip
-    if workers and len(names) > 1:  # on a cluster there may be room for several at once
+    if workers and len(names) > 1:  # a cluster may have room for several at once
         train_side_by_side(trainings, location, address)
     rows = []
     for name, arguments in zip(names, trainings, strict=True):
         folder = arguments["out"]
-        result = train(**arguments, workers=workers, address=address)  # says what was trained, or trains it now
+        result = train(**arguments, workers=workers, address=address)  # returns the finished training, or trains now
         if not result.bundle.training["images"]["test"]:
             raise SourceError(
-                "there is no test split to compare on: the data have too few groups (see --group-pattern); the"
-                f" networks that were trained are kept in {redact(location)}"
+                "the test split is empty, so the networks cannot be compared: the data have too few groups (see"
+                f" --group-pattern); the trained networks are kept in {redact(location)}"
             )
         measured = evaluate(
             sources, locations.join(folder, "evaluation"), model=folder, threshold=threshold, **labels
@@ -141,7 +141,7 @@ def _row(name: str, folder: str, measured: dict[str, Any], history: list[dict[st
 
 
 def _speed(model: Model) -> float:
-    """Images/s of the forward pass on this machine, in scoring's batches."""
+    """Images/s of the forward pass on this machine, with the batch size of scoring."""
     size = model.bundle.input_size
     pixels = np.zeros((model.batch_size, size, size, 3), np.uint8)
     model.logits(pixels)
@@ -153,7 +153,7 @@ def _speed(model: Model) -> float:
 
 
 def find_room(nodes: Sequence[dict[str, float]]) -> Room:
-    """One training for each GPU, or for each node where there are none; `nodes` are the nodes' resources."""
+    """Room for one training per GPU, or per node if there are no GPUs; `nodes` are the nodes' resources."""
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         cpus = min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
@@ -163,9 +163,9 @@ def find_room(nodes: Sequence[dict[str, float]]) -> Room:
 
 
 def train_side_by_side(trainings: Sequence[dict[str, Any]], folder: str, address: str | None) -> bool:
-    """Run trainings (each `train`'s arguments) at once, if there is room for two; returns whether there was.
+    """Run trainings (the arguments of `train`) at the same time if the cluster has room for two; return whether it had.
 
-    What they leave lies where their `out` says. Raises RunError where one failed, after the others are done.
+    Each writes its results to its own `out`. Raises RunError if one failed, after the others are done.
     """
     with Cluster(address) as cluster:
         cluster.start()
@@ -189,17 +189,18 @@ def _run(trainings: Sequence[dict[str, Any]], folder: str, room: Room) -> None:
     )
     try:
         failed = list(tuner.fit().errors)
-    except Exception as error:  # Ray Tune wraps what it meets in errors of its own
-        raise RunError(f"the comparison broke off ({cause_of(error)}); the same command continues it") from None
+    except Exception as error:  # Ray Tune wraps errors in its own types
+        raise RunError(f"the comparison stopped ({cause_of(error)}); run the same command to continue") from None
     objects.remove(location)
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(trainings)} trainings broke off ({cause_of(failed[0])}); the same command continues"
+            f"{len(failed)} of {len(trainings)} trainings stopped ({cause_of(failed[0])}); run the same command to"
+            " continue"
         )
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """One training in a trial's own process, on what the trial was given."""
+    """One training, in the trial's own process and with its threads."""
     import torch
 
     torch.set_num_threads(max(1, config["threads"]))

@@ -1,4 +1,4 @@
-"""The network that training starts from: torchvision's architecture, with the weights of `--init`."""
+"""The network that training starts from: a torchvision architecture with the weights that `--init` names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import torch
 
 WORDS = ("imagenet", "none")
-# torchvision's own densenet weights have names that its densenets no longer have: denselayer1.norm.1 is norm1 now.
+# torchvision's densenet weights use old names: denselayer1.norm.1 in the file is norm1 in the network.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 class Initial(NamedTuple):
-    """A network to be trained, the name of its head (the last linear layer), and where its weights are from."""
+    """A network to train, the name of its head (the last linear layer), and the origin of its weights."""
 
     network: torch.nn.Module
     head: str
@@ -33,11 +33,11 @@ class Initial(NamedTuple):
 
 
 def initial_network(name: str, init: str, input_size: int = 224, seed: int = 0) -> Initial:
-    """A network with two classes; raises BundleError.
+    """A network with two classes and initial weights; raises BundleError.
 
     `init` is `imagenet` (torchvision's weights, downloaded), `none` (random), the name of a shipped model, or the
-    location of a bundle or of a torchvision state dict (.pth, .safetensors). A head that does not fit stays random.
-    What is random follows from the seed.
+    location of a bundle or of a torchvision state dict (.pth, .safetensors). A head that does not fit stays random. The
+    seed determines all random weights.
     """
     import torch
 
@@ -52,9 +52,9 @@ def initial_network(name: str, init: str, input_size: int = 224, seed: int = 0) 
 
 
 def learnt_before(init: str) -> dict[int, str]:
-    """What the weights that training starts from were trained and tuned on; nothing where they are not crackbatch's.
+    """The images that the initial weights were trained and tuned on; empty if the weights are not crackbatch's.
 
-    They are a bundle, its weights alone, or the best weights of a training that broke off.
+    Weights of crackbatch are a bundle, the weights file of a bundle, or the best weights of an interrupted training.
     """
     if init in WORDS:
         return {}
@@ -69,28 +69,28 @@ def _is_bundle(init: str) -> bool:
 
 
 def _try_network(name: str, input_size: int) -> torch.nn.Module:
-    """A network that was shown an empty picture: many are made for sizes of their own; BundleError where it is none."""
+    """The network, after a trial run on an empty picture, since many accept only certain sizes; raises BundleError."""
     import torch
 
     try:
         network = build_network(name, input_size)
         with torch.inference_mode():
             network.eval()(torch.zeros(1, 3, input_size, input_size))
-    except (AssertionError, RuntimeError, ValueError) as error:  # each network has its own
+    except (AssertionError, RuntimeError, ValueError) as error:  # each network raises its own
         raise BundleError(
-            f"--network {name} takes no pictures of {input_size} pixels ({reason_of(error)}); give another"
+            f"--network {name} does not accept images of {input_size} pixels ({reason_of(error)}); give another"
             " --image-size, such as 224"
         ) from None
     return network.train()
 
 
 def head_of(network: torch.nn.Module, name: str) -> str:
-    """The name of the last linear layer, which tells the classes apart."""
+    """The name of the last linear layer, which gives one output per class; raises BundleError if there is none."""
     import torch
 
     linear: list[str] = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
     if not linear:
-        raise BundleError(f"network {name} has no linear layer as its head and cannot be trained here; resnet18 can")
+        raise BundleError(f"network {name} cannot be trained: it has no linear layer; choose another, such as resnet18")
     return linear[-1]
 
 
@@ -100,16 +100,16 @@ def _imagenet(name: str) -> dict[str, Any]:
     try:
         weights = get_model_weights(name).DEFAULT
         state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # urllib's, the hub's, or of a server in between
+    except Exception as error:  # from urllib, the hub, or a proxy
         raise BundleError(
-            f"the ImageNet weights of {name} cannot be downloaded ({error}); start from others: --init none,"
-            f" --init {', '.join(shipped_models())}, or --init PATH with a state dict or a bundle"
+            f"the ImageNet weights of {name} cannot be downloaded ({error}); give other weights: --init none,"
+            f" --init {', '.join(shipped_models())}, or --init PATH with the path of a state dict or a bundle"
         ) from None
     return state
 
 
 def _read_state(init: str) -> tuple[dict[str, Any], str]:
-    """Tensors by name from a bundle or a file, and what to call them; nothing is unpickled but tensors."""
+    """Tensors by name from a bundle or a file, and the origin to record. Only tensors are unpickled."""
     from safetensors.torch import load
 
     if _is_bundle(init):
@@ -122,7 +122,7 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
         raise
     except Exception as error:  # each storage raises its own
         raise BundleError(
-            f"--init {shown}: no bundle and no weights there ({redact(str(error))}); give imagenet, none,"
+            f"--init {shown}: found no bundle and no weights there ({redact(str(error))}); give imagenet, none,"
             f" {', '.join(shipped_models())}, a bundle, or a state dict (.pth, .safetensors)"
         ) from None
     return _parse_state(data, shown), f"{PurePosixPath(shown).name}@{hashlib.sha256(data).hexdigest()[:12]}"
@@ -134,15 +134,15 @@ def _parse_state(data: bytes, shown: str) -> dict[str, Any]:
 
     try:
         state = load(data) if data[8:9] == b"{" else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader raises whatever the bytes lead it to
+    except Exception as error:  # bad bytes make torch's reader raise errors of any type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise BundleError(
-            f"--init {shown} holds more or less than tensors, and is not loaded ({reason[:200]})"
+            f"--init {shown} is not loaded: it is damaged or holds more than tensors ({reason[:200]})"
         ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as training scripts save it
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BundleError(f"--init {shown} is no state dict: it does not map names to tensors")
+        raise BundleError(f"--init {shown} is not a state dict: it must map names to tensors")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -154,7 +154,7 @@ def _load(network: torch.nn.Module, head: str, state: dict[str, Any], init: str,
     if missing:
         found = tuple(state[missing[0]].shape) if missing[0] in state else "nothing"
         raise BundleError(
-            f"--init {redact(init)} does not fit a {name}: {len(missing)} tensors differ, such as {missing[0]}"
+            f"--init {redact(init)} does not fit network {name}: {len(missing)} tensors differ, such as {missing[0]}"
             f" (expected {tuple(wanted[missing[0]].shape)}, found {found})"
         )
     load_tensors(network, fitting, strict=False)

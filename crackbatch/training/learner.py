@@ -1,6 +1,6 @@
-"""A network in training: what one epoch does to its weights, and epoch after epoch, each with its checkpoint.
+"""Trains a network: one epoch at a time, each with a checkpoint.
 
-This is the same in this process and in each worker of Ray Train.
+The same code runs in this process and in each worker of Ray Train.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Figures = dict[str, float]
 _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}
 _MOMENTUM = 0.9
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises
-_MIN_WARM_UP = 50  # steps, or half of all: a random network thrown at the full rate goes astray at once
+_MIN_WARM_UP = 50  # steps, but at most half of all: a random network that starts at the full rate diverges
 # Weights are averaged over about 500 steps (Tarvainen & Valpola 2017), over fewer at the beginning.
 _AVERAGE_DECAY = 0.998
 _VALIDATION_BATCH = 64
@@ -41,9 +41,9 @@ _CHECK_STEPS = 50
 
 
 class Learner:
-    """Trains a network by a recipe, epoch by epoch; `wrap` makes the trained module of it (DistributedDataParallel).
+    """Trains a network by a recipe, epoch by epoch. `wrap` turns it into the module to train (DistributedDataParallel).
 
-    The weights that are validated and kept are the moving average of those that are trained.
+    A moving average of the trained weights is validated and kept.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Learner:
             for name, parameter in self._network.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{head}."))
         self._average = AveragedModel(self._network, multi_avg_fn=self._blend, use_buffers=True).eval()
-        self._average.n_averaged.fill_(1)  # the first of the weights that are averaged are those it begins with
+        self._average.n_averaged.fill_(1)  # the average starts with the initial weights
         self._module = wrap(self._network) if wrap else self._network
         self._optimizer = _optimizer(self._network, recipe)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -78,10 +78,10 @@ class Learner:
         self._to_input = Normalisation(*recipe.normalisation, self._device)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> float:
-        """Train on the batches and return their mean loss; raises FloatingPointError where that is no number."""
+        """Train on the batches and return their mean loss; raises FloatingPointError if it is not finite."""
         import torch
 
-        torch.manual_seed((self._recipe.seed << 20) + epoch)  # for networks that drop out
+        torch.manual_seed((self._recipe.seed << 20) + epoch)  # for networks with dropout
         self._network.train(not self._recipe.freeze)
         total, num = torch.zeros((), device=self._device), 0
         for images, labels in batches:
@@ -94,16 +94,17 @@ class Learner:
             self._average.update_parameters(self._network)
             total += loss.detach()
             num += 1
-            if num % _CHECK_STEPS == 0 and self._module is self._network:  # one of several workers must not stop alone
+            if num % _CHECK_STEPS == 0 and self._module is self._network:  # several workers must stop together
                 _check(float(total), epoch)
         mean = self._sum(total) / max(self._sum(num), 1)
         _check(mean, epoch)
         return mean
 
     def validate(self, blocks: Iterable[Pixels], epoch: int) -> dict[str, float]:
-        """Mean loss and accuracy of the averaged weights on decoded images; raises FloatingPointError as training does.
+        """Mean loss and accuracy of the averaged weights on decoded images.
 
-        Of several workers one has blocks, and all must call.
+        Of several workers only one has blocks, but all must call this. Raises FloatingPointError if the loss is not
+        finite.
         """
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
@@ -127,7 +128,7 @@ class Learner:
         return {name: value.detach().cpu() for name, value in self._average.module.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on from here, of plain values and tensors."""
+        """Everything that is needed to continue from this point, as plain values and tensors."""
         return {
             "network": self._network.state_dict(),
             "average": self._average.module.state_dict(),
@@ -137,7 +138,7 @@ class Learner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self._network.load_state_dict(state["network"])
         self._average.module.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -168,7 +169,7 @@ class Learner:
         return float(total)
 
     def _blend(self, average: _Tensors, new: _Tensors, _: object) -> None:
-        """Move averaged weights towards the new ones, all of one type; counters are not averaged."""
+        """Move averaged weights towards the new ones, all of one type; copy counters, which are not averaged."""
         import torch
 
         decay = min(_AVERAGE_DECAY, (1 + self._step) / (10 + self._step))
@@ -180,7 +181,8 @@ class Learner:
 
 
 def _optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """No weight decay for biases and scales, which have one dimension (He et al. 2019, section 3.1)."""
+    """The recipe's optimizer, without weight decay for biases and scales: those with one dimension (He et al. 2019,
+    section 3.1)."""
     import torch
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -195,7 +197,7 @@ def _optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimize
 
 
 def _rate(step: int, num_steps: int) -> float:
-    """Share of the peak learning rate: a straight rise, then half a cosine to nothing (Loshchilov & Hutter 2017)."""
+    """Share of the peak learning rate: a linear rise, then half a cosine down to 0 (Loshchilov & Hutter 2017)."""
     warm_up = max(1, min(num_steps // 2, max(int(_WARM_UP * num_steps), _MIN_WARM_UP)))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -203,13 +205,13 @@ def _rate(step: int, num_steps: int) -> float:
 
 
 def compute_alike() -> None:
-    """Have CUDA add in the same order each time, for a seed to give the same weights; else it takes what is fastest."""
+    """Make CUDA add numbers in the same order each time, so that a seed gives the same weights; this costs speed."""
     import torch
 
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)  # some networks have a layer that knows no other way
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # takes time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some layers have no deterministic version
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time
 
 
 def _check(loss: float, epoch: int) -> None:
@@ -219,9 +221,9 @@ def _check(loss: float, epoch: int) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """What one worker needs: its learner and batches, the validation images (the first worker's), and what it keeps.
+    """What one worker needs: its learner, its batches, the checkpoints, and the validation images (first worker only).
 
-    It is one of `workers` that show as many images as it does.
+    It is one of `workers` workers, which all show the same number of images.
     """
 
     learner: Learner
@@ -233,10 +235,10 @@ class Fit:
 
 
 def fit(job: Fit, on_epoch: Callable[[Figures], None]) -> list[Figures]:
-    """Train all epochs that the checkpoints do not hold yet and return the figures of every epoch.
+    """Train all epochs that the checkpoints do not hold yet, and return the figures of every epoch.
 
-    Only the worker with the validation images writes; `on_epoch` is called by each, and may wait for the others.
-    Raises RunError, in every worker, where a loss is no number.
+    Only the worker with the validation images writes checkpoints. Every worker calls `on_epoch`, which may wait for the
+    others. Raises RunError in every worker if a loss is not finite.
     """
     history: list[Figures] = []
     if (checkpoint := job.checkpoints.latest()) is not None:
@@ -266,20 +268,20 @@ def _run_epoch(job: Fit, epoch: int) -> Figures:
 
 
 def _lower_rate(job: Fit, history: list[Figures]) -> str:
-    """What to do about a loss that is no number."""
+    """What to do about a loss that is not finite."""
     if not history:
         return "give a lower --learning-rate"
     best = redact(job.checkpoints.best_location(best_epoch(history)))
-    return f"give a lower --learning-rate and another --out; --init {best} goes on from the best epoch so far"
+    return f"give a lower --learning-rate and another --out; --init {best} continues from the best epoch so far"
 
 
 def best_figures(history: list[Figures]) -> Figures:
-    """Those of the first epoch with the least validation loss."""
+    """The figures of the first epoch with the lowest validation loss."""
     return min(history, key=lambda figures: figures["validation_loss"])
 
 
 def best_epoch(history: list[Figures]) -> int:
-    """The number of the first epoch with the least validation loss."""
+    """The number of the first epoch with the lowest validation loss."""
     return int(best_figures(history)["epoch"])
 
 
@@ -287,5 +289,5 @@ def _save(job: Fit, epoch: int, history: list[Figures]) -> None:
     if best_epoch(history) == epoch:
         job.checkpoints.save_best(epoch, job.learner.weights())
     state: dict[str, Any] = {"learner": job.learner.state(), "history": history}
-    # The checkpoint before this one stays too, and wants its own best weights should it be gone on from.
+    # The previous checkpoint stays too. A training that continues from it needs the best weights up to that epoch.
     job.checkpoints.save(epoch, state, {best_epoch(history[:end]) for end in (epoch - 1, epoch) if end})

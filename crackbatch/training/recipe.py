@@ -1,4 +1,4 @@
-"""How a network is to be trained: the options of `crackbatch train`, checked where they are given."""
+"""The recipe of a training: the options of `crackbatch train`, with their checks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from crackbatch.training.augment import AUGMENTATIONS
 
 BALANCES = ("none", "class", "source")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as most of torchvision's weights expect
-# These two networks' weights expect pixels from -1 to 1; torchvision sets their `transform_input` to make up for it.
+# The weights of these two networks expect pixels from -1 to 1; torchvision corrects for that with `transform_input`.
 _CENTERED_NETWORKS = ("googlenet", "inception_v3")
-# Transformers and their like do not train by plain SGD; torchvision's own recipes make the same distinction.
+# Transformers and similar networks do not train well with plain SGD; torchvision's recipes also use AdamW for them.
 _ADAMW_NETWORKS = ("convnext", "maxvit", "swin", "vit")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options that decide what weights come out, given the data; OptionError for a value that means nothing."""
+    """The options that, with the data, determine the trained weights; raises OptionError for an invalid value."""
 
     network: str = "resnet18"
     init: str = "imagenet"
@@ -38,38 +38,38 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
-            raise OptionError(f"--epochs {self.epochs}: give a number above 0")
+            raise OptionError(f"--epochs must be 1 or more, got {self.epochs}")
         if self.batch_size < 2:
-            raise OptionError(f"--batch-size {self.batch_size}: batch normalisation needs at least 2 images")
+            raise OptionError(f"--batch-size must be 2 or more (for batch normalisation), got {self.batch_size}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise OptionError(f"--learning-rate {self.learning_rate:g}: give a number above 0")
+            raise OptionError(f"--learning-rate must be finite and above 0, got {self.learning_rate:g}")
         if not 32 <= self.image_size <= 1024:
-            raise OptionError(f"--image-size {self.image_size}: give a number of pixels from 32 to 1024")
+            raise OptionError(f"--image-size must be from 32 to 1024 pixels, got {self.image_size}")
         check_seed(self.seed)
         if self.balance not in BALANCES:
-            raise OptionError(f"--balance {self.balance!r}: choose from {', '.join(BALANCES)}")
+            raise OptionError(f"--balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
         if self.augmentation not in AUGMENTATIONS:
-            raise OptionError(f"--augmentation {self.augmentation!r}: choose from {', '.join(AUGMENTATIONS)}")
+            raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, got {self.augmentation!r}")
         for name, weight in self.weights.items():
             if not 0 < weight <= 100:
-                raise OptionError(f"--weight {name}={weight:g}: give a number above 0, 100 at most")
+                raise OptionError(f"--weight must be above 0 and at most 100, got {name}={weight:g}")
 
     @property
     def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """(mean, std) of each channel, that pixels from 0 to 1 are normalised by."""
+        """(mean, std) of each channel, which normalise pixels from 0 to 1."""
         half = (0.5, 0.5, 0.5)
         return (half, half) if self.network in _CENTERED_NETWORKS else (MEAN, STD)
 
     @property
     def optimizer(self) -> str:
-        """`adamw` for transformers and ConvNeXts, `sgd` for the others."""
+        """`adamw` for transformers and ConvNeXts, `sgd` for other networks."""
         return "adamw" if self.network.startswith(_ADAMW_NETWORKS) else "sgd"
 
     @property
     def peak_learning_rate(self) -> float:
-        """The given one, else one that suits the optimizer, lower where the weights are trained already.
+        """The given rate, else a rate for the optimizer, lower if the initial weights are already trained.
 
-        SGD's grows with the batch (Goyal et al. 2017, section 2.1).
+        The rate of SGD grows with the batch size (Goyal et al. 2017, section 2.1).
         """
         if self.learning_rate is not None:
             return self.learning_rate
@@ -77,6 +77,6 @@ class Recipe:
         return rate if self.init == "none" else rate / 5
 
     def describe(self) -> dict[str, Any]:
-        """The recipe as it stands in a bundle."""
+        """The recipe as it is written in a bundle."""
         return {**asdict(self), "weights": dict(self.weights), "learning_rate": self.peak_learning_rate,
                 "optimizer": self.optimizer}  # fmt: skip

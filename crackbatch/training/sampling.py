@@ -1,4 +1,4 @@
-"""Which images each worker has, and in which order an epoch shows them: seeded, balanced, the same on any machine."""
+"""Decides which images each worker has and the order of an epoch: seeded, balanced, the same on any machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from crackbatch.errors import RunError
 
-# Neighbours in an archive are read together; runs of them are dealt out, so that a worker sees all of the data: as many
-# to each worker at least, lest all of a class, whose images are neighbours, go to one.
+# Neighbours in an archive are read together, so workers get runs of neighbours. Each worker gets at least `_MIN_RUNS`
+# runs if there are enough images: the images of one class are neighbours, and must not all go to one worker.
 _RUN = 64
 _MIN_RUNS = 16
 
@@ -19,10 +19,11 @@ _Cell = tuple[str, int]
 
 
 class Sampler:
-    """Says how often an epoch shows each image of a worker.
+    """Decides how often an epoch shows each image of a worker.
 
-    `balance` `class` shows cracks and sound concrete equally often, `source` every source and, in it, each class that
-    it has; `weights` then multiply how often a source is shown. Without either, every image is shown once.
+    `balance` `class` shows cracked and sound images equally often. `source` shows all sources equally often, and the
+    classes within each source too. `weights` then multiply how often a source is shown. Without balance and weights,
+    every image is shown once.
     """
 
     def __init__(
@@ -33,18 +34,19 @@ class Sampler:
         self._quotas = _quotas({cell: len(members) for cell, members in self._members.items()}, balance, weights)
 
     def __len__(self) -> int:
-        """Images that an epoch shows."""
+        """The number of images that an epoch shows."""
         return sum(self._quotas.values())
 
     def order(self, epoch: int) -> np.ndarray:
-        """(images,) int64 places of the images to show, in order."""
+        """(images,) int64: the places of the images to show, in order."""
         random = np.random.default_rng((self._seed, epoch))
         drawn = [_draw(members, self._quotas[cell], random) for cell, members in self._members.items()]
         order: np.ndarray = random.permutation(np.concatenate(drawn))
         return order
 
     def times(self, labels: np.ndarray, sources: Iterable[str], random: np.random.Generator) -> np.ndarray:
-        """(images,) how often to show each image of a block; right on average, where no order can be drawn."""
+        """(images,) int64: how often to show each image of a block. For streams, which have no full order to draw;
+        the quotas hold on average."""
         rates = {cell: self._quotas[cell] / len(members) for cell, members in self._members.items()}
         wanted = np.array([rates[str(source), int(label)] for source, label in zip(sources, labels, strict=True)])
         whole = np.floor(wanted)
@@ -53,11 +55,11 @@ class Sampler:
 
 
 def deal(rows: pa.Table, workers: int, seed: int) -> list[pa.Table]:
-    """A split's rows, as listed, in as many parts as there are workers, each shuffled by runs of neighbours."""
+    """One part of a split's rows for each worker, shuffled by runs of neighbours; raises RunError for too few rows."""
     random = np.random.default_rng(seed)
     size = max(1, min(_RUN, rows.num_rows // (workers * _MIN_RUNS)))
     starts = np.arange(0, rows.num_rows, size)
-    # Of as many runs as there are workers each has one, drawn: what comes by turns must not go by turns.
+    # In each round, every worker gets one run at random: data in a regular order must not be dealt in the same order.
     rounds = [random.permutation(workers) for _ in range(-(-len(starts) // workers))]
     ranks = np.concatenate(rounds)[: len(starts)]
     parts = []
@@ -72,7 +74,7 @@ def deal(rows: pa.Table, workers: int, seed: int) -> list[pa.Table]:
 
 
 def _cells(labels: np.ndarray, sources: np.ndarray) -> dict[_Cell, np.ndarray]:
-    """The places of the images of each source and class."""
+    """(source, class) → the places of its images."""
     cells = {}
     for source in sorted(set(sources.tolist())):
         for label in (0, 1):
@@ -82,7 +84,7 @@ def _cells(labels: np.ndarray, sources: np.ndarray) -> dict[_Cell, np.ndarray]:
 
 
 def _quotas(sizes: Mapping[_Cell, int], balance: str, weights: Mapping[str, float]) -> dict[_Cell, int]:
-    """How many images of each cell an epoch shows."""
+    """(source, class) → the number of images that an epoch shows."""
     by_class = {label: sum(size for cell, size in sizes.items() if cell[1] == label) for label in (0, 1)}
     num_classes = Counter(source for source, _ in sizes)
     even: dict[str, dict[_Cell, float]] = {
@@ -97,6 +99,6 @@ def _quotas(sizes: Mapping[_Cell, int], balance: str, weights: Mapping[str, floa
 
 
 def _draw(members: np.ndarray, quota: int, random: np.random.Generator) -> np.ndarray:
-    """A quota of members, each as often as any other, give or take one."""
+    """Draw `quota` members; each member's count differs from any other's by at most one."""
     rounds = [random.permutation(members) for _ in range(-(-quota // len(members)))]
     return np.concatenate(rounds)[:quota]

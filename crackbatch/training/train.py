@@ -1,12 +1,12 @@
-"""The training job: labelled sources → dataset → epochs, each with its checkpoint → the best one as a bundle.
+"""The training job: labelled sources → dataset → epochs, each with a checkpoint → the best epoch as a bundle.
 
     OUT/model.safetensors model.json MODEL_CARD.md   the bundle, written last
-    OUT/seen.parquet                                 which images it was trained and tuned on, by their digests
-    OUT/metrics.parquet training.png                 one row for each epoch, and its curves
-    OUT/split.parquet                                which image was in which split
-    OUT/training/                                    checkpoints while it runs, removed at the end
+    OUT/seen.parquet                                 digests of the images that it was trained and tuned on
+    OUT/metrics.parquet training.png                 one row for each epoch, and the curves
+    OUT/split.parquet                                the split of each image
+    OUT/training/                                    checkpoints during the training, removed at the end
 
-The same command continues what was broken off from its last checkpoint, and does not train again what is finished.
+The same command continues an interrupted training from its last checkpoint. It does not repeat a finished training.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from crackbatch.training.workers import fit_on_ray
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: its bundle, one dictionary of figures for each epoch, and whether this call trained it."""
+    """A finished training: its bundle, one dictionary of figures per epoch, and whether this call trained it."""
 
     bundle: Bundle
     history: list[dict[str, float]]
@@ -66,7 +66,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Where:
-    """Where to train: how many workers of Ray Train (0: this process), how many failures they may have, which Ray."""
+    """Where to train: the number of Ray Train workers (0: this process), the failures allowed, the Ray address."""
 
     workers: int
     max_failures: int
@@ -98,10 +98,11 @@ def train(
     max_failures: int = 3,
     address: str | None = None,
 ) -> TrainResult:
-    """Train a network on labelled sources and write its bundle to `out`; the same call continues a broken one.
+    """Train a network on labelled sources and write its bundle to `out`.
 
-    With 0 workers it trains in this process, else on as many workers of Ray Train, on GPUs where the cluster has them.
-    Raises RequestError where the request is wrong, RunError where the training failed.
+    The same call again continues an interrupted training. With 0 workers it trains in this process, else on that many
+    workers of Ray Train, on GPUs if the cluster has one for each. Raises RequestError if the request is wrong, RunError
+    if the training failed.
     """
     recipe = Recipe(
         network, absolute(os.fspath(init), WORDS), freeze, epochs, batch_size, learning_rate, image_size, seed, balance,
@@ -110,17 +111,17 @@ def train(
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     names, given = check_sources(sources), os.fspath(split) if split else None
     if workers < 0 or max_failures < 0:
-        raise OptionError("--workers and --max-failures: give 0 or a number above it")
+        raise OptionError("--workers and --max-failures must be 0 or more")
     out = os.fspath(out)
     location = atomic.check_output(out)
     where = Where(workers, max_failures, address)
     folder = locations.join(location, "training")
     made = atomic.missing_folders(folder)
-    broken_off = giving_up(lambda why: RunError(f"the training broke off ({why}); the same command continues it"))
+    broken_off = giving_up(lambda why: RunError(f"the training stopped ({why}); run the same command to continue"))
     try:
         with broken_off, Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
             listed = list_labelled(names, rules, scratch)
-            # Importing torch and fetching weights take seconds, reading all images may take hours.
+            # Load torch and the weights first: an error there shows in seconds, but reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
             before = learnt_before(recipe.init)
             dataset = read_listed(listed)
@@ -130,12 +131,12 @@ def train(
             named = name or location.rsplit("/", 1)[-1]
             return _train(location, named, recipe, dataset, said, names, built, before, where)
     finally:
-        atomic.remove_folders(made)  # a request that is refused leaves nothing behind
+        atomic.remove_folders(made)  # only if empty: a refused request leaves nothing behind
 
 
 @contextmanager
 def _scratch(folder: str, workers: int) -> Iterator[str]:
-    """A place for the images of compressed tars that every worker can read: below OUT, or on this machine for one."""
+    """A folder for the images of compressed tars: below OUT, where all workers can read it; temporary for 0 workers."""
     if not workers:
         with tempfile.TemporaryDirectory(prefix="crackbatch-train-") as temporary:
             yield temporary
@@ -150,7 +151,7 @@ def _scratch(folder: str, workers: int) -> Iterator[str]:
 def _check_weights(recipe: Recipe, dataset: Dataset) -> None:
     known = set(dataset.table.column("source").to_pylist())
     if unknown := sorted(recipe.weights.keys() - known):
-        raise OptionError(f"--weight {unknown[0]}: no such source in the data, which has {', '.join(sorted(known))}")
+        raise OptionError(f"--weight must name a source of the data ({', '.join(sorted(known))}), got {unknown[0]}")
 
 
 def _train(
@@ -164,7 +165,7 @@ def _train(
     before: dict[int, str],
     where: Where,
 ) -> TrainResult:
-    """Train what OUT does not hold yet, and write the bundle."""
+    """Train the epochs that OUT does not hold yet, and write the bundle."""
     described = {**recipe.describe(), "init": built.origin}
     request = {
         "name": name,
@@ -175,7 +176,7 @@ def _train(
     fingerprint = fingerprint_of(request)
     folder = locations.join(out, "training")
     if (finished := _finished(out, fingerprint)) is not None:
-        objects.remove(folder)  # of a process that was killed between writing the bundle and this
+        objects.remove(folder)  # left by a process that was killed after it wrote the bundle
         return TrainResult(finished, _read_history(out), trained=False)
     images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     _begin(folder, {"fingerprint": fingerprint, **request})
@@ -208,12 +209,12 @@ def _describe_draw(dataset: Dataset, seed: int) -> str:
 
 
 def _finished(out: str, fingerprint: str) -> Bundle | None:
-    """The bundle that OUT holds already, if this very training made it; OptionError if another did."""
+    """The bundle in OUT if this same training made it, else None; OptionError if another training made it."""
     if not objects.exists(locations.join(out, DESCRIPTION)):
         return None
     bundle = read_bundle(out)
     if bundle.training.get("fingerprint") != fingerprint:
-        raise OptionError(f"--out {redact(out)} holds a model that other data or options made; choose another --out")
+        raise OptionError(f"--out {redact(out)} holds a model made with other data or options; choose another --out")
     return bundle
 
 
@@ -221,9 +222,9 @@ def _begin(folder: str, request: dict[str, Any]) -> None:
     location = locations.join(folder, "request.json")
     known = read_json(location)
     is_other = known is not None and known.get("fingerprint") != request["fingerprint"]
-    if is_other and objects.list_files(folder, ".pt"):  # without a checkpoint it has nothing to keep
+    if is_other and objects.list_files(folder, ".pt"):  # without a checkpoint there is nothing to keep
         raise OptionError(
-            f"{redact(folder)} holds an unfinished training with other data or options; give those again to"
+            f"{redact(folder)} holds an unfinished training with other data or options; give the same ones to"
             " finish it, choose another --out, or remove the folder"
         )
     if known is None or is_other:
@@ -240,14 +241,14 @@ def _describe(dataset: Dataset) -> list[str]:
 
 
 def _describe_learnt(dataset: Dataset, before: dict[int, str], init: str) -> list[str]:
-    """A warning where images that are held out trained the model that this training begins with."""
+    """A warning if held-out images were used to train the model that this training starts from."""
     images, splits = (dataset.table.column(name).to_pylist() for name in ("sha256", "split"))
     held_out = [image for image, split in zip(images, splits, strict=True) if split != "train"]
     if not (num := splits_of(held_out, before).count("train")):
         return []
     return [
-        f"warning: {num:,} of the {len(held_out):,} images to validate and test on have trained {redact(init)} already,"
-        f" and flatter what comes of it: give --split {redact(init)}, or images that are all new to it"
+        f"warning: {num:,} of {len(held_out):,} held-out images were used to train {redact(init)}, so results will look"
+        f" too good; use --split {redact(init)}, or images that are all new to it"
     ]
 
 
@@ -266,7 +267,7 @@ def _fit_here(
     stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], stored_size(recipe))
     batches = make_batches(recipe, [marks_of(rows)], 0, 1, stream)
     if isinstance(batches, StreamedBatches):
-        _say("the images do not fit into memory: they are read and decoded again in every epoch")
+        _say("the images do not fit in memory, so they are read and decoded again in every epoch")
     learner = Learner(built.network, built.head, recipe, batches.num_steps, device)
     job = Fit(learner, batches, validation, checkpoints, recipe.epochs, workers=1)
     return fit(job, _Reporter(recipe.epochs))
@@ -289,7 +290,7 @@ def _history(folder: str) -> list[Figures]:
 
 
 class _Reporter:
-    """One line for each epoch."""
+    """Prints one line for each epoch."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -332,14 +333,17 @@ def _bundle(
 
 
 def _short(source: str) -> str:
-    """A source's own name: where it lay on somebody's machine is nobody's business."""
+    """The last part of a source's path: a bundle should not reveal the folders of a machine."""
     return redact(source).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _calibrate(
     bundle: Bundle, state: dict[str, Any], validation: Callable[[], Iterable[Pixels]]
 ) -> tuple[Bundle, bytes]:
-    """Temperature and operating points on the validation split, by scoring's own forward pass; and the weights."""
+    """The bundle with its temperature and operating points, and its weights in float16.
+
+    Both are chosen on the validation split, with the forward pass that scoring uses.
+    """
     from safetensors.torch import save
 
     weights = save({key: _half(value) for key, value in state.items()})
@@ -353,8 +357,8 @@ def _calibrate(
     logits, labels = np.concatenate(found), np.concatenate(known)
     if (errors := num_errors(logits, labels)) < FEW_ERRORS:
         _say(
-            f"warning: only {errors} validation images are on the wrong side, too few to calibrate on"
-            f"{'' if errors else ' (the temperature stays 1)'}: take probabilities with a grain of salt, or validate on"
+            f"warning: only {errors} validation images are misclassified, too few to calibrate"
+            f"{'' if errors else ' (the temperature stays 1)'}; treat probabilities as approximate, or validate on"
             " more and harder images"
         )
     temperature = fit_temperature(logits, labels)

@@ -1,7 +1,7 @@
-"""Epochs on Ray Train: the images read and decoded by Ray Data, each worker with its own, fixed part of them.
+"""Epochs on Ray Train. Ray Data reads and decodes the images, and each worker has its own, fixed part of them.
 
-Which worker trains on which image follows from the seed and the number of workers alone, so that two runs give the
-same weights. Checkpoints are ours (`fitting.py`), so that a run continues whatever happened to Ray's own state.
+Only the seed and the number of workers decide which worker trains on which image, so that two runs give the same
+weights. Checkpoints are crackbatch's (`training/checkpoints.py`), so a run continues even if Ray's own state is lost.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import deal
 
 _POLL_S = 1.0
-# The workers wait for the first one while it validates, for longer than torch's half an hour if need be; that a worker
-# died is seen by Ray.
+# The workers wait for the first one while it validates, which may take longer than torch's default of half an hour. Ray
+# notices a worker that died.
 _WAIT_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Part:
-    """One worker's training images, or the validation images, that are to be decoded."""
+    """The images of one worker, or the validation images, before decoding."""
 
     shards: str
     num_shards: int
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker of Ray Train is told."""
+    """Everything that a worker of Ray Train needs to know."""
 
     recipe: Recipe
     folder: str
@@ -70,7 +70,7 @@ def fit_on_ray(
     on_epoch: Callable[[Figures], None],
     say: Callable[[str], None],
 ) -> None:
-    """Train all epochs that the checkpoints below `folder` do not hold; raises RunError where Ray gives up."""
+    """Train all epochs that the checkpoints below `folder` do not hold yet; raises RunError if the training fails."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -98,20 +98,20 @@ def fit_on_ray(
         with _Watch(folder, on_epoch):
             try:
                 trainer.fit()
-            except Exception as error:  # Ray Train wraps what a worker raised in errors of its own
-                raise RunError(f"the training broke off ({cause_of(error)}); the same command continues it") from None
+            except Exception as error:  # Ray Train wraps a worker's error in its own types
+                raise RunError(f"the training stopped ({cause_of(error)}); run the same command to continue") from None
     if (failure := read_json(_failure_file(folder))) is not None:
         raise RunError(failure["error"])
 
 
 def describe_device(device: str, workers: int, nodes: Sequence[dict[str, float]]) -> str:
-    """What the workers train on, and why it is not the GPUs that are there; `nodes` are the nodes' resources."""
+    """One line on what the workers train on, and why not on the GPUs; `nodes` are the resources of the nodes."""
     kind = "GPU" if device == "cuda" else "CPU"
-    said = f"training on Ray Train, {workers} {kind} worker{'s' if workers > 1 else ''}"
+    said = f"training on Ray Train with {workers} {kind} worker{'s' if workers > 1 else ''}"
     gpus = sum(node.get("GPU", 0) for node in nodes)
     if kind == "GPU" or not gpus:
         return said
-    return f"{said}: {workers} workers need a GPU each, and the cluster has {gpus:g}; fewer --workers train on GPUs"
+    return f"{said}: {workers} workers need a GPU each, the cluster has {gpus:g}; give fewer --workers to use GPUs"
 
 
 def _write_part(rows: pa.Table, folder: str) -> Part:
@@ -123,7 +123,7 @@ def _run_config(folder: str, max_failures: int) -> Any:
 
     filesystem, path = objects.arrow_filesystem(locations.join(folder, "ray"))
     return ray.train.RunConfig(
-        name=uuid.uuid4().hex,  # a name that was used before would be taken for finished, and train nothing
+        name=uuid.uuid4().hex,  # Ray takes a name that was used before as finished, and trains nothing
         storage_path=path,
         storage_filesystem=filesystem,
         failure_config=ray.train.FailureConfig(max_failures=max_failures),
@@ -131,14 +131,14 @@ def _run_config(folder: str, max_failures: int) -> Any:
 
 
 def _datasets(job: Job) -> dict[str, Any]:
-    """One dataset of decoded images for each worker, and one to validate on."""
+    """One dataset of decoded images for each worker, and one for validation."""
     named = {_train_name(rank): (part, stored_size(job.recipe)) for rank, part in enumerate(job.train)}
     named["validation"] = (job.validation, job.recipe.image_size)
     return {name: _dataset(part, size) for name, (part, size) in named.items()}
 
 
 def _data_config() -> Any:
-    """Each worker reads its own dataset, in its order: what is streamed is drawn from as it comes."""
+    """Settings so that each worker reads its own dataset in a fixed order: the draw from a stream depends on it."""
     import ray.train
 
     options = ray.train.DataConfig.default_ingest_options()
@@ -153,7 +153,7 @@ def _dataset(part: Part, size: int) -> Any:
         return ray.data.from_items(
             [{"shard": index} for index in range(part.num_shards)], override_num_blocks=part.num_shards
         ).map_batches(
-            _decode_shards,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
+            _decode_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
             batch_size=None,
             fn_kwargs={"folder": part.shards, "size": size},
             num_cpus=IO_CPUS,
@@ -172,7 +172,7 @@ def _decode_shards(batch: dict[str, np.ndarray], folder: str, size: int) -> Iter
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker does; what would fail again (a loss that is no number) is told and not tried again."""
+    """The work of each worker. An error that would happen again (a loss that is not finite) is written, not retried."""
     import ray.train
 
     job: Job = config["job"]
@@ -184,14 +184,14 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _train(job: Job) -> None:
-    """A worker's part of the images in memory if there is room, then epoch after epoch."""
+    """Load the worker's part of the images into memory if it fits, then train epoch after epoch."""
     import ray.train
     import ray.train.torch
     import torch
 
     recipe = job.recipe
     rank, neighbours = ray.train.get_context().get_world_rank(), ray.train.get_context().get_local_world_size()
-    if job.device == "cpu":  # Ray allows a worker one thread, which would leave most of the machine idle
+    if job.device == "cpu":  # Ray gives a worker one thread, which would leave most of the machine idle
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
     workers = len(job.train)
     marks, stream = [part.marks for part in job.train], partial(_stream, _train_name(rank))
@@ -213,7 +213,7 @@ def _train(job: Job) -> None:
 
 
 def _train_name(rank: int) -> str:
-    """What the dataset of a worker is called."""
+    """The name of a worker's dataset."""
     return f"train-{rank}"
 
 
@@ -225,7 +225,7 @@ def _stream(name: str) -> Iterator[Pixels]:
 
 
 class _Watch:
-    """Tells of epochs as their figures appear: the workers' own output stays on their machines."""
+    """Reports epochs as their figures appear in files, since the output of the workers stays on their machines."""
 
     def __init__(self, folder: str, on_epoch: Callable[[Figures], None]) -> None:
         self._folder, self._on_epoch = folder, on_epoch
@@ -246,7 +246,7 @@ class _Watch:
 
     def _poll(self) -> None:
         while not self._stop.wait(_POLL_S):
-            with suppress(Exception):  # each storage raises its own; it is asked again, at the end for the last time
+            with suppress(Exception):  # each storage raises its own types; the next poll, or the end, tries again
                 self._tell()
 
     def _tell(self) -> None:
