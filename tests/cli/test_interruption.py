@@ -27,7 +27,7 @@ def interrupted(process: subprocess.Popen[str], number: signal.Signals) -> str:
     return said
 
 
-STOPPED = "crackbatch: interrupted; what is done is kept, and the same command continues the run\n"
+STOPPED = "crackbatch: interrupted; finished work is kept; run the same command to continue\n"
 
 
 def test_ctrl_c_ends_a_command_also_when_nobody_reads_what_it_says() -> None:

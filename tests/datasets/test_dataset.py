@@ -101,6 +101,6 @@ def test_images_that_all_stand_under_both_labels_are_refused_in_one_line(tmp_pat
         (tmp_path / "site" / label).mkdir(parents=True)
         for index in range(3):
             (tmp_path / "site" / label / f"{index}.jpg").write_bytes(draw_tile(index, True))
-    with pytest.raises(SourceError, match=r"all 3 stand under both labels, such as .*/0\.jpg; leave each") as raised:
+    with pytest.raises(SourceError, match=r"all 3 have both labels, such as .*/0\.jpg; give each") as raised:
         read_dataset([str(tmp_path / "site")])
     assert "\n" not in str(raised.value)

@@ -46,11 +46,11 @@ def test_a_manifests_labels_are_read_as_pandas_writes_them_and_those_that_say_no
     for written in ("labels.csv", "labels.parquet"):
         (table.to_csv if written.endswith("csv") else table.to_parquet)(tmp_path / written, index=False)
         report = read_dataset([str(tmp_path / written)]).report
-        assert report.lines() == ["2 images without a label were passed over"]
+        assert report.lines() == ["2 images without a label were skipped"]
     table["label"] = ["crack", "no_crack"] * 4 + ["Craak", "Craak", "?", ""]
     table.to_csv(tmp_path / "typos.csv", index=False)
     assert read_dataset([str(tmp_path / "typos.csv")]).report.lines() == [
-        "4 images without a label were passed over (3 of a manifest's labels are not understood, such as 'Craak')"
+        "4 images without a label were skipped (3 of a manifest's labels are not understood, such as 'Craak')"
     ]
     table["label"] = "x\ny" * 99
     table.to_csv(tmp_path / "none.csv", index=False)

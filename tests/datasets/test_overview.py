@@ -29,12 +29,12 @@ def test_an_overview_counts_every_image_and_draws_them(tmp_path: Path) -> None:
 def test_an_overview_says_what_told_the_groups(tmp_path: Path) -> None:
     make_photos(tmp_path / "site" / "deck")
     assert describe_dataset(str(tmp_path / "site"), str(tmp_path / "known")).notes == [
-        "48 images are grouped by photos that paths name"
+        "48 images are grouped by photos named in paths"
     ]
     for index in range(4):
         (tmp_path / "site" / "deck" / "D" / "UD" / f"{index}.jpg").write_bytes(draw_tile(500 + index, cracked=False))
     known, guessed = describe_dataset(str(tmp_path / "site"), str(tmp_path / "guessed")).notes
-    assert known == "48 images are grouped by photos that paths name"
+    assert known == "48 images are grouped by photos named in paths"
     assert re.fullmatch(
         r"4 images are grouped by blocks of neighbouring names, .* a guess \(see --group-pattern\)", guessed
     )

@@ -40,7 +40,7 @@ def test_blocks_in_any_order_are_held_in_the_order_of_their_numbers(rows: pa.Tab
     held = hold(parts, marks_of(mixed))
     for name in ("images", "labels", "numbers", "sources"):
         assert np.array_equal(getattr(held, name), getattr(whole, name)), name
-    with pytest.raises(RunError, match="16 of 24 images came out of the reading; run again"):
+    with pytest.raises(RunError, match="only 16 of 24 images were read; run again"):
         hold(parts[: len(parts) * 2 // 3], marks_of(mixed))
 
 
@@ -61,7 +61,7 @@ def test_blocks_are_held_where_there_is_room_and_read_again_where_there_is_none(
 def test_an_image_that_can_no_longer_be_read_ends_the_reading(rows: pa.Table) -> None:
     path = Path(rows.column("image_uri")[3].as_py())
     path.write_bytes(b"")
-    with pytest.raises(RunError, match=rf"{path.name} could be read when it was listed, and is now \w+; run again"):
+    with pytest.raises(RunError, match=rf"{path.name} could be read when it was listed, but is now \w+; run again"):
         list(stream_pixels(rows, 48))
 
 

@@ -21,7 +21,7 @@ def test_a_given_split_that_cuts_photos_or_parts_near_duplicates_is_warned_of_in
     drawn = with_split(read_dataset([str(folder)]))
     write_split(drawn.table, location)
     assert with_given_split(read_dataset([str(folder)]), location).report.lines() == drawn.report.lines()
-    assert drawn.report.lines() == ["1 sets of near-duplicates (2 images) are kept on one side of the split"]
+    assert drawn.report.lines() == ["1 sets of near-duplicates (2 images) are each kept together in the split"]
 
     table = drawn.table.to_pandas()
     others = {"train": "test", "validation": "train", "test": "train"}
@@ -31,5 +31,5 @@ def test_a_given_split_that_cuts_photos_or_parts_near_duplicates_is_warned_of_in
         write_split(drawn.table.set_column(drawn.table.column_names.index("split"), "split", [splits]), location)
         lines = with_given_split(read_dataset([str(folder)]), location).report.lines()
         assert lines[0] == "1 sets of near-duplicates (2 images) were found"
-        assert lines[1].startswith(f"warning: 1 groups (told by photos that paths name), such as {group}, ")
+        assert lines[1].startswith(f"warning: 1 groups (made from photos named in paths), such as {group}, ")
         assert len(lines) == 2

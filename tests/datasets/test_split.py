@@ -56,7 +56,7 @@ def test_a_given_split_is_the_same_wherever_the_files_lie(tmp_path: Path) -> Non
 def test_what_is_no_split_is_refused_in_one_line(tmp_path: Path) -> None:
     dataset = read_dataset([str(make_photos(tmp_path / "deck"))])
     (tmp_path / "split.csv").write_text("sha256,split")
-    with pytest.raises(SourceError, match=r"--split .*split\.csv is no \.parquet, nor a model"):
+    with pytest.raises(SourceError, match=r"--split must be a \.parquet file or a model .*split\.csv"):
         with_given_split(dataset, str(tmp_path / "split.csv"))
     (tmp_path / "model").mkdir()
     write_seen(str(tmp_path / "model"), dataset.table.column("sha256").to_pylist(), ["train"] * len(dataset.table))
@@ -71,23 +71,23 @@ def test_a_split_of_other_images_is_refused(tmp_path: Path) -> None:
     dataset = with_split(read_dataset([str(make_photos(tmp_path / "deck"))]))
     write_split(dataset.table, str(tmp_path / "split.parquet"))
     fewer = read_dataset([str(make_photos(tmp_path / "fewer" / "deck", 6))])
-    with pytest.raises(SourceError, match="names 24 images that are not in the data"):
+    with pytest.raises(SourceError, match="has 24 images that are not in the data"):
         with_given_split(fewer, str(tmp_path / "split.parquet"))
     more = read_dataset([str(make_photos(tmp_path / "more" / "deck", 13))])
-    with pytest.raises(SourceError, match="does not name 4 of the 52 images, such as"):
+    with pytest.raises(SourceError, match="lacks 4 of the 52 images, such as"):
         with_given_split(more, str(tmp_path / "split.parquet"))
     (tmp_path / "none.parquet").write_bytes(b"PAR1")
     with pytest.raises(SourceError, match="cannot be read as a split"):
         with_given_split(dataset, str(tmp_path / "none.parquet"))
-    with pytest.raises(SourceError, match=r"is no \.parquet, nor a model"):
+    with pytest.raises(SourceError, match=r"must be a \.parquet file or a model"):
         with_given_split(dataset, str(tmp_path / "nowhere"))
-    with pytest.raises(SourceError, match="concrete-resnet18 does not name 48 of the 48 images"):
+    with pytest.raises(SourceError, match="concrete-resnet18 lacks 48 of the 48 images"):
         with_given_split(dataset, "concrete-resnet18")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_is_none_is_refused_before_reading(seed: int, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=f"--seed {seed}: give a number from 0"):
+    with pytest.raises(OptionError, match=f"--seed must be from 0 to .*, got {seed}"):
         describe_dataset("nowhere", str(tmp_path / "out"), seed=seed)
 
 

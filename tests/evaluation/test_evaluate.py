@@ -95,7 +95,7 @@ def test_published_rows_are_measured_without_scoring_again(photos: Path, evaluat
     assert found.metrics["sources"]["deck/D"]["confusion"] == before["confusion"]
     (photos / "D" / "CD" / "7999-1.jpg").write_bytes(draw_tile(7999, cracked=True))
     try:
-        with pytest.raises(SourceError, match="1 of 83 labelled images have no score by concrete-resnet18@"):
+        with pytest.raises(SourceError, match="1 of 83 labelled images have no score from concrete-resnet18@"):
             evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"))
     finally:
         (photos / "D" / "CD" / "7999-1.jpg").unlink()
@@ -126,7 +126,7 @@ def test_published_rows_of_a_model_are_found_also_where_another_scored_the_image
     measured = evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"), threshold=0.5)
     before = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
     assert measured.metrics["sources"]["deck/D"]["confusion"] == before["confusion"]
-    with pytest.raises(OptionError, match=r"several thresholds \(0.25, 0.75\); give --threshold"):
+    with pytest.raises(OptionError, match=r"several thresholds \(0.25, 0.75\); choose one with --threshold"):
         evaluate(str(photos), str(tmp_path / "out"), predictions=str(tmp_path / "results"))
 
 
@@ -162,7 +162,8 @@ def test_a_near_duplicate_of_what_a_model_has_seen_says_nothing_of_it_either(pho
     assert found["left_out"] == {"train": images["train"], "validation": images["validation"], "near_duplicates": 2}
     assert found["images"] == images["test"] + 1, "only the test split's own twin is one to measure on"
     arguments = ["evaluate", str(photos), str(again.parent), "--model", str(model), "--out", str(tmp_path / "out")]
-    assert "left out: 2 near-duplicates of them" in CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert "left out: 2 near-duplicates of these images" in shown
 
 
 def test_other_tiles_of_a_photo_that_a_model_has_seen_say_nothing_of_it_either(photos: Path, tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_what_the_model_that_a_training_began_with_has_seen_stays_seen(
     train(str(photos), third, init=second, seed=1, **options)  # which draws another split
     held_out = _images_of(third, "validation", "test")
     num = len(held_out & _images_of(first, "train"))
-    warned = f"warning: {num} of the {len(held_out)} images to validate and test on have trained {second} already"
+    warned = f"warning: {num} of {len(held_out)} held-out images were used to train {second}"
     assert re.search(rf"^{re.escape(warned)}.*--split {re.escape(second)}, ", capfd.readouterr().err, re.MULTILINE)
 
     found = evaluate([str(photos), str(others)], str(tmp_path / "out"), model=third).metrics
@@ -223,9 +224,9 @@ def test_a_source_of_one_class_has_what_can_be_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"prevalence": 2.0}, OptionError, "--prevalence 2"),
-        ({"threshold": -1.0}, OptionError, "--threshold -1"),
-        ({"threshold": 0.5, "operating_point": "balanced"}, OptionError, "give one of them"),
+        ({"prevalence": 2.0}, OptionError, "--prevalence must be above 0 and below 1, got 2"),
+        ({"threshold": -1.0}, OptionError, "--threshold must be from 0 to 1, got -1"),
+        ({"threshold": 0.5, "operating_point": "balanced"}, OptionError, "give only one of them"),
         ({"predictions": "nowhere"}, OutputError, "no predictions in"),
         ({"run_id": "2026-01-01-night"}, OptionError, "--run-id .* --predictions"),
     ],

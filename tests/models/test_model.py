@@ -21,7 +21,7 @@ from crackbatch.models.model import Model, build_network, calibrated, load_model
 
 def test_weights_of_another_network_are_refused(bundle: Path) -> None:
     edit(bundle, network="resnet34")
-    with pytest.raises(BundleError, match="do not fit a resnet34"):
+    with pytest.raises(BundleError, match="do not fit the network resnet34"):
         load_model(str(bundle))
 
 

@@ -38,7 +38,7 @@ def test_a_node_that_does_not_see_what_the_driver_sees_says_so_and_no_image_is_m
     from crackbatch.scoring.pipeline import _node, _read_shard, _Seen
 
     elsewhere = _Seen("another node", [str(tmp_path), str(tmp_path / "photos")])
-    with pytest.raises(RunError, match=rf"does not see {tmp_path}/photos; name sources by URLs or by paths that all"):
+    with pytest.raises(RunError, match=rf"cannot find {tmp_path}/photos; give sources as URLs or as paths that all"):
         _read_shard(str(tmp_path), 0, elsewhere)
-    with pytest.raises(RunError, match=rf"does not see the run's folder {tmp_path}; give --out as a URL or a path"):
+    with pytest.raises(RunError, match=rf"cannot find the run's folder {tmp_path}; give --out as a URL or a path"):
         _read_shard(str(tmp_path), 0, _Seen(_node(), elsewhere.roots))

@@ -183,7 +183,7 @@ def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
     if number != signal.SIGKILL:
-        assert "the same command continues" in stderr
+        assert "run the same command to continue" in stderr
         assert "Traceback" not in stderr
     assert not list(out.rglob("*.parquet")), "nothing is visible before it is published"
     held = sum(pq.read_metadata(part).num_rows for part in out.glob("runs/*/parts/*.part"))

@@ -18,7 +18,7 @@ from crackbatch.sources.plan import make_plan
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
 def test_a_web_server_without_ranges_gives_no_image_the_pixels_of_another(kind: str, size: int, tmp_path: Path) -> None:
-    refusal = "its server sends whole files only; download it and name the copy"
+    refusal = "the server sends whole files only, not ranges; download the file"
     images = {f"{number}.bmp": os.urandom(size) for number in range(12)}
     folder = write_files(tmp_path / "www", {f"a.{kind}": archive_of(kind, images, tmp_path)})
     rows: list[dict[str, object]] = []
@@ -46,5 +46,7 @@ def test_an_archive_that_can_only_be_read_through_is_unpacked_or_refused_in_one_
             plan = make_plan([f"{base}/a.{kind}"], EXTENSIONS, scratch=str(tmp_path / "scratch"))
             assert [row["bytes"] for row in fetch_all(plan)] == list(images.values())
         else:
-            with pytest.raises(SourceError, match=rf"/a\.{kind}: .*sends whole files only; download it and name the c"):
+            with pytest.raises(
+                SourceError, match=rf"/a\.{kind}: .*sends whole files only, not ranges; download the file"
+            ):
                 make_plan([f"{base}/a.{kind}"], EXTENSIONS)

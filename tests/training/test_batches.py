@@ -18,7 +18,7 @@ def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     monkeypatch.setattr("crackbatch.datasets.pixels.fits_memory", lambda *_: False)
     options = {**SMALL, "epochs": 2}
     results = [train(photos, str(tmp_path / name), workers=0, **options) for name in "ab"]
-    assert "do not fit into memory" in capfd.readouterr().err
+    assert "do not fit in memory" in capfd.readouterr().err
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert read_bundle(str(tmp_path / "a")).temperature == read_bundle(str(tmp_path / "b")).temperature
     assert all(result.trained and len(result.history) == 2 for result in results)

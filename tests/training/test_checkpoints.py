@@ -25,7 +25,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damaged: bytes |
     file.write_bytes(file.read_bytes()[:100] if damaged is None else damaged)
     assert checkpoints.latest() == {"history": [1]}
     shutil.copy(file, tmp_path / "best-0001.pt")
-    with pytest.raises(RunError, match=r"the weights of epoch 1, the best, are gone .* or damaged; remove the folder"):
+    with pytest.raises(
+        RunError, match=r"the weights of the best epoch \(1\) are missing from .* or damaged; remove the folder"
+    ):
         checkpoints.best(1)
 
 

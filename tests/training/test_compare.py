@@ -39,7 +39,7 @@ def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("networks", "message"), [([], "--networks is missing"), (["resnet18,resnet18"], "stands there twice")]
+    ("networks", "message"), [([], "--networks is missing"), (["resnet18,resnet18"], "must name each network once")]
 )
 def test_a_list_of_networks_that_means_nothing_is_refused(networks: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=message):
@@ -50,7 +50,7 @@ def test_a_list_of_networks_that_means_nothing_is_refused(networks: list[str], m
     ("networks", "sources", "error", "message"),
     [
         ("resnet18,resnet99", ["deck"], BundleError, "resnet99"),
-        ("resnet18,alexnet", ["deck"], BundleError, "--network alexnet takes no pictures of 32 pixels"),
+        ("resnet18,alexnet", ["deck"], BundleError, "--network alexnet does not accept images of 32 pixels"),
         ("resnet18", ["deck", "nowhere"], SourceError, "no such file or folder.*nowhere"),
         ("resnet18", ["deck", "empty"], SourceError, "no images in .*empty"),
     ],

@@ -52,8 +52,8 @@ class _Exploding:
         (lambda path: path.write_bytes(b""), "is not loaded"),
         (lambda path: path.write_bytes(b"."), "is not loaded"),
         (lambda path: path.write_bytes(b"hello"), "is not loaded"),
-        (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit a resnet18"),
-        (lambda path: torch.save([1, 2], path), "is no state dict"),
+        (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit network resnet18"),
+        (lambda path: torch.save([1, 2], path), "is not a state dict"),
         (lambda path: None, "no bundle and no weights there"),
     ],
 )
@@ -79,7 +79,9 @@ def test_imagenet_weights_without_a_connection_name_the_other_choices(tmp_path: 
     ("network", "size"), [("vit_b_16", 100), ("alexnet", 32), ("inception_v3", 64), ("maxvit_t", 100)]
 )
 def test_a_size_that_a_network_cannot_take_is_refused_in_one_line(network: str, size: int) -> None:
-    with pytest.raises(BundleError, match=rf"--network {network} takes no pictures of {size} .*--image-size") as raised:
+    with pytest.raises(
+        BundleError, match=rf"--network {network} does not accept images of {size} .*--image-size"
+    ) as raised:
         initial_network(network, "none", size)
     assert "\n" not in str(raised.value)
 

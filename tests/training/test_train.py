@@ -34,7 +34,7 @@ def test_a_bundle_says_how_it_was_made_and_scores(trained: Path, photos: str) ->
     assert bundle.training["images"] == {name: dataset.part(name).num_rows for name in ("train", "validation", "test")}
     assert bundle.training["data"] == ["deck"]
     card = (trained / "MODEL_CARD.md").read_text()
-    assert "| split | drawn with seed 0, by group: photos that paths name |" in card
+    assert "| split | drawn with seed 0, by group: photos named in paths |" in card
     assert f"| split digest | {dataset.digest} |" in card
     file = next(Path(photos).rglob("*.jpg"))
     assert 0 <= load_model(str(trained)).predict([file])[0] <= 1
@@ -99,7 +99,7 @@ def test_a_training_from_a_bucket_into_a_bucket_goes_on_from_its_checkpoint_ther
 
 
 def test_two_trainings_into_one_place_do_not_meet(photos: str, tmp_path: Path) -> None:
-    with Holding(str(tmp_path / "out" / "training"), "it"), pytest.raises(HeldError, match="is being worked on by"):
+    with Holding(str(tmp_path / "out" / "training"), "it"), pytest.raises(HeldError, match="has been working on"):
         train(photos, str(tmp_path / "out"), **SMALL)
 
 
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_ends_with_the_cause_and_the_training_goes_on_later(
         command(photos, out, "--workers=0"), capture_output=True, text=True, preexec_fn=no_large_files
     )
     assert failed.returncode == 1
-    assert "the same command continues it" in failed.stderr.splitlines()[-1]
+    assert "run the same command to continue" in failed.stderr.splitlines()[-1]
     assert "Traceback" not in failed.stderr
     subprocess.run(command(photos, out, "--workers=0"), capture_output=True, check=True)
     assert weights(out) == weights(trained)

@@ -36,7 +36,7 @@ def test_ray_train_gives_the_same_weights_from_relative_locations(
     same = {**SMALL, "init": "initial.pth", "learning_rate": Recipe(init="none", batch_size=16).peak_learning_rate}
     shutil.copy(trained / "split.parquet", "split.parquet")
     train("deck", "ray", name="small", workers=1, split="split.parquet", **same)
-    assert "training on Ray Train, 1 CPU worker\n" in capfd.readouterr().err
+    assert "training on Ray Train with 1 CPU worker\n" in capfd.readouterr().err
     assert weights(tmp_path / "ray") == weights(trained)
 
 
@@ -45,7 +45,7 @@ def test_ray_train_gives_the_same_weights_from_relative_locations(
     [
         ("cuda", 2, [{"CPU": 8, "GPU": 2}], "2 GPU workers$"),
         ("cpu", 2, [{"CPU": 8}, {}], "2 CPU workers$"),
-        ("cpu", 2, [{"CPU": 8, "GPU": 1}, {"CPU": 2}], "2 CPU workers: .* a GPU each, and the cluster has 1; fewer"),
+        ("cpu", 2, [{"CPU": 8, "GPU": 1}, {"CPU": 2}], "2 CPU workers: .* a GPU each, the cluster has 1; give fewer"),
     ],
 )
 def test_it_is_said_what_the_workers_train_on(
@@ -66,7 +66,7 @@ def test_whoever_watches_epochs_goes_on_where_a_file_cannot_be_read(tmp_path: Pa
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_refused(photos: str, tmp_path: Path, ray_here: None) -> None:
-    with pytest.raises(RunError, match=r"2 workers need a CPU each.*fewer --workers"):
+    with pytest.raises(RunError, match=r"--workers 2 needs a CPU for each worker.*fewer --workers"):
         train(photos, str(tmp_path / "ray"), workers=2, **SMALL)
 
 
@@ -104,7 +104,7 @@ def test_without_failures_to_recover_from_a_workers_death_ends_the_training_unti
     _, errors = process.communicate(timeout=250)
     assert process.returncode == 1
     last = errors.decode().splitlines()[-1]
-    assert re.search(r"crackbatch: the training broke off \(.*\); the same command continues it$", last)
+    assert re.search(r"crackbatch: the training stopped \(.*\); run the same command to continue$", last)
     again = subprocess.run(train_there, capture_output=True, text=True, check=True)
     assert "epoch 1 of 3" not in again.stderr
     assert weights(out) == weights(trained)

@@ -219,7 +219,7 @@ def test_a_run_that_is_stopped_says_within_three_seconds_how_it_goes_on(
     assert process.stderr is not None
     said = next(line for line in process.stderr if "interrupted" in line)
     assert time.monotonic() - began < 3
-    assert "the same command continues the run" in said
+    assert "run the same command to continue" in said
     process.kill()  # as `ray job stop` does after three seconds
     process.communicate()
     finish(start(source, out))
@@ -252,10 +252,10 @@ PIL.Image.open = opened
 @pytest.mark.parametrize(
     ("kind", "places", "megapixels", "status", "message"),
     [
-        ("abort", [20, 50, 100], "10", "crashed", "it kills its decoder (signal 6"),
-        ("memory", [50], "10", "crashed", "decoding it takes more than"),
+        ("abort", [20, 50, 100], "10", "crashed", "decoding it crashed the decoder process (signal 6"),
+        ("memory", [50], "10", "crashed", "decoding it needs more than"),
         # A process of its own may take more than is left to the machine, and its parent is killed for it.
-        ("memory", [50], "200", "crashed", "it kills its worker even from a process of its own"),
+        ("memory", [50], "200", "crashed", "decoding it crashed the worker even when isolated"),
         ("sleep", [20, 50, 100], "10", "failed", "decoding took longer than 2 s"),
     ],
 )
@@ -300,7 +300,7 @@ def test_two_runs_of_one_id_do_not_meet_and_two_ids_go_on_side_by_side(
     first = start(source, out, *options, "--run-id", "a", **environment)
     wait_for(lambda: list(out.glob("runs/a/lease-*.json")), first)
     said = finish(start(source, out, *options, "--run-id", "a", **environment), code=1, timeout_s=60)
-    assert re.search(rf"run a is being worked on by process {first.pid} on \S+ since 20", said)
+    assert re.search(rf"process {first.pid} on \S+ has been working on run a since 20", said)
     finish(start(source, out, *options, "--run-id", "b", **environment))
     finish(first)
     for run_id in ("a", "b"):
@@ -379,7 +379,7 @@ def test_a_disk_that_is_full_ends_the_run_with_the_cause_and_it_goes_on_later(
         _fill(ballast)
     said = finish(process, code=1)
     assert "No space left on device" in said
-    assert "the same command continues" in said
+    assert "run the same command" in said
     assert not list(out.rglob("*.parquet"))
     ballast.unlink()
     finish(start(source, out))
@@ -403,7 +403,7 @@ def test_a_disk_that_is_full_while_rows_are_published_shows_none_of_them_and_the
     os.truncate(ballast, ballast.stat().st_size - (16 << 10))  # room for a lease, not for the rows
     said = finish(start(source, out), code=1)
     assert "No space left on device" in said
-    assert "the same command continues" in said
+    assert "run the same command" in said
     assert sorted(crackbatch.read_predictions(str(out))["image_uri"]) == list("abc"), "as readable as before"
     ballast.unlink()
     finish(start(source, out))
@@ -423,7 +423,7 @@ def test_an_out_that_becomes_read_only_ends_the_run_with_the_cause_and_it_goes_o
     )
     said = finish(process, code=1)
     assert "Read-only file system" in said
-    assert "the same command continues" in said
+    assert "run the same command" in said
     refused = finish(start(source, out), code=2)
     assert "cannot write to" in refused
     assert not list(out.rglob("*.parquet"))
@@ -441,7 +441,7 @@ def test_an_out_that_vanishes_ends_the_run_with_the_cause(
     out.write_bytes(b"")  # nothing can be made below it
     said = finish(process, code=1)
     assert "Not a directory" in said or re.search(rf"{out}/runs/\S+ is gone", said)
-    assert "the same command continues" in said
+    assert "run the same command" in said
     out.unlink()
     (tmp_path / "gone").rename(out)
     finish(start(source, out))
