@@ -30,8 +30,10 @@ def run_main(arguments: list[str], at_the_end: str) -> subprocess.CompletedProce
 
 
 RUN_ALL = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, json, os, sys, traceback
 import crackbatch.cli.commands
+
+os._exit = sys.exit  # how a command ends that does not wait for its threads: the next one comes in this process
 
 def answer(arguments):
     sys.argv[1:] = arguments

@@ -50,10 +50,10 @@ WRONG = [
     ("score IMAGE --out OUT --threshold 0.5 --operating-point balanced", "give only one of them"),
     ("score IMAGE --out OUT --date yesterday", "--date 'yesterday' is no date"),
     ("score IMAGE --out OUT --run-id ../x", "--run-id '../x'"),
-    ("score IMAGE --out OUT --limit 0", "--limit 0"),
-    ("score IMAGE --out OUT --max-megapixels inf", "--max-megapixels inf"),
-    ("score IMAGE --out OUT --batch-size -1", "--batch-size -1"),
-    ("score IMAGE --out OUT --max-error-rate 5", "--max-error-rate 5"),
+    ("score IMAGE --out OUT --limit 0", "--limit must be 1 or more, got 0"),
+    ("score IMAGE --out OUT --max-megapixels inf", "--max-megapixels must be above 0 and at most 100,000, got inf"),
+    ("score IMAGE --out OUT --batch-size -1", "--batch-size must be 1 or more, got -1"),
+    ("score IMAGE --out OUT --max-error-rate 5", "--max-error-rate must be from 0 to 1, got 5"),
     ("score IMAGE --out IMAGE/out", "cannot write to"),
     ("score IMAGE --out /proc/nowhere", "cannot write to /proc/nowhere"),
     ("score IMAGE --out memory://x", "give a path or another URL"),
@@ -61,7 +61,7 @@ WRONG = [
     ("train nowhere --out OUT", "no such file or folder: nowhere"),
     ("train FOLDER", "--out is missing"),
     ("train FOLDER --out OUT", "no labelled images in FOLDER: 1 images, none in a folder such as Positive"),
-    ("train FOLDER --out OUT --epochs 0", "--epochs 0"),
+    ("train FOLDER --out OUT --epochs 0", "--epochs must be 1 or more, got 0"),
     ("train FOLDER --out OUT --weight much", "--weight must be written as SOURCE=0.5, got 'much'"),
     ("train FOLDER --out OUT --group-pattern (", "--group-pattern '(' is not a valid regular expression"),
     ("dataset FOLDER --out OUT", "no labelled images in FOLDER"),
@@ -152,7 +152,7 @@ def test_python_takes_paths_of_pathlib_and_one_extension_as_it_is(image: Path, t
         with pytest.raises(OutputError, match=re.escape(str(tmp_path / "out"))):
             call(tmp_path / "out")
     model = crackbatch.load_model(Path(crackbatch.__file__).parent / "models" / "concrete-resnet18")
-    with pytest.raises(TypeError, match="several"):
+    with pytest.raises(TypeError, match="list of images"):
         model.predict(image)
     assert model.predict([image]) == crackbatch.load_model().predict([image])
 

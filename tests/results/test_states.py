@@ -56,7 +56,7 @@ def test_every_state_is_known_from_what_lies_there(out: str) -> None:
     assert found["planned"].images == found["planned"].published == 0
     for name, reason in {
         "0": "run.json is damaged",
-        "1": "no JSON object",
+        "1": "not a JSON object",
         "garbled": "summary.json is damaged",
     }.items():
         assert reason in str(found[name].reason)

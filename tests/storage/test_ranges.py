@@ -18,7 +18,7 @@ from crackbatch.sources.plan import make_plan
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
 def test_a_web_server_without_ranges_gives_no_image_the_pixels_of_another(kind: str, size: int, tmp_path: Path) -> None:
-    refusal = "the server sends whole files only, not ranges; download the file"
+    refusal = "the server sends whole files only, not ranges; download the file and give the path of the copy"
     images = {f"{number}.bmp": os.urandom(size) for number in range(12)}
     folder = write_files(tmp_path / "www", {f"a.{kind}": archive_of(kind, images, tmp_path)})
     rows: list[dict[str, object]] = []

@@ -63,7 +63,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=message):
         compare(sources, "out", networks=[networks], **{**SMALL, "image_size": 32})
-    with pytest.raises(OptionError, match="--threshold 7"):
+    with pytest.raises(OptionError, match="--threshold must be from 0 to 1, got 7"):
         compare(["deck"], "out", networks=["resnet18"], threshold=7, **{**SMALL, "image_size": 32})
     assert not (tmp_path / "out").exists()
 
