@@ -77,7 +77,8 @@ class Cluster:
 
         if ray.is_initialized():
             return
-        _check_answers(self._address or os.environ.get("RAY_ADDRESS", ""))
+        address = self._address or os.environ.get("RAY_ADDRESS", "")
+        _check_answers(address)
         importing.start()
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
@@ -88,8 +89,8 @@ class Cluster:
                 )  # fmt: skip
                 starting.result()
         except Exception as error:  # Ray also raises plain `Exception`
-            where = f"connect to the Ray cluster at {self._address}" if self._address else "start Ray or connect to it"
-            raise RunError(f"cannot {where}: {cause_of(error)}") from None
+            what = f"connect to the Ray cluster at {address}" if address else "start Ray on this machine"
+            raise RunError(f"cannot {what}: {cause_of(error)}") from None
         self._is_ours = True
         importing.join()  # not reached after Ctrl-C, so that the user does not wait for the import
 

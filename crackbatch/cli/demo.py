@@ -19,6 +19,8 @@ import PIL.ImageDraw
 import PIL.ImageFilter
 
 from crackbatch.cli.output import print_summary
+from crackbatch.results.predictions import read_predictions
+from crackbatch.scoring.score import score
 from crackbatch.storage import atomic
 
 TILE = 227
@@ -27,8 +29,6 @@ NUM_TILES = 96
 
 def main() -> None:
     """Draw, score, and print the first rows."""
-    from crackbatch import read_predictions, score
-
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     archive, out = folder / "inspection.zip", str(folder / "results")
     if not archive.exists():  # a redrawn archive would be a new version, and its images would be scored again

@@ -176,7 +176,10 @@ class _Scorer:
         except BundleError as error:  # the driver could read it
             raise BundleError(f"on node {socket.gethostname()}: {error}") from None
         if bundle.model_id != stamp.model_id:
-            raise BundleError(f"model {location} is {bundle.model_id} on a node, expected {stamp.model_id}")
+            raise BundleError(
+                f"model {location} is {bundle.model_id} on node {socket.gethostname()}, expected {stamp.model_id};"
+                " put the same bundle on every node"
+            )
         model = Model(bundle, weights, device)
         model.batch_size = batch_size or model.batch_size
         self._decoder = Decoder(bundle.input_size, max_megapixels)

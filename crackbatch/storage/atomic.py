@@ -94,8 +94,8 @@ def _check_writable(location: str) -> None:
     if scheme(location) == "memory":
         raise OutputError("--out must not be memory://: several processes write to it; give a path or another URL")
     probe = join(location, "runs", ".writable")
-    made = missing_folders(join(location, "runs"))
     try:
+        made = missing_folders(join(location, "runs"))
         write_whole(probe, b"")
         remove(probe)
         remove_folders(made)  # a request that is refused later must leave no folders

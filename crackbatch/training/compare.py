@@ -113,7 +113,8 @@ def compare(
         if not result.bundle.training["images"]["test"]:
             raise SourceError(
                 "the test split is empty, so the networks cannot be compared: the data have too few groups (see"
-                f" --group-pattern); the trained networks are kept in {redact(location)}"
+                " --group-pattern), or the given --split has no test images; the trained networks are kept in"
+                f" {redact(location)}"
             )
         measured = evaluate(
             sources, locations.join(folder, "evaluation"), model=folder, threshold=threshold, **labels

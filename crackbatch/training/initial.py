@@ -90,7 +90,7 @@ def head_of(network: torch.nn.Module, name: str) -> str:
 
     linear: list[str] = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
     if not linear:
-        raise BundleError(f"network {name} cannot be trained: it has no linear layer; choose another, such as resnet18")
+        raise BundleError(f"--network {name} cannot be trained: it has no linear layer; give another, such as resnet18")
     return linear[-1]
 
 

@@ -72,6 +72,12 @@ class Where:
     max_failures: int
     address: str | None
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise OptionError(f"--workers must be 0 or more, got {self.workers}")
+        if self.max_failures < 0:
+            raise OptionError(f"--max-failures must be 0 or more, got {self.max_failures}")
+
 
 def train(
     sources: locations.Location | Sequence[locations.Location],
@@ -110,11 +116,9 @@ def train(
     )  # fmt: skip
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     names, given = check_sources(sources), os.fspath(split) if split else None
-    if workers < 0 or max_failures < 0:
-        raise OptionError("--workers and --max-failures must be 0 or more")
+    where = Where(workers, max_failures, address)
     out = os.fspath(out)
     location = atomic.check_output(out)
-    where = Where(workers, max_failures, address)
     folder = locations.join(location, "training")
     made = atomic.missing_folders(folder)
     broken_off = giving_up(lambda why: RunError(f"the training stopped ({why}); run the same command to continue"))
