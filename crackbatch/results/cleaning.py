@@ -1,7 +1,7 @@
-"""What runs left behind that were interrupted, and its removal.
+"""Finding and removing the files that interrupted runs left behind.
 
-Published rows stay, and with them the run's run.json; a run that somebody works on, or whose files are damaged, is
-passed over; files that no run makes are not touched. What is removed is exactly what was listed, file by file.
+Published rows are kept, and so is the run.json of a published run. Running and damaged runs are skipped. Files that
+crackbatch did not write are not touched. Exactly the listed files are removed, one by one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What a run left behind: `files` are locations, `lost_rows` counts scored images that were never published."""
+    """What a run left behind: `files` are locations, `lost_rows` counts scored rows that were never published."""
 
     run_id: str
     state: str
@@ -40,7 +40,7 @@ class Leftovers:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What runs left behind, which of them were passed over and why, and whether it was `removed` or only listed."""
+    """What runs left behind, which runs were skipped and why, and whether the files were `removed` or only listed."""
 
     out: str
     leftovers: list[Leftovers]
@@ -49,10 +49,10 @@ class Cleaning:
 
 
 def clean(out: locations.Location, yes: bool = False, run_id: str | None = None) -> Cleaning:
-    """List what interrupted runs left in `out`, of one run if it is named, and remove it where `yes` says so.
+    """List the files that interrupted runs (or one run) left in `out`, and remove them if `yes` is set.
 
-    A run that was never published goes whole. Raises OutputError where there are no runs, OptionError for a run that
-    is not there, RunError where something cannot be removed.
+    A run that was never published is removed completely. Raises OutputError if there are no runs, OptionError for a
+    run that does not exist, RunError if a file cannot be removed.
     """
     out = os.fspath(out)
     found = survey(out)
@@ -63,7 +63,9 @@ def clean(out: locations.Location, yes: bool = False, run_id: str | None = None)
             raise OptionError(f"no run {run_id} in {redact(out)}; runs: {', '.join(names)}")
     passed_over: dict[str, str] = {}
     leftovers = []
-    with giving_up(lambda why: RunError(f"cleaning {redact(out)} broke off ({why}); the same command does the rest")):
+    with giving_up(
+        lambda why: RunError(f"cleaning {redact(out)} stopped ({why}); run the same command to go on")
+    ):
         for folder, run in found:
             if reason := _why_not(run):
                 passed_over[run.run_id] = reason
@@ -78,12 +80,12 @@ def clean(out: locations.Location, yes: bool = False, run_id: str | None = None)
 
 def _why_not(run: ListedRun) -> str | None:
     if run.state == "running":
-        return f"is running, {run.holder} since {run.since}"
+        return f"is running ({run.holder}, since {run.since})"
     return f"is damaged: {run.reason}" if run.state == "damaged" else None
 
 
 def _leftover_files(folder: RunFolder, run: ListedRun) -> list[str]:
-    """Paths in the run's folder that nobody needs; run.json comes last, so that a removal can be continued."""
+    """Return the unneeded paths in the run's folder; run.json is last, so that a removal can be continued."""
     files = sorted(name for name in folder.files if _is_leftover(name))
     if _is_published(folder, run):
         stale = "summary.json" in folder.files and "failure.json" in folder.files
@@ -107,8 +109,8 @@ def _describe(folder: RunFolder, run: ListedRun, files: list[str]) -> Leftovers:
 
 
 def _count_lost(folder: RunFolder, run: ListedRun) -> int:
-    """Rows in the parts that no published file holds."""
-    if "summary.json" in folder.files:  # whatever the parts hold is published, or was replaced
+    """Count the rows in the parts that are not in a published file."""
+    if "summary.json" in folder.files:  # all rows in the parts were published or replaced
         return 0
     published = folder.published_files(run.date)
     if not published:
@@ -125,7 +127,7 @@ def _identities(places: list[str]) -> pa.Table:
 
 
 def _remove(folder: RunFolder, files: list[str]) -> bool:
-    """Remove the files, and on this machine the folders that are empty then; False where somebody works on the run."""
+    """Remove the files and, on a local disk, the empty folders; return False if a process works on the run."""
     try:
         with Holding(folder.location, f"run {folder.run_id}"):
             if _without_leases(objects.list_sizes(folder.location)) != _without_leases(folder.files):
@@ -140,7 +142,7 @@ def _remove(folder: RunFolder, files: list[str]) -> bool:
         return False
     if locations.is_local(folder.location):
         for name in (*WORKING_FOLDERS, ""):
-            with suppress(OSError):  # not empty, or not there
+            with suppress(OSError):  # not empty, or does not exist
                 os.rmdir(os.path.join(folder.location, name))
     return True
 

@@ -1,4 +1,4 @@
-"""Parts of a run: the rows of finished tasks, each part whole or not there; writing, reading and counting them."""
+"""Parts hold the rows of finished tasks; a part is complete or does not exist. Writing, reading and counting them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _THREADS = 8
 
 
 def write_part(run: Run, rows: pa.Table) -> None:
-    """Write finished rows as one part, named after the images in it, so that a repeated task overwrites itself."""
+    """Write finished rows as one part. Its name is made from its images, so a repeated task overwrites its own part."""
     write_table(locations.join(run.parts_folder, f"{block_digest(rows)}.part"), rows)
 
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
-    """Identities that the run's published files and its parts hold; parts that cannot be read are removed."""
+    """Return the identities in the published files and in the parts; parts that cannot be read are removed."""
     published = _read_all(run.published_files(), IDENTITY)
     parts = []
     files = run.part_files()
@@ -42,9 +42,9 @@ def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
 
 
 def read_scored(out: str, model_id: str) -> pa.Table:
-    """Identities that any published run in OUT has scored with this model.
+    """Return the identities that any published run in OUT has scored with this model.
 
-    Those whose bytes could not be had are left out: another night may have them.
+    Images whose bytes could not be read are not among them: a later run may be able to read them.
     """
     root = locations.join(out, "predictions")
     files = objects.list_files(root, ".parquet")
@@ -59,14 +59,14 @@ def read_scored(out: str, model_id: str) -> pa.Table:
 
 
 def count_failed(run: Run) -> int:
-    """Images without a score in the run's parts and published files, each once."""
+    """Count the images without a score in the run's parts and published files, each once."""
     tables = _read_all([*run.part_files(), *run.published_files()], [*IDENTITY, "status"])
     failed = (table.filter(pc.not_equal(table.column("status"), "ok")).select(IDENTITY) for table in tables)
     return int(pc.count_distinct(identity_keys(concat_identities(failed))).as_py())
 
 
 def count_statuses(run: Run) -> dict[str, int]:
-    """Rows by status in all of the run's published files, most frequent first."""
+    """Count the rows of the run's published files by status, most frequent first."""
     counts: Counter[str] = Counter()
     for table in _read_all(run.published_files(), ["status"]):
         counts.update(values_of(table.column(0)))
@@ -74,41 +74,41 @@ def count_statuses(run: Run) -> dict[str, int]:
 
 
 def values_of(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value stands in a column of text."""
+    """Count how often each value occurs in a text column."""
     return {str(item["values"]): int(item["counts"]) for item in column.value_counts().to_pylist()}
 
 
 def by_frequency(counts: dict[str, int]) -> dict[str, int]:
-    """The same counts, the most frequent first."""
+    """Return the counts sorted, the most frequent first."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def read_columns(location: str, columns: list[str]) -> pa.Table:
-    """A few columns of a Parquet file, of which no more is fetched.
+    """Read some columns of a Parquet file, and fetch only these.
 
-    Raises OutputError where it is none of ours.
+    Raises OutputError if crackbatch did not write the file or if it is damaged.
     """
     if (table := read_part(location, columns)) is None:
-        raise OutputError(f"{redact(location)} is no whole table of crackbatch; move it elsewhere and run again")
+        raise OutputError(f"{redact(location)} is not a complete crackbatch table; move it elsewhere and run again")
     return table
 
 
 def read_part(location: str, columns: list[str]) -> pa.Table | None:
-    """A few columns of a part; None for half a file, as a full disk or a broken copy leaves it."""
+    """Read some columns of a part; return None if the file is incomplete, as after a full disk or a failed copy."""
     try:
         with ranges.open_file(location) as file:
-            # In this thread alone: a thread of Arrow's that lets go of a Python file while Python ends can abort it.
+            # Only in this thread: if a thread of Arrow closes a Python file while Python exits, the process can abort.
             return pq.ParquetFile(file, pre_buffer=False).read(columns, use_threads=False).select(columns)
     except (pa.ArrowInvalid, KeyError):
         return None
     except OSError as error:
-        if error.errno is None and error.__cause__ is None:  # Arrow's own, of bytes that it cannot decompress
+        if error.errno is None and error.__cause__ is None:  # raised by Arrow for bytes that it cannot decompress
             return None
         raise
 
 
 def concat_identities(tables: Iterable[pa.Table]) -> pa.Table:
-    """One table of the identities in several, which may be none."""
+    """Concatenate identities; without tables, return an empty one."""
     empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
     return pa.concat_tables([empty, *tables])
 

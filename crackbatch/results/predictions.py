@@ -1,4 +1,4 @@
-"""Reading the published table: what an analyst starts from."""
+"""Reading the published table."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def read_predictions(
     columns: Sequence[str] | None = None,
     _model_id: str | None = None,
 ) -> pd.DataFrame:
-    """Published rows as a DataFrame, most probable cracks first; by default the newest row of each image.
+    """Return published rows as a DataFrame, most probable cracks first; by default the newest row of each image.
 
-    With `run_id`, all rows of that run; with `date`, the newest of each image on that day (YYYY-MM-DD).
-    `min_probability` keeps images whose row reaches it. Raises OutputError where nothing is published or a column has
-    types in several runs that do not go together, OptionError for a column, run or date that is not there.
+    `run_id` selects all rows of one run, `date` (YYYY-MM-DD) the newest row of each image on that day.
+    `min_probability` selects images with at least this probability. Raises OutputError if nothing is published or if
+    runs give a column types that cannot be combined, OptionError for a column, run or date that does not exist.
     """
     out = os.fspath(out)
     root = locations.join(locations.normalize(out), "predictions")
     files = objects.list_files(root, ".parquet")
     if not files:
-        raise OutputError(f"no predictions in {redact(out)}; `crackbatch score` publishes them there")
+        raise OutputError(f"no predictions in {redact(out)}; run `crackbatch score` with this --out first")
     dataset = _open(root, files)
     wanted = _check_columns(columns, dataset.schema)
     condition = _condition(run_id, date)
@@ -51,7 +51,7 @@ def read_predictions(
     if not table.num_rows and condition is not None:
         known = sorted(dataset.to_table(columns=["run_id"]).column("run_id").unique().to_pylist())
         raise OptionError(f"no rows of run {run_id or 'any'} on date {date or 'any'}; runs: {', '.join(known)}")
-    if _model_id is not None:  # before the newest row of an image is taken: that may be another model's
+    if _model_id is not None:  # first this, because the newest row of an image may be from another model
         table = table.filter(pc.field("model_id") == _model_id)
     if run_id is None:
         table = _newest(table)
@@ -64,7 +64,7 @@ def read_predictions(
 
 
 def _open(root: str, files: list[str]) -> ds.FileSystemDataset:
-    """All files as one dataset; runs with different manifests have different columns, so every file is asked."""
+    """Open all files as one dataset. Runs can have different columns, so the schema of every file is read."""
     filesystem, base = objects.filesystem(root)
     options = ds.FileSystemFactoryOptions(base, ds.partitioning(flavor="hive"))
     paths = [objects.filesystem(file)[1] for file in files]
@@ -73,13 +73,13 @@ def _open(root: str, files: list[str]) -> ds.FileSystemDataset:
     try:
         return factory.finish(factory.inspect(promote_options="permissive"))
     except pa.ArrowTypeError:
-        first = factory.inspect(fragments=1)  # which has the column of the folders' names
+        first = factory.inspect(fragments=1)  # this has the partition column
         files_schemas = (fragment.physical_schema for fragment in factory.finish(first).get_fragments())
         return factory.finish(_merge([first, *files_schemas]))
 
 
 def _merge(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """All columns of all files; one that manifests gave different types is text."""
+    """Return all columns of all files; a column with types that cannot be combined becomes text."""
     found: dict[str, list[pa.Field]] = {}
     for field in itertools.chain.from_iterable(schemas):
         found.setdefault(field.name, []).append(field)
@@ -93,7 +93,7 @@ def _merge(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def _read(dataset: ds.FileSystemDataset, columns: list[str], condition: ds.Expression | None) -> pa.Table:
-    """The rows of all files; where their types do not go together, those of the files that hold such rows must."""
+    """Read the rows of all files; if types cannot be combined, only the files with matching rows are read."""
     try:
         return dataset.to_table(columns=columns, filter=condition)
     except _NO_CAST:
@@ -109,7 +109,7 @@ def _read(dataset: ds.FileSystemDataset, columns: list[str], condition: ds.Expre
 
 
 def _check_column(dataset: ds.FileSystemDataset, name: str, condition: ds.Expression | None) -> None:
-    """Raise OutputError where the column cannot be read because files give it different types."""
+    """Raise OutputError if the column cannot be read because files give it different types."""
     try:
         dataset.to_table(columns=[name], filter=condition)
     except _NO_CAST:
@@ -118,8 +118,8 @@ def _check_column(dataset: ds.FileSystemDataset, name: str, condition: ds.Expres
         if len(types) < 2:
             raise
         raise OutputError(
-            f"column {name!r} is {' and '.join(types)} in different runs, which do not go together;"
-            " give run_id= to read one run, or columns= to leave it out"
+            f"column {name!r} is {' and '.join(types)} in different runs, which cannot be combined;"
+            " give run_id= to read one run, or columns= without it"
         ) from None
 
 
@@ -143,9 +143,9 @@ def _condition(run_id: str | None, date: str | None) -> ds.Expression | None:
 
 
 def _newest(table: pa.Table) -> pa.Table:
-    """The row scored last of each image.
+    """Return the row of each image that was scored last.
 
-    Members of one name in an archive are several images, told apart by what their versions end in.
+    Members of an archive that have the same name are different images; the ends of their versions differ.
     """
     if len(pc.unique(table.column("image_uri"))) == table.num_rows:
         return table

@@ -1,4 +1,4 @@
-"""Publishing: the parts of a run become table files that readers see, all rows that were planned, each once."""
+"""Publishing turns the parts of a run into table files that readers see: every planned row, each exactly once."""
 
 from __future__ import annotations
 
@@ -22,57 +22,57 @@ from crackbatch.storage.redaction import redact
 _THREADS = 8
 ROW_GROUP_ROWS = 128 * 1024
 
-
-_MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # sorted in memory at once: under a gigabyte
+_MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # these are sorted in memory together; they take less than a gigabyte
 
 
 def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
-    """Make the parts' rows visible as table files; `expected` are the planned identities that are not yet published.
+    """Write the rows of all parts to visible table files and return these files.
 
-    Raises PublishError, and publishes nothing, unless the parts hold a row for each planned image. Rows that an
-    interrupted attempt made of images that have changed since are left behind; an image done twice is taken once.
+    `expected` are the planned identities that are not published yet. Raises PublishError and publishes nothing unless
+    the parts hold a row for each of them. If an image has two rows, one is published. Rows of other identities (an
+    interrupted attempt may have scored images that changed later) are not published.
     """
     files = run.part_files()
     counts, kept = _choose_rows(files, expected)
     if len(kept) != expected.num_rows:
         missing = expected.num_rows - len(kept)
         raise PublishError(
-            f"{missing:,} of {expected.num_rows:,} planned images have no row: nothing was published; run again"
-            " (if this machine is one of several, --out must be a place that all of them write to)"
+            f"{missing:,} of {expected.num_rows:,} planned images have no row, so nothing was published; run again"
+            " (on several machines, all of them must be able to write to --out)"
         )
     taken = [int(file[-len("00000.parquet") : -len(".parquet")]) for file in run.published_files()]
     if not expected.num_rows and taken:
         return []
     written: list[tuple[str, str]] = []
     number = max(taken, default=-1) + 1
-    # A night with nothing new has its (empty) table too.
+    # A run without new images publishes an empty table.
     for rows in _tables(files, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
         name = f"{run.run_id}-{number + len(written):05d}.parquet"
         hidden = locations.join(run.folder, "publish", f"{name}.whole")
         visible = locations.join(run.out, "predictions", f"date={run.date}", name)
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
-    for hidden, visible in written:  # renamed together, so that readers hardly ever see some without the others
+    for hidden, visible in written:  # all renames come last and together, so that readers rarely see only some files
         if objects.exists(visible):
-            raise PublishError(f"{redact(visible)} is there already, though no listing named it: nothing replaces it")
+            raise PublishError(f"{redact(visible)} already exists, but no listing showed it; it is not replaced")
         objects.move(hidden, visible)
     return [visible for _, visible in written]
 
 
 def _choose_rows(files: list[str], expected: pa.Table) -> tuple[list[int], np.ndarray]:
-    """(rows of each part, numbers of the rows to be published, counted through all parts)."""
+    """Return the number of rows of each part, and the numbers of the rows to publish, counted over all parts."""
     with ThreadPoolExecutor(_THREADS) as threads:
         read = list(threads.map(lambda location: read_part(location, IDENTITY), files))
     identities = [table for table in read if table is not None]
     if len(identities) < len(read):
-        raise PublishError("a part cannot be read any more; run again")
+        raise PublishError("a part can no longer be read; run again")
     kept = _match(concat_identities(identities), expected)
     return [table.num_rows for table in identities], kept
 
 
 def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
-    """Numbers of the rows of `found` that are expected, one for each identity, ascending."""
-    # Arrow's joins and groups, which would say the same, hold every text twice more.
+    """Return the numbers of the rows of `found` that are expected, one for each identity, in ascending order."""
+    # Arrow's joins and groups give the same result, but copy every text twice.
     positions = pc.index_in(identity_keys(found), identity_keys(expected).combine_chunks()).fill_null(-1).to_numpy()
     rows = np.flatnonzero(positions >= 0)
     _, first = np.unique(positions[rows], return_index=True)
@@ -80,7 +80,7 @@ def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
 
 
 def _tables(files: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The kept rows of all parts, in tables of a bounded number of rows."""
+    """Yield the kept rows of all parts as tables with a limited number of rows."""
     ends = np.cumsum(counts)
     held: list[pa.Table] = []
     num = 0
@@ -95,7 +95,7 @@ def _tables(files: list[str], counts: list[int], kept: np.ndarray, schema: pa.Sc
 
 
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows with the schema of today: a manifest may have gained or lost a column since an interrupted attempt."""
+    """Return the rows in the current schema: the manifest may have other columns than at an interrupted attempt."""
     columns = []
     for field in schema:
         if field.name not in rows.column_names:
@@ -105,14 +105,14 @@ def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
             columns.append(rows.column(field.name).cast(field.type))
         except pa.ArrowException as error:
             raise PublishError(
-                f"column {field.name!r} of the manifest is now {field.type}, and was not when part of the run was"
-                f" scored ({error}); give the run another --run-id"
+                f"column {field.name!r} of the manifest is now {field.type}, but had another type when part of the"
+                f" run was scored ({error}); give another --run-id"
             ) from None
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _read_parts(files: list[str]) -> Iterator[pa.Table]:
-    """Whole parts, each in one request, a few read ahead: writing them is slower than reading."""
+    """Yield whole parts in order. Threads read a few parts ahead, each in one request."""
     waiting: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(_THREADS) as threads:
         for location in files:
@@ -127,11 +127,11 @@ def _read_whole(location: str) -> pa.Table:
     try:
         return read_table(location)
     except pa.ArrowException:
-        raise PublishError("a part cannot be read any more; run again") from None
+        raise PublishError("a part can no longer be read; run again") from None
 
 
 def _write_sorted(rows: pa.Table, location: str) -> None:
-    """Write the rows, most probable cracks first, and never hold more than a row group of them twice."""
+    """Write the rows, most probable cracks first; at most one row group is copied in memory at a time."""
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
     order = pc.sort_indices(rows, sort_keys=keys)
     with (

@@ -1,13 +1,13 @@
-"""What a run leaves in OUT: its parts while it works, one published table at the end, and the files that describe it.
+"""A run and its files in OUT: parts while it works, one published table at the end, and the files that describe it.
 
     OUT/predictions/date=D/<run_id>-NNNNN.parquet   published rows only
     OUT/runs/<run_id>/run.json                      what was asked, written first
     OUT/runs/<run_id>/plan/ parts/ scratch/ attempts/   while it works; removed when it is published
-    OUT/runs/<run_id>/failure.json                  why it broke off, until it is continued
+    OUT/runs/<run_id>/failure.json                  why it stopped, until it is continued
     OUT/runs/<run_id>/summary.json                  written last
 
-Everything is written whole or not at all, and every step can be done again: a run that was killed anywhere is
-continued by subtracting what its parts and its published files hold from what its sources hold.
+Each file is written completely or not at all, and every step can be repeated. A run that was killed at any point
+continues: it plans again and subtracts the images that its parts and its published files already hold.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from crackbatch.storage.redaction import redact
 
 # What a run needs only while it works.
 WORKING_FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")
-# What its name may be.
+# The names that a run can have.
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One scoring run in an output location: where its files lie, and what is done with it from beginning to end."""
+    """One scoring run in an output location: where its files are, and its steps from beginning to end."""
 
     out: str
     run_id: str
@@ -59,45 +59,45 @@ class Run:
 
     @property
     def is_begun(self) -> bool:
-        """Whether run.json is there; raises OutputError where it is damaged."""
+        """Whether run.json exists; raises OutputError if it is damaged."""
         return self._read("run.json") is not None
 
     @property
     def is_finished(self) -> bool:
-        """Whether summary.json is there; raises OutputError where it is damaged."""
+        """Whether summary.json exists; raises OutputError if it is damaged."""
         return self._read("summary.json") is not None
 
     def part_files(self) -> list[str]:
-        """The finished parts, by name."""
+        """Return the finished parts, sorted by name."""
         return objects.list_files(self.parts_folder, ".part")
 
     def published_files(self) -> list[str]:
-        """The run's files below `predictions/`, by number."""
+        """Return the run's files below `predictions/`, sorted by number."""
         folder = locations.join(self.out, "predictions", f"date={self.date}")
         pattern = re.compile(re.escape(self.run_id) + r"-\d{5}\.parquet")
         return [file for file in objects.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
 
     def begin(self, description: dict[str, Any]) -> None:
-        """Mark the run as working: run.json is there, a former summary is not."""
+        """Mark the run as working: write run.json if it does not exist, remove an earlier summary and failure."""
         if not self.is_begun:
             write_json(self._file("run.json"), {"run_id": self.run_id, "date": self.date, **description})
         for name in ("summary.json", "failure.json"):
             objects.remove(self._file(name))
 
     def fail(self, error: str) -> None:
-        """Record why the run broke off, as far as OUT can still be written to."""
-        with suppress(Exception):  # OUT itself may be what failed, and the error is reported all the same
+        """Record why the run stopped, if OUT can still be written to."""
+        with suppress(Exception):  # OUT itself may have failed; the caller reports the error anyway
             if self.is_begun:
                 moment = datetime.now(UTC).isoformat(timespec="seconds")
                 write_json(self._file("failure.json"), {"error": error, "at": moment})
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary, then remove what the run needed only while it worked."""
+        """Write the summary, then remove the working files."""
         write_json(self._file("summary.json"), summary)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what a run needs only while it works, and the record of an earlier attempt that broke off."""
+        """Remove the working files and the record of an earlier failure."""
         for name in (*WORKING_FOLDERS, "failure.json"):
             objects.remove(self._file(name))
 
@@ -109,9 +109,9 @@ class Run:
 
 
 def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None) -> Run:
-    """The run that a request means: the named one, an unfinished one of the same fingerprint, or a new one.
+    """Return the run of a request: the named one, an unfinished one with the same fingerprint, or a new one.
 
-    Raises OptionError where the name belongs to a run with other sources, model or options.
+    Raises OptionError if the name belongs to a run with other sources, another model or other options.
     """
     date = check_names(date, run_id)
     if run_id is None and date is None and (unfinished := _unfinished(out, fingerprint)):
@@ -122,27 +122,27 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
     if known is not None:
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
-                f"run {run_id} in {redact(out)} was made from other sources, another model or other options;"
-                " choose another --run-id"
+                f"run {run_id} in {redact(out)} has other sources, another model or other options;"
+                " give another --run-id"
             )
         if date is not None and known["date"] != date:
-            raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; choose another --run-id")
+            raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; give another --run-id")
         date = known["date"]
     return Run(out, run_id, date or today)
 
 
 def check_names(date: str | None, run_id: str | None) -> str | None:
-    """The date as it is written in names; OptionError for one that is none, or a name that no run can have."""
+    """Return the date as it is written in names; raise OptionError for an invalid date or run name."""
     if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise OptionError(f"--run-id {run_id!r}: use letters, digits, '.', '_' and '-' only")
+        raise OptionError(f"--run-id must have only letters, digits, '.', '_' and '-', got {run_id!r}")
     try:
         return None if date is None else datetime.strptime(str(date), "%Y-%m-%d").date().isoformat()
     except ValueError:
-        raise OptionError(f"--date {date!r} is no date; write it as 2026-11-20") from None
+        raise OptionError(f"--date must be written as 2026-11-20, got {date!r}") from None
 
 
 def _unfinished(out: str, fingerprint: str) -> Run | None:
-    """The newest run of this fingerprint without a summary."""
+    """Return the newest run with this fingerprint and without a summary, if there is one."""
     runs = locations.join(out, "runs")
     files = objects.list_files(runs)
     finished = {file.rsplit("/", 2)[-2] for file in files if file.endswith("/summary.json")}

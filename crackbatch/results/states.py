@@ -1,14 +1,14 @@
-"""The runs in an output location: which there are, how far each came, and what is known of it.
+"""The runs in an output location: their states, and what is known about each.
 
-    damaged      run.json or another of its files cannot be read; `reason` says which
-    running      somebody holds its lease
-    failed       failure.json is there: the last attempt ended with an error
-    published    summary.json is there
-    interrupted  parts are there, and nobody works on it
-    planned      run.json is there, and no part yet
+    damaged      a file such as run.json cannot be read; `reason` says which
+    running      a process holds its lease
+    failed       failure.json exists: the last attempt ended with an error
+    published    summary.json exists
+    interrupted  there are parts, and no process works on it
+    planned      run.json exists, but no part yet
 
-An output location may be a bucket with other things in it: a folder below `runs/` is a run's if its run.json (or
-summary.json) says so, or, without either, if all that lies in it has the names that only a run gives.
+An output location can be a bucket that holds other files too. A folder below `runs/` belongs to a run if its run.json
+(or summary.json) says so. If both are missing, it belongs to a run if all its files have names that only runs use.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _Kind = TypeVar("_Kind")
 
 @dataclass(frozen=True)
 class ListedRun:
-    """What is known of a run.
+    """What is known about a run.
 
-    `images` counts the rows of a run that is published and, of one that is not, those in its parts so far, and
-    `statuses` the same rows by status; `published` counts the rows that readers see. `seconds` is how long the last
-    call took that published, or for how long a running one has worked; `since` and `holder` are those of a running one.
-    `reason` says what a failed run died of, or what is damaged. Times are ISO 8601.
+    `images` counts the rows of a published run, or the rows in the parts of another run; `statuses` counts the same
+    rows by status. `published` counts the rows that readers see. `seconds` is the duration of the call that published,
+    or the time that a running process has worked so far. `since` and `holder` are set while a process works on the run.
+    `reason` says why a run failed, or what is damaged. Times are in ISO 8601.
     """
 
     run_id: str
@@ -71,7 +71,7 @@ class ListedRun:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder as it was listed: `files` maps paths below it to their bytes, with files still being written."""
+    """A run's folder as listed: `files` maps each path below it to its size in bytes, including temporary files."""
 
     out: str
     run_id: str
@@ -87,29 +87,29 @@ class RunFolder:
         return [locations.join(self.location, name) for name in names]
 
     def published_files(self, date: str) -> list[str]:
-        """Its files below `predictions/`; none for a run whose date is not known."""
+        """Return its files below `predictions/`; none if the date is not known."""
         return Run(self.out, self.run_id, date).published_files() if date else []
 
 
 def list_runs(out: locations.Location) -> list[ListedRun]:
-    """The runs in `out`, newest last; raises OutputError where there is none."""
+    """Return the runs in `out`, newest last; raise OutputError if there are none."""
     return [run for _, run in survey(os.fspath(out))]
 
 
 def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
-    """Every run in `out` with its folder, newest last; raises OutputError where there is none."""
+    """Return every run in `out` with its folder, newest last; raise OutputError if there are none."""
     if not out:
-        raise OutputError("OUT is missing: name the folder or URL that was given to score as --out")
+        raise OutputError("OUT is missing: give the folder or URL that was the --out of score")
     folders = _list_folders(locations.normalize(out))
     with ThreadPoolExecutor(_THREADS) as threads:
         found = [(folder, run) for folder, run in zip(folders, threads.map(_look, folders), strict=True) if run]
     if not found:
-        raise OutputError(f"no runs in {redact(out)}; `crackbatch score … --out` leaves them there")
+        raise OutputError(f"no runs in {redact(out)}; run `crackbatch score` with this --out first")
     return sorted(found, key=lambda item: (item[1].created_at or "", item[1].run_id))
 
 
 def _list_folders(out: str) -> list[RunFolder]:
-    """The folders below `runs/` whose names a run can have, each with all its files."""
+    """List the folders below `runs/` that have the name of a run, with all their files."""
     with giving_up(lambda why: OutputError(f"cannot list the runs in {redact(out)}: {why}")):
         listed = objects.list_sizes(locations.join(out, "runs"), FIRST_TRIES)
     folders: dict[str, dict[str, int]] = {}
@@ -121,7 +121,7 @@ def _list_folders(out: str) -> list[RunFolder]:
 
 
 def _look(folder: RunFolder) -> ListedRun | None:
-    """What is known of the run in a folder; None for what is no run of ours."""
+    """Return what is known about the run in a folder; None if the folder does not belong to a run."""
     known: dict[str, Any] = {}
     try:
         asked = _read_object(folder, "run.json")
@@ -135,14 +135,14 @@ def _look(folder: RunFolder) -> ListedRun | None:
                 return None
             known = _describe(folder, "summary.json", summary or {})
         return _judge(folder, asked, summary, known)
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library has its own exceptions
         if not (isinstance(error, (OutputError, ValueError)) or is_storage_error(error)):
             raise
         return ListedRun(**{"run_id": folder.run_id, "date": "", **known}, state="damaged", reason=_say(error))
 
 
 def _is_ours(folder: RunFolder, summary: dict[str, Any] | None) -> bool:
-    """Whether a folder without run.json is a run's."""
+    """Whether a folder without run.json belongs to a run."""
     if summary is not None:
         return {"run_id", "statuses"} <= summary.keys()
     finished = [_TEMPORARY.sub(r"\g<folder>\g<name>", name) for name in folder.files]
@@ -151,21 +151,21 @@ def _is_ours(folder: RunFolder, summary: dict[str, Any] | None) -> bool:
 
 
 def _describe(folder: RunFolder, file: str, about: dict[str, Any]) -> dict[str, Any]:
-    """What run.json or, without it, summary.json says; a copy of another run's folder says the other's name."""
+    """Return the main values of run.json or summary.json; raise OutputError if it belongs to another run."""
     if not about:
         return {"date": ""}
     if about["run_id"] != folder.run_id:
-        raise OutputError(f"{file} is that of run {about['run_id']}")
+        raise OutputError(f"{file} belongs to run {about['run_id']}")
     date = _get(about, file, "date", str)
     if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
-        raise OutputError(f"{file} has no date but {date!r}")
+        raise OutputError(f"{file} has {date!r} instead of a date")
     return {"date": date, **{name: about.get(name) for name in ("model_id", "threshold", "created_at")}}
 
 
 def _judge(
     folder: RunFolder, asked: dict[str, Any] | None, summary: dict[str, Any] | None, known: dict[str, Any]
 ) -> ListedRun:
-    """The state of a run and how many rows it has."""
+    """Return the state of a run and its number of rows."""
     known = {"run_id": folder.run_id, **known}
     if summary is not None:
         images = _get(summary, "summary.json", "images", int)
@@ -187,7 +187,7 @@ def _judge(
 
 
 def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
-    """The rows in the parts of a run, by status too, and those that an earlier attempt published."""
+    """Count the rows in the parts of a run, also by status, and the rows that an earlier attempt published."""
     statuses: Counter[str] = Counter()
     with ThreadPoolExecutor(_THREADS) as threads:
         published = sum(threads.map(_num_rows, folder.published_files(date)))
@@ -199,12 +199,12 @@ def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:
         "images": statuses.total(),
         "statuses": by_frequency(statuses),
         "published": published,
-        "reason": f"parts that cannot be read, and will be scored again: {unreadable:,}" if unreadable else None,
+        "reason": f"{unreadable:,} parts cannot be read and will be scored again" if unreadable else None,
     }
 
 
 def _count_part(location: str) -> dict[str, int] | None:
-    """Rows of a part by status; none where it has just been published, None where it cannot be read."""
+    """Count the rows of a part by status: empty if it was just published and removed, None if it cannot be read."""
     try:
         table = read_part(location, ["status"])
     except FileNotFoundError:
@@ -221,17 +221,17 @@ def _num_rows(location: str) -> int:
 
 
 def _read_object(folder: RunFolder, name: str) -> dict[str, Any] | None:
-    """A JSON file of the run, None where there is none (any more)."""
+    """Read a JSON file of the run; None if it does not exist (any more)."""
     return read_json(locations.join(folder.location, name)) if name in folder.files else None
 
 
 def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kind:
-    """An entry of a JSON file, as what it has to be."""
+    """Return a value of a JSON file, checked to have the expected type."""
     found = value.get(name)
     if kind is float and isinstance(found, int):
         found = float(found)
     if not isinstance(found, kind):
-        raise OutputError(f"{file} says {found!r} where {name} should stand")
+        raise OutputError(f"{file} has {found!r} as {name}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What came of a run."""
+"""The summary of a run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did: as returned by `score` and as it stands in `summary.json`.
+    """What a run did. `score` returns it, and `summary.json` holds it.
 
-    `images` counts all rows of the run, `added` those of this call; `size_bytes` the encoded bytes in the sources
-    where known; `seconds` is the whole call; `retries` is how often a storage was asked again; a run that
-    `--max-errors` ended `stopped_early` has images without a row. After a dry run `images` are those that would be
-    read; none is added.
+    `images` counts all rows of the run, `added` the rows of this call. `size_bytes` is the encoded size of the images
+    in the sources, where it is known. `seconds` is the duration of the whole call. `retries` counts repeated storage
+    requests. If `--max-errors` ended the run, `stopped_early` is set, and some images have no row. After a dry run,
+    `images` counts the images that would be read, and `added` is 0.
     """
 
     run_id: str
@@ -38,5 +38,5 @@ class RunSummary:
 
     @property
     def error_rate(self) -> float:
-        """Share of the run's images without a score."""
+        """The share of the run's images that have no score."""
         return 1 - self.statuses.get("ok", 0) / self.images if self.images else 0.0

@@ -1,4 +1,4 @@
-"""The columns of the results table: the contract with everyone who only ever sees the Parquet files."""
+"""The columns of the results table, which everyone who reads the Parquet files relies on."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ COLUMNS = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-# Statuses of images whose bytes could not be had: the next run may have them.
+# Statuses of images whose bytes could not be read. A later run may be able to read them.
 WITHOUT_BYTES = ["missing", "changed", "unreadable"]
 RESERVED = frozenset([*COLUMNS.names, "date"])
 
 
 def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:
-    """The table's schema with a manifest's columns behind it and `about` as metadata; SourceError if names collide."""
+    """Return the table's schema, then a manifest's columns, with `about` as metadata; SourceError if names collide."""
     carried = list(carried)
     if taken := [field.name for field in carried if field.name in RESERVED]:
         raise SourceError(
-            f"the manifest's column {taken[0]!r} would collide with the table's own; rename it in the manifest"
+            f"the manifest's column {taken[0]!r} has the name of a column of the table; rename it in the manifest"
         )
     metadata = {"crackbatch.schema_version": str(SCHEMA_VERSION)}
     for name, value in (about or {}).items():

@@ -1,6 +1,6 @@
-"""From rows of a plan to rows with their encoded bytes: ranged, merged reads, each checked against the plan.
+"""Reading the encoded bytes of planned rows: by merged ranges, each checked against the plan.
 
-`fetch` never raises for an image: what cannot be read gets its status and the storage's message.
+`fetch` never raises an exception for one image: an image that cannot be read gets a status and the storage's message.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import retrying
 
-# A gap up to this size between two wanted ranges is cheaper to read than a second request is to make.
+# Reading a gap of up to this size between two ranges costs less than a second request.
 _MAX_GAP = 64 << 10
 _MAX_MERGED = 8 << 20
 _REMOTE_READS = 16
 
-# What scoring needs of the plan; where the bytes lay is no longer of interest once they are here.
+# The columns of the plan that scoring needs. The place of the bytes is not needed after reading them.
 _KEPT = ("image_uri", "archive", "version", "size_bytes", "status", "error")
 
 
-_Span = tuple[int, int, list[int]]  # start, stop, and which of the rows lie there
+_Span = tuple[int, int, list[int]]  # start, stop, and the numbers of its rows
 
 
 def fetch(shard: pa.Table) -> Iterator[pa.Table]:
-    """Tables of about 32 MB with the shard's rows in their order and a column `bytes`, null where there are none."""
+    """Yield tables of about 32 MB with the shard's rows in order and a column `bytes`, null if it cannot be read."""
     rows, contents, held = [], [], 0
     for row, content in _contents(shard):
         rows.append(row)
@@ -68,7 +68,7 @@ def _block(shard: pa.Table, rows: list[int], contents: list[Content]) -> pa.Tabl
 
 
 def _contents(shard: pa.Table) -> Iterator[tuple[int, Content]]:
-    """(row, content) in order, reading neighbours that lie in the same container together."""
+    """Yield (row, content) in order; neighbours in the same container are read together."""
     plan = shard.select([name for name in PLAN_SCHEMA.names if name in shard.column_names]).to_pylist()
     start = 0
     while start < len(plan):
@@ -101,17 +101,17 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[Content]:
         return _read_ranges(rows)
     except RunError:
         raise
-    except Exception as error:  # each storage raises its own; the rows say which
+    except Exception as error:  # each storage has its own exceptions; the rows name the error
         failure = _failure(error, os.fsdecode(rows[0]["container"]))
         return [failure for _ in rows]
 
 
 def _failure(error: BaseException, location: str) -> Content:
-    """What a row says whose bytes the storage does not give; RunError where it would give none of them."""
+    """Return the content of a row that the storage does not give; raise RunError if it refuses the credentials."""
     shown = redact(location)
     objects.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return Content(None, "missing", f"gone since it was listed: {shown}")
+        return Content(None, "missing", f"it was removed since it was listed: {shown}")
     return Content(None, "unreadable", f"{shown}: {reason_of(error)}")
 
 
@@ -124,7 +124,7 @@ def _read_whole(rows: list[dict[str, Any]]) -> Iterable[Content]:
 
 
 def _read_remote(row: dict[str, Any], location: str) -> Content:
-    """A whole object in one request, one byte beyond its listed size to see whether it grew."""
+    """Read a whole object in one request, with one byte more than its listed size to see whether it grew."""
     size = row["size_bytes"]
     try:
         filesystem, path = objects.filesystem(location)
@@ -134,27 +134,27 @@ def _read_remote(row: dict[str, Any], location: str) -> Content:
         if content.data is not None and locations.lists_versions(location) and not _is_version(data, listed):
             now = locations.version(objects.info(location))
             if now != listed:
-                return Content(None, "changed", f"replaced since it was listed: {redact(location)}; run again")
+                return Content(None, "changed", f"it was replaced since it was listed: {redact(location)}; run again")
         return content
-    except Exception as error:  # each storage raises its own
+    except Exception as error:  # each storage has its own exceptions
         return _failure(error, location)
 
 
 def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
     if size is not None:
         return ranges.read_range(filesystem, path, 0, size + 1) if size else b""
-    with ranges.open_stream(filesystem, path) as file:  # a server that does not say how long it is
+    with ranges.open_stream(filesystem, path) as file:  # a server that does not give the size
         return file.read(MAX_IMAGE_BYTES + 1)
 
 
 def _is_version(data: bytes, version: str) -> bool:
-    """Whether the bytes are surely those that were listed: S3's ETag of most objects is their MD5."""
+    """Whether the bytes are certainly the listed ones: on S3, the ETag of most objects is their MD5."""
     return version == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _read_local(row: dict[str, Any], location: str) -> Content:
     try:
-        with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe must not be waited for
+        with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # do not wait for a pipe
             data = file.read(MAX_IMAGE_BYTES + 1) or b""
             now = locations.local_version(os.fstat(file.fileno()))
     except OSError as error:
@@ -166,7 +166,7 @@ def _read_local(row: dict[str, Any], location: str) -> Content:
 
 def _check_whole(row: dict[str, Any], found: bytes) -> Content:
     if len(found) > MAX_IMAGE_BYTES:
-        return Content(None, "too_large", f"more than the {MAX_IMAGE_BYTES:,} encoded bytes allowed")
+        return Content(None, "too_large", f"it has more than the {MAX_IMAGE_BYTES:,} encoded bytes allowed")
     if row["size_bytes"] is not None and len(found) != row["size_bytes"]:
         return _changed(row, len(found))
     return Content(found)
@@ -174,7 +174,7 @@ def _check_whole(row: dict[str, Any], found: bytes) -> Content:
 
 def _changed(row: dict[str, Any], size: int) -> Content:
     return Content(
-        None, "changed", f"changed since it was listed: {row['size_bytes']} bytes then, {size} now; run again"
+        None, "changed", f"it changed since it was listed: {row['size_bytes']} bytes then, {size} now; run again"
     )
 
 
@@ -183,7 +183,7 @@ def _changed_archive(location: str) -> Content:
 
 
 def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
-    """Members of one archive by their ranges, neighbours in one request; one that fails costs its own members alone."""
+    """Read members of one archive by ranges, neighbours in one request; a failed request affects only its members."""
     location = os.fsdecode(rows[0]["container"])
     spans = _merge([(row["start"], row["start"] + row["length"]) for row in rows])
     chunks, now = (_read_local_ranges if locations.is_local(location) else _read_remote_ranges)(location, spans)
@@ -194,8 +194,8 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
         for index in members:
             row = rows[index]
             if isinstance(chunk, Content):
-                # A disk's bad sector answers at once, so that those beside it are read one by one; a store was asked
-                # ten times already.
+                # A bad sector of a disk fails at once, so the members beside it are read one by one. A remote storage
+                # was asked ten times already.
                 alone = len(members) == 1 or not locations.is_local(location)
                 contents.append(chunk if alone else _read_ranges([row])[0])
             else:
@@ -205,7 +205,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
 
 
 def _read_local_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes | Content], str]:
-    """The bytes of each run, as far as the file has them, or why they cannot be read; and the file's version."""
+    """Return the bytes of each span, or why they cannot be read, and the version of the file."""
     chunks: list[bytes | Content] = []
     with open(location, "rb", buffering=0) as file:
         for start, stop, _ in spans:
@@ -217,7 +217,7 @@ def _read_local_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes | 
 
 
 def _pread(descriptor: int, start: int, stop: int) -> bytes:
-    """All bytes of a range that the file has: one read gives those before a bad sector, and only the next one fails."""
+    """Read all bytes of a range that the file has: a read may end before a bad sector, and only the next one fails."""
     data = os.pread(descriptor, stop - start, start)
     while len(data) < stop - start and (more := os.pread(descriptor, stop - start - len(data), start + len(data))):
         data += more
@@ -225,7 +225,7 @@ def _pread(descriptor: int, start: int, stop: int) -> bytes:
 
 
 def _read_remote_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes | Content], str]:
-    """The same of an object elsewhere, several spans at a time; its version is that afterwards, of what was read."""
+    """Do the same for a remote object, several spans at a time; the version is read after the bytes."""
     filesystem, path = objects.filesystem(location)
     size = objects.info(location).get("size")
 
@@ -233,7 +233,7 @@ def _read_remote_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes |
         stop = stop if size is None else min(stop, size)
         try:
             return retrying(lambda: ranges.read_range(filesystem, path, start, stop))
-        except Exception as error:  # each storage raises its own
+        except Exception as error:  # each storage has its own exceptions
             return _failure(error, location)
 
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
@@ -242,7 +242,7 @@ def _read_remote_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes |
 
 
 def _merge(ranges_: list[tuple[int, int]]) -> list[_Span]:
-    """Requests that cover the ranges; neighbours share one."""
+    """Merge ranges into spans; neighbours share a span."""
     spans: list[_Span] = []
     for index, (start, stop) in enumerate(ranges_):
         if spans and spans[-1][0] <= start <= spans[-1][1] + _MAX_GAP and stop - spans[-1][0] <= _MAX_MERGED:
@@ -257,27 +257,27 @@ def _unpack(row: dict[str, Any], chunk: memoryview) -> Content:
     if row["method"] == "range":
         if len(chunk) < row["length"]:
             return Content(
-                None, "truncated", f"its archive ends inside it: {len(chunk):,} of {row['length']:,} bytes are there"
+                None, "truncated", f"its archive ends inside it: it has {len(chunk):,} of {row['length']:,} bytes"
             )
         return Content(bytes(chunk))
     return unzip(row, chunk)
 
 
 def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[Content]:
-    """Cells of an image column, streamed through their row groups; the first error is that of all that follow."""
+    """Stream the cells of an image column; after the first error, all following rows get this error."""
     location, listed = os.fsdecode(rows[0]["container"]), rows[0]["container_version"]
     failure, served = _changed_archive(location), 0
     try:
         if listed in ("", _stat_version(location)):
             with ranges.open_file(location) as file:
                 for contents in _in_blocks(parquet_cells(pq.ParquetFile(file), rows)):
-                    if listed not in ("", _stat_version(location)):  # afterwards, as of ranges
+                    if listed not in ("", _stat_version(location)):  # checked after reading, as for ranges
                         break
                     yield from contents
                     served += len(contents)
     except RunError:
         raise
-    except Exception as error:  # as in _read_rows, but some rows may be out already
+    except Exception as error:  # as in _read_rows, but some rows may already be yielded
         failure = _failure(error, location)
     for _ in rows[served:]:
         yield failure

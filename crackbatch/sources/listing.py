@@ -1,6 +1,6 @@
-"""From what a user names (folders, globs, files, URLs, manifests) to the objects that hold images.
+"""Listing sources (folders, globs, files, URLs, manifests): the objects that hold images.
 
-Nothing is opened here but manifests: a folder of archives is listed, its archives are read by `plan.py`.
+Only manifests are opened here. A folder of archives is listed; `sources/plan.py` reads the archives.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from crackbatch.storage.buckets import Entry, list_objects
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
-_WRITTEN = ("predictions", "runs")  # where scoring keeps what it makes in its output
-_WITH_SERVER = ("http", "https", "ftp", "sftp")  # whose URLs name the server
+_WRITTEN = ("predictions", "runs")  # the folders below --out that scoring writes to
+_WITH_SERVER = ("http", "https", "ftp", "sftp")  # the URLs of these schemes name a server
 
 
 def check_sources(sources: locations.Location | Sequence[locations.Location]) -> list[str]:
-    """The sources that a caller names, one or several; SourceError where there is none."""
+    """Return the given sources, one or several, as text; raise SourceError if there are none."""
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if not names:
-        raise SourceError("no source: name a folder, an archive, an image or a manifest")
+        raise SourceError("no source: give a folder, an archive, an image or a manifest")
     if not all(names):
-        raise SourceError("a source is an empty name; write . for this folder")
+        raise SourceError("a source is an empty name; write . for the current folder")
     if inside := [name for name in names if locations.scheme(name) in ARCHIVE_SCHEMES]:
-        raise SourceError(f"{redact(inside[0])} lies in an archive: name the archive, or list its images in a manifest")
+        raise SourceError(f"{redact(inside[0])} is inside an archive; give the archive or a manifest of its images")
     return names
 
 
 def list_source(
     source: str, extensions: frozenset[str], listing: Listing, skip: Iterable[str] = ()
 ) -> Iterator[Object | Manifest]:
-    """Everything in one source but what runs wrote; `skip` are outputs, in which images may lie as anywhere.
+    """Yield the objects and the manifest of one source, without the files that runs wrote.
 
-    What lies on this machine comes in the order of its names, what lies elsewhere in no order.
-
-    Raises SourceError where the source itself is not there or cannot be read, RunError where its store fails.
+    `skip` are output locations; images beside the files of runs are listed. Local files come in the order of their
+    names, remote ones in no order. Raises SourceError if the source does not exist or cannot be read, RunError if its
+    storage fails.
     """
     location = locations.normalize(source)
     written = (locations.join(locations.normalize(out), name, "") for out in skip for name in _WRITTEN)
-    below = tuple(folder for folder in written if not f"{location}/".startswith(folder))  # what is named is looked into
+    below = tuple(folder for folder in written if not f"{location}/".startswith(folder))  # but not a given source
     list_all = _list_local if locations.is_local(location) else _list_remote
     yield from list_all(location, source, extensions, listing, below)
 
 
 def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str]) -> bool:
-    """Whether it is a run that made a file: but for the published tables none has the name of an image or archive."""
+    """Whether a run wrote the file: of these, only published tables have the name of an image or archive."""
     if not location.startswith(below):
         return False
     interesting, kind = _classify(locations.file_name(location), extensions)
@@ -62,14 +62,14 @@ def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str
 
 
 def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:
-    """(is it of interest, archive kind) by a file's name."""
+    """Return whether a file is an image or archive by its name, and the kind of archive."""
     if kind := kind_of(name):
         return True, kind
     return os.path.splitext(name)[1].lower() in extensions, None
 
 
 def pass_over_name(name: str, listing: Listing) -> None:
-    """Count a file that is no image by its extension."""
+    """Count a file that is not an image, by its extension."""
     suffix = os.path.splitext(name)[1].lower()
     listing.pass_over(f"{suffix} files" if suffix and len(suffix) <= 16 else "files without an extension")
 
@@ -90,7 +90,7 @@ def _list_local(
 def _glob_local(
     pattern: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
-    """The files that a glob matches, and those below its folders where no `**` matches them already."""
+    """Yield the files that a glob matches and, for a glob without `**`, those below the folders that it matches."""
     filesystem, path = objects.filesystem(pattern)
     folders = []
     for found in sorted(filesystem.glob(path)):
@@ -108,7 +108,7 @@ def _glob_local(
 def _walk_local(
     tops: list[str], location: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
 ) -> Iterator[Object | Manifest]:
-    """Files below folders; symbolic links are followed, and each real folder is entered once, so loops end."""
+    """Yield the files below folders; symbolic links are followed, and each real folder is entered only once."""
     entered: set[tuple[int, int]] = set()
     waiting = tops[::-1]
     while waiting:
@@ -124,7 +124,7 @@ def _walk_local(
         except OSError as error:
             if folder == location:
                 raise SourceError(f"cannot read {location}: {error.strerror}") from None
-            if folder.startswith(written) and isinstance(error, FileNotFoundError):  # a run that ends tidies up
+            if folder.startswith(written) and isinstance(error, FileNotFoundError):  # of a run that ends
                 continue
             listing.problems.append(f"{redact(folder)}: cannot be listed ({error.strerror})")
             continue
@@ -160,15 +160,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = None) -> Object:
     try:
         status = entry.stat() if entry else os.stat(path)
-    except OSError as error:  # a broken link, or gone while listing
+    except OSError as error:  # a broken link, or removed while listing
         return Object(path, None, "", kind, "missing", f"{error.strerror}: {redact(path)}")
     if not stat.S_ISREG(status.st_mode):
-        return Object(path, None, "", kind, "not_an_image", "a pipe, a device or a folder, not a file")
+        return Object(path, None, "", kind, "not_an_image", "it is a pipe, a device or a folder, not a file")
     return Object(path, status.st_size, locations.local_version(status), kind)
 
 
 def _single(location: str, source: str, extensions: frozenset[str], make: Any) -> Iterator[Object | Manifest]:
-    """One file that the user named: an image, an archive or a manifest."""
+    """Yield one given file: an image, an archive or a manifest."""
     name = locations.file_name(location)
     interesting, kind = _classify(name, extensions)
     if name.lower().endswith(".csv") or kind == "parquet":
@@ -199,7 +199,7 @@ def _from_glob(
 
 
 def root_of(source: str) -> str:
-    """The location that a source's images lie below: its own, or that of the folder above a glob's first wildcard."""
+    """Return the location above all images of a source; of a glob, the folder above its first wildcard."""
     location = locations.normalize(source)
     is_glob = _is_glob(location) and not locations.is_web(location)
     return _fixed_part(location) if is_glob and not os.path.lexists(location) else location
@@ -210,7 +210,7 @@ def _is_glob(path: str) -> bool:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder above the first wildcard of a glob."""
+    """Return the folder above the first wildcard of a glob."""
     return os.path.dirname(pattern[: min(pattern.find(c) for c in "*?[" if c in pattern)])
 
 
@@ -223,7 +223,7 @@ def _list_remote(
         info = objects.info(location)
         return _remote_object(location, info.get("size"), locations.version(info), archive)
 
-    # Who mistyped a server's name is told so; a store that falls silent later, or is never named, is no such mistake.
+    # A server that never answers is probably a mistyped name; one that stops answering later is a failure.
     is_known = locations.scheme(location) not in _WITH_SERVER
     try:
         filesystem.invalidate_cache()
@@ -256,7 +256,7 @@ def _list_remote(
 
 
 def _open_storage(location: str, source: str) -> tuple[Any, str]:
-    """`storage.filesystem`, where fsspec's classes that want more than a URL say so in their own ways."""
+    """Open a storage as `objects.filesystem` does; also handle fsspec classes that need more than a URL."""
     try:
         return objects.filesystem(location)
     except CrackbatchError:
@@ -269,7 +269,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
 
 
 def _unlisted(error: BaseException, location: str, source: str, is_known: bool) -> CrackbatchError:
-    """SourceError where a source cannot be listed, RunError where another time it can."""
+    """Return a SourceError for a source that cannot be listed, a RunError if it may be listed later."""
     objects.check_credentials(error, location)
     why = f"cannot read {redact(source)}: {reason_of(error)}"
     can_pass = is_transient(error) and (is_known or is_answer(error))
@@ -277,7 +277,7 @@ def _unlisted(error: BaseException, location: str, source: str, is_known: bool) 
 
 
 def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
-    """Everything below a prefix; where there is nothing, the object of that name."""
+    """Yield everything below a prefix; if nothing is there, the object of that name."""
     is_empty = True
     for page in list_objects(filesystem, path):
         is_empty = False
@@ -287,9 +287,9 @@ def _below_remote(filesystem: Any, path: str) -> Iterator[Entry]:
 
 
 def _glob_remote(filesystem: Any, pattern: str) -> Iterator[Entry]:
-    """The files that a glob matches, as fsspec understands it; no more levels are listed than it has.
+    """Yield the files that a glob matches, as fsspec does, without listing more levels than the glob has.
 
-    Where it has as many for every match (no `**`), folders that it matches are entered.
+    For a glob without `**`, the folders that it matches are listed too.
     """
     root, depth = _fixed_part(pattern), pattern.count("/") + 1
     is_deep = "**" in pattern
@@ -307,7 +307,7 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
     interesting, archive = _classify(locations.file_name(location), extensions)
     if is_hidden(relative):
         listing.pass_over("hidden files")
-    elif location.endswith("/"):  # the marker of a folder
+    elif location.endswith("/"):  # marks an empty folder
         return
     elif interesting:
         yield _remote_object(location, entry.size, entry.version, archive)
@@ -316,7 +316,7 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
 
 
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
-    """Whether there is an object; unlike fsspec's `isfile`, a storage that cannot be asked is an error."""
+    """Whether there is an object; unlike fsspec's `isfile`, this raises an error if the storage cannot be asked."""
     try:
         return bool(retrying(lambda: objects.look_up(filesystem, path), FIRST_TRIES)["type"] == "file")
     except FileNotFoundError:
@@ -324,7 +324,7 @@ def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
     except Exception as error:  # each cloud library raises its own
         if is_file_name or is_transient(error) or is_credential(error):
             raise
-        return False  # who may not look at a bucket may still list what is below it
+        return False  # a user without access to the bucket may still list below it
 
 
 def _remote_object(location: str, size: int | None, version: str, kind: str | None) -> Object:

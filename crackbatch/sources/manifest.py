@@ -1,4 +1,4 @@
-"""Manifests: tables, CSV or Parquet, whose column `image_uri` names images; reading them, and the rows of a plan."""
+"""Manifests are CSV or Parquet tables with a column `image_uri`: reading them, and planning their images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import as_text, redact
 
 URI_COLUMN = "image_uri"
-# A quote that is not closed would make one cell of all that follows.
+# If a quote is not closed, everything after it would become one cell.
 _MAX_LINE_CHARACTERS = 1 << 20
 _LOOKED_AT = 10_000
 _LOOKING_THREADS = 8
@@ -31,16 +31,16 @@ _LOOKING_THREADS = 8
 
 @dataclass(frozen=True)
 class Manifest:
-    """A table whose `image_uri` names images; its other columns are carried into the results."""
+    """A table with a column `image_uri`; its other columns are copied into the results."""
 
     location: str
     table: pa.Table
 
 
 def read_manifest(location: str) -> Manifest | None:
-    """The manifest at a location; None for a Parquet file that holds images instead.
+    """Read the manifest at a location; return None for a Parquet file that holds images instead.
 
-    Raises SourceError where it is none, and what a storage elsewhere raises that does not give it.
+    Raises SourceError if the file is not a manifest, and the exceptions of a remote storage that fails.
     """
     shown = redact(location)
     try:
@@ -64,27 +64,27 @@ def read_manifest(location: str) -> Manifest | None:
 
 
 def _decoded(field: pa.Field) -> pa.Field:
-    """A categorical column as its values: files of one table may have different dictionaries."""
+    """Return a categorical field as a field of its values: files of one table can have different dictionaries."""
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _check_manifest(table: pa.Table, shown: str) -> None:
     if URI_COLUMN not in table.column_names:
         columns = ", ".join(table.column_names) or "none"
-        raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one")
+        raise SourceError(f"manifest {shown} has no column {URI_COLUMN!r} (its columns: {columns}); rename one of them")
     if repeated := [name for name, count in Counter(table.column_names).items() if count > 1]:
-        mend = f"{repeated[0]!r}; rename one" if repeated[0] else "which is empty; name them or leave them out"
-        raise SourceError(f"manifest {shown} has two columns of the same name, {mend}")
+        mend = f"{repeated[0]!r}; rename one" if repeated[0] else "which is empty; name them or remove them"
+        raise SourceError(f"manifest {shown} has two columns with the same name, {mend}")
     if empty := table.column(URI_COLUMN).null_count:
-        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill or drop them")
+        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill in or remove them")
     if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
         kind = table.schema.field(URI_COLUMN).type
-        raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; name images by their paths or URLs")
+        raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; give paths or URLs of images")
     for name in (field.name for field in table.schema if _is_text(field.type)):
         try:
             table.column(name).validate(full=True)
         except pa.ArrowInvalid:
-            raise SourceError(f"manifest {shown}: {name} is not UTF-8; write its text as UTF-8") from None
+            raise SourceError(f"manifest {shown}: column {name} is not valid UTF-8; write its text as UTF-8") from None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -92,25 +92,25 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _read_csv(data: bytes, shown: str) -> pa.Table:
-    """A CSV by its header: spreadsheets in half of Europe separate with semicolons, and some do not write UTF-8."""
+    """Read a CSV. Its header shows the separator: spreadsheets in many countries write semicolons."""
     try:
         data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SourceError(f"manifest {shown} is not UTF-8 (byte {error.start:,}); save it as CSV UTF-8") from None
+        raise SourceError(f"manifest {shown} is not valid UTF-8 (byte {error.start:,}); save it as CSV UTF-8") from None
     first_line = data[:65_536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     if not first_line.strip():
-        raise SourceError(f"manifest {shown} is empty; its first line must name the columns, {URI_COLUMN} among them")
+        raise SourceError(f"manifest {shown} is empty; its first line must name the columns, including {URI_COLUMN}")
     try:
         delimiter = csv.Sniffer().sniff(first_line, ",;\t").delimiter
     except csv.Error:
         delimiter = ","
     _check_lines(data, delimiter, shown)
-    # Room for the longest line: a character takes four bytes at most.
+    # Large enough for the longest line: a character has at most four bytes.
     read = pyarrow.csv.ReadOptions(block_size=8 * _MAX_LINE_CHARACTERS)
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with pyarrow.csv.open_csv(io.BytesIO(data), read, parse) as reader:
         names = reader.schema.names
-    # Text as it stands: guessing would make 7 of pier 007, and give a column another type in another night's file.
+    # Keep cells as text: guessed types would make pier 007 a 7, and could differ between the files of two nights.
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
@@ -118,7 +118,7 @@ def _read_csv(data: bytes, shown: str) -> pa.Table:
 
 
 def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
-    """SourceError where a quote is not closed: Arrow takes all up to the next quote for one cell, without a word."""
+    """Raise SourceError if a quote is not closed: Arrow would silently read up to the next quote as one cell."""
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE_CHARACTERS))
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
     line = 1  # where the next row begins
@@ -129,13 +129,13 @@ def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
             line = reader.line_num + 1
     except csv.Error as error:
         raise SourceError(
-            f"manifest {shown}, line {line}: {error}; close its quotes, write a quote within them twice, and leave out"
-            f" what is longer than {_MAX_LINE_CHARACTERS:,} characters"
+            f"manifest {shown}, line {line}: {error}; close its quotes, double each quote inside them, and shorten"
+            f" lines of more than {_MAX_LINE_CHARACTERS:,} characters"
         ) from None
 
 
 def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
-    """Rows of the images that a manifest names, with its other columns; what is not there is a row `missing`."""
+    """Plan the images of a manifest, with its other columns; an image that does not exist has the status `missing`."""
     folder = locations.without_query(manifest.location).rsplit("/", 1)[0]
     others = manifest.table.drop_columns([URI_COLUMN])
     loose: list[tuple[int, str]] = []
@@ -149,7 +149,7 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
             loose.append((row, _absolute(uri, folder)))
     rows, order = Rows(), []
     with ThreadPoolExecutor(_LOOKING_THREADS) as threads:
-        for start in range(0, len(loose), _LOOKED_AT):  # each that waits for a thread takes two kilobytes
+        for start in range(0, len(loose), _LOOKED_AT):  # each image that waits for a thread takes two kilobytes
             some = loose[start : start + _LOOKED_AT]
             for (row, _), found in zip(some, threads.map(lambda item: look_at(item[1]), some), strict=True):
                 add_loose(rows, found, scratch)
@@ -176,7 +176,7 @@ def _absolute(uri: str, folder: str) -> str:
 def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
     found = look_at(container)._replace(kind=kind_of(locations.file_name(container)))
     if found.status is None and found.kind is None:
-        found = found._replace(status="unreadable", error=f"{redact(container)} is no archive by its name")
+        found = found._replace(status="unreadable", error=f"{redact(container)} does not have the name of an archive")
     rows = Rows()
     present: set[str] = set()
     if found.status is None:
@@ -188,7 +188,7 @@ def _pick_members(container: str, names: Collection[str], listing: Listing, scra
         if result is not None:
             table, own = result
             listing.problems.extend(own.problems)
-            if own.problems:  # nobody knows whether what was not found is in it
+            if own.problems:  # a member that was not found may still be in it
                 found = found._replace(status="unreadable", error=own.problems[0])
             keep = [_member_name(uri) in names for uri in table.column("image_uri").to_pylist()]
             table = table.filter(pa.array(keep, pa.bool_()))

@@ -1,7 +1,7 @@
-"""What is known of an image before it is decoded: the file or archive it lies in, its place there, and its bytes.
+"""What is known about an image before it is decoded: its file or archive, its place there, and its bytes.
 
-A member is a byte range of its archive, plus how to undo what was done to it, found without reading images. Damaged
-archives give what can still be found, and say what is missing through `Listing.problems`.
+A member is a byte range of its archive and the method to unpack it. Members are found without reading images. Listing
+a damaged archive gives the members that can still be found, and `Listing.problems` says what is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Suffix → kind. Longer suffixes come first: ".tar.gz" before ".gz" could ever be asked for.
+# Suffix → kind. The first suffix that matches counts.
 KINDS = {
     ".tar.gz": "tar.gz",
     ".tar.bz2": "tar.bz2",
@@ -24,16 +24,16 @@ KINDS = {
     ".parquet": "parquet",
 }
 
-ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # of images in archives, as the table names them
-# No photograph is encoded larger than this; a directory that says so is damaged or hostile.
+ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in archives, as in the table
+# No photo has more encoded bytes than this. An archive directory that names more is damaged or hostile.
 MAX_IMAGE_BYTES = 1 << 30
 # Images travel in blocks of about this many encoded bytes.
 MAX_BLOCK_BYTES = 32 << 20
-LINKS = "links and special files in archives"  # what they are counted as
+LINKS = "links and special files in archives"  # the name under which they are counted
 
 
 class Object(NamedTuple):
-    """A file or object: where it lies, and as what it was listed; `kind` is an archive's, None for a loose image."""
+    """A file or object as it was listed; `kind` is the kind of archive, None for a loose image."""
 
     location: str
     size: int | None
@@ -59,7 +59,7 @@ class Member(NamedTuple):
 
 @dataclass(slots=True)
 class Content:
-    """The encoded bytes of one image, or its status and the cause."""
+    """The encoded bytes of one image, or its status and the reason."""
 
     data: bytes | None = None
     status: str | None = None
@@ -68,13 +68,13 @@ class Content:
 
 @dataclass
 class Listing:
-    """What was met while listing besides images."""
+    """What a listing found besides images."""
 
     passed_over: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def pass_over(self, reason: str, count: int = 1) -> None:
-        """Count what is no image. Names come from outside, so their number is bounded."""
+        """Count files that are not images. Reasons can come from file names, so their number is limited."""
         reason = reason.encode("ascii", "backslashreplace").decode()
         if reason not in self.passed_over and len(self.passed_over) >= 100:
             reason = "others"
@@ -82,16 +82,16 @@ class Listing:
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of archive that a file name promises, if any."""
+    """Return the kind of archive that a file name stands for, None if it is not an archive name."""
     lower = name.lower()
     return next((kind for suffix, kind in KINDS.items() if lower.endswith(suffix)), None)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a relative name has a part that starts with a dot or is macOS's `__MACOSX`."""
+    """Whether a part of a relative name starts with a dot or is `__MACOSX` (written by macOS)."""
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
 def too_large(size: int) -> tuple[str, str]:
-    """Status and error of a member with more encoded bytes than an image may have."""
-    return "too_large", f"{size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
+    """Return the status and error of a member with more encoded bytes than allowed."""
+    return "too_large", f"it has {size:,} encoded bytes, more than the {MAX_IMAGE_BYTES:,} allowed"

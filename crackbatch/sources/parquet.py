@@ -1,7 +1,7 @@
-"""Images in a column of a Parquet file: where they lie, reading them, and a URL that opens each by itself.
+"""Images in a column of a Parquet file: listing them, reading them, and opening each by its own URL.
 
-`parquet://COLUMN/ROW::FILE` is such a URL: `ParquetFileSystem` makes the `image_uri` of such an image open, as those
-of zip and tar members do. fsspec finds it through the package's entry point.
+With `ParquetFileSystem`, fsspec opens the `image_uri` of such an image, `parquet://COLUMN/ROW::FILE`, as it opens those
+of zip and tar members. fsspec finds the class through the package's entry point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PARQUET_ROWS = 32
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """The column of a Parquet file that holds encoded images: `bytes`, `image`, or any struct<bytes, path>; or None."""
+    """Return the column with encoded images: `image`, `bytes` or any struct<bytes, path>; None if there is none."""
     for name in ("image", "bytes", *schema.names):
         if name not in schema.names:
             continue
@@ -41,7 +41,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:
-    """A member for each row of a Parquet file with an image column, named `column/row`; None without one."""
+    """Yield a member `column/row` for each row; return None if the Parquet file has no image column."""
     parquet = pq.ParquetFile(file)
     column = image_column(parquet.schema_arrow)
     if column is None:
@@ -58,7 +58,7 @@ def _parquet_members(metadata: pq.FileMetaData, column: str) -> Iterator[Member]
 
 
 def parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[Content]:
-    """Each row's cell, from its own row group; a group with fewer rows than the footer says leaves its rows corrupt."""
+    """Yield the cell of each row from its row group; a row that its row group does not have is `corrupt`."""
     column = image_column(parquet.schema_arrow)
     assert column is not None
     for group, members in itertools.groupby(rows, key=lambda row: int(row["row_group"])):
@@ -74,11 +74,11 @@ def parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterat
             if served == len(wanted):
                 break
         for _ in wanted[served:]:
-            yield Content(None, "corrupt", f"row group {group} has fewer rows than the file's footer says")
+            yield Content(None, "corrupt", f"row group {group} has fewer rows than the footer of the file says")
 
 
 def _num_at_once(parquet: pq.ParquetFile, group: int) -> int:
-    """How many rows of a row group to decode together: few where they are large, by their mean size."""
+    """Return how many rows of a row group to decode together: fewer if their mean size is large."""
     metadata = parquet.metadata.row_group(group)
     return max(1, min(_PARQUET_ROWS, int(MAX_BLOCK_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1))))
 
@@ -91,15 +91,15 @@ def _cell(scalar: pa.Scalar) -> Content:
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     if not scalar.is_valid:
-        where = f"; it names {path!r}, which lies outside" if path else ""
-        return Content(None, "missing", f"the row holds no bytes{where}")
+        where = f"; its path {path!r} is outside of the file" if path else ""
+        return Content(None, "missing", f"the row has no bytes{where}")
     if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
-        return Content(None, "too_large", f"{len(scalar.as_buffer()):,} encoded bytes are more than allowed")
+        return Content(None, "too_large", f"it has {len(scalar.as_buffer()):,} encoded bytes, more than allowed")
     return Content(bytes(scalar.as_buffer()))
 
 
 class ParquetFileSystem(AbstractArchiveFileSystem):  # type: ignore[misc]
-    """Read-only; `fo` is the URL of the Parquet file or an open file."""
+    """A read-only filesystem; `fo` is the URL of the Parquet file or an open file."""
 
     root_marker = ""
     protocol = "parquet"

@@ -1,7 +1,7 @@
-"""The plan of a run: a table with one row for each image that says where its bytes lie. No image byte is read for it.
+"""The plan of a run: a table with one row for each image that says where its bytes are. No image is read for it.
 
-Sources → objects (`source.py`) → members of archives (`archive.py`) → rows (`plan_rows.py`) → this table → shards
-(`shards.py`).
+Sources → objects (`listing.py`) → members of archives (`zips.py`, `tars.py`, `parquet.py`) → rows (`rows.py`) → this
+table → shards (`shards.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LISTING_THREADS = 8
 
 @dataclass
 class Plan:
-    """The images of a run, what was passed over, and what is wrong with the archives they came from."""
+    """The images of a run, what was skipped, and what is wrong with their archives."""
 
     table: pa.Table
     listing: Listing = field(default_factory=Listing)
@@ -38,12 +38,12 @@ class Plan:
 
     @property
     def size_bytes(self) -> int:
-        """Encoded bytes of all images whose size is known."""
+        """The encoded size of all images, where it is known."""
         return int(pc.sum(self.table.column("size_bytes")).as_py() or 0)
 
     @property
     def carried_fields(self) -> list[pa.Field]:
-        """The manifests' own columns, under their own names."""
+        """The columns of manifests, under their own names."""
         fields = (field for field in self.table.schema if field.name.startswith(CARRIED))
         return [field.with_name(field.name.removeprefix(CARRIED)) for field in fields]
 
@@ -57,12 +57,11 @@ def make_plan(
     any_image: threading.Event | None = None,
     apart: Sequence[str] = (),
 ) -> Plan:
-    """List every image in the sources, each once, ordered by container and offset.
+    """List every image in the sources once, ordered by container and offset.
 
-    Images of compressed tars (and of `memory://`) are copied below `scratch`; without it (a dry run) they are only
-    listed. `any_image` is set as soon as there is one. Lines of a manifest that name one image are one row, but where
-    they differ in the columns `apart`. Raises SourceError where a source is absent, or where there
-    is no image in any of them.
+    Images of compressed tars and of `memory://` are copied below `scratch`; without it (in a dry run) they are only
+    listed. `any_image` is set at the first image. Manifest lines with the same image become one row, unless they differ
+    in the columns `apart`. Raises SourceError if a source does not exist, or if no source has an image.
     """
     planner = _Planner(extensions, scratch, any_image or threading.Event())
     sources = list(sources)
@@ -90,7 +89,7 @@ def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[s
 
 
 class _Planner:
-    """Collects rows of the plan from objects, archives and manifests; archives are listed by threads."""
+    """Collects the rows of the plan from objects, archives and manifests; threads list the archives."""
 
     def __init__(self, extensions: frozenset[str], scratch: str | None, any_image: threading.Event) -> None:
         self.listing = Listing()
@@ -118,7 +117,7 @@ class _Planner:
             self._archives.append((found.location, listed))
 
     def end_source(self, is_ordered: bool) -> None:
-        """Put what one source gave in the order of its names, so that the same sources make the same plan."""
+        """Sort the rows of one source by name, so that the same sources give the same plan."""
         loose, archives = self._loose.table(), self._archives
         if not is_ordered:
             loose = _sort(loose)
@@ -140,22 +139,22 @@ class _Planner:
                     self.listing.pass_over(reason, count)
                 self._num_archives += 1
             tables.append(done)
-        # Of an image that is listed twice the first row is kept, which should be the one with a manifest's columns.
+        # If an image is listed twice, its first row is kept. This should be the row with the columns of a manifest.
         tables = sorted(tables, key=lambda table: len(table.column_names) == len(SCHEMA))
         try:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowException as error:
-            raise SourceError(f"two manifests have a column of one name and different types ({error})") from None
+            raise SourceError(f"two manifests have a column with the same name and different types ({error})") from None
         return Plan(_drop_repeated(table, self.listing, apart), self.listing, self._num_archives)
 
     def stop(self) -> None:
-        """Read no more archives, and those that are being read only to their next member; waits for these."""
+        """Stop listing: start no other archive, and stop the current ones at their next member; waits for them."""
         self._is_stopped = True
         self._threads.shutdown(cancel_futures=True)
 
     def _wanted(self, name: str, listing: Listing) -> bool:
         if self._is_stopped:
-            raise RunError("the sources are listed no further")  # which nobody reads: what ended it is raised
+            raise RunError("the listing of sources was stopped")  # not shown: the error that stopped it is raised
         if is_hidden(name):
             listing.pass_over("hidden files")
         elif kind_of(name):
@@ -172,12 +171,12 @@ def _sort(table: pa.Table) -> pa.Table:
     order = pc.sort_indices(table, sort_keys=[("image_uri", "ascending"), ("container", "ascending")])
     if np.array_equal(order, np.arange(len(order))):
         return table
-    # Piece by piece: the texts of one chunk must not pass two gigabytes.
+    # In pieces, because the texts of one chunk must stay below two gigabytes.
     return pa.concat_tables(table.take(order[row : row + _SORTED_ROWS]) for row in range(0, len(order), _SORTED_ROWS))
 
 
 def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ()) -> pa.Table:
-    """Keep the first row of each place, since sources may overlap; two places of one name are told apart by version."""
+    """Keep the first row of each place, because sources can overlap; two places with one name get two versions."""
     if table.num_rows == len(pc.unique(table.column("image_uri"))):
         return table
     numbered = table.append_column("row", pa.array(np.arange(table.num_rows)))
@@ -200,9 +199,9 @@ def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ())
 
 
 def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
-    """Where on this machine's disks the rows of a plan lie: sources, and the folder that all others are below.
+    """Return the local folders and files that hold the images of a plan: sources, and one folder above all others.
 
-    A manifest or a compressed archive is no such place: it has been read already.
+    Manifests and compressed archives are not among them, because they have been read already.
     """
     waiting = table.filter(table.column("status").is_null()).column("container")
     paths = pc.unique(waiting.filter(pc.invert(pc.match_substring(waiting, "://"))))
@@ -213,18 +212,18 @@ def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
         found += [root] if pc.any(is_there).as_py() else []
         paths = paths.filter(pc.invert(is_there))
     if len(paths):
-        bounds = pc.min_max(paths).as_py()  # what the first and the last begin with, all do
+        bounds = pc.min_max(paths).as_py()  # a common beginning of the first and the last is common to all
         found.append(os.path.commonpath([os.path.dirname(os.fsdecode(path)) for path in bounds.values()]))
     return found
 
 
 def subtract(table: pa.Table, done: pa.Table) -> pa.Table:
-    """The rows of a plan whose (image_uri, version) is not in `done`, in their order."""
+    """Return the rows of a plan with an (image_uri, version) that is not in `done`, in their order."""
     return table.filter(pc.invert(_is_in(table, done))) if done.num_rows else table
 
 
 def intersect(table: pa.Table, done: pa.Table) -> pa.Table:
-    """The rows of a plan whose (image_uri, version) is in `done`, in their order."""
+    """Return the rows of a plan with an (image_uri, version) that is in `done`, in their order."""
     return table.filter(_is_in(table, done))
 
 

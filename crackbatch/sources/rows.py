@@ -1,4 +1,4 @@
-"""Rows of a plan: what they say, and how loose images and the members of an archive become such rows."""
+"""Rows of a plan: their columns, and how loose images and members of archives become rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
     [
         ("image_uri", pa.string()),
         ("archive", pa.string()),
-        ("container", pa.binary()),  # the location to read: bytes, since file names need not be UTF-8
+        ("container", pa.binary()),  # the location to read, in bytes because file names need not be UTF-8
         ("container_version", pa.string()),
         ("start", pa.int64()),
         ("length", pa.int64()),
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         ("size_bytes", pa.int64()),
         ("version", pa.string()),
         ("crc32", pa.uint32()),
-        ("status", pa.string()),  # null: to be read; else known from the listing alone
+        ("status", pa.string()),  # null: to be read; otherwise known from the listing
         ("error", pa.string()),
     ]
 )
@@ -44,11 +44,11 @@ IDENTITY = ["image_uri", "version"]
 CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
-_PROCESS_LOCAL = ("memory",)  # filesystems that other processes cannot see: their images are copied to the scratch
+_PROCESS_LOCAL = ("memory",)  # other processes cannot see these, so their images are copied to the scratch folder
 
 
 class Rows:
-    """Columns of the plan being filled, turned to Arrow every so often so that Python objects stay few."""
+    """Collects rows of a plan, and converts them to Arrow from time to time to limit the number of Python objects."""
 
     def __init__(self) -> None:
         self._columns: list[list[Any]] = [[] for _ in SCHEMA.names]
@@ -72,13 +72,13 @@ class Rows:
 
 
 def identity_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """The identity of each row as one text; a version never holds the NUL that parts it from the URI."""
+    """Return the identity of each row as one text: version, NUL, URI. A version never contains NUL."""
     version, uri = (rows.column(name).cast(pa.large_string()) for name in ("version", "image_uri"))
     return pc.binary_join_element_wise(version, uri, pa.scalar("\0", pa.large_string()))
 
 
 def block_digest(rows: pa.Table) -> str:
-    """What names a block of rows: a digest of the identities in it, in their order."""
+    """Return a name for a block of rows: a digest of its identities in their order."""
     names = hashlib.sha256()
     for column in IDENTITY:
         for value in rows.column(column).to_pylist():
@@ -101,7 +101,7 @@ def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
 
 
 def look_at(location: str) -> Object:
-    """An object as it is now, whatever a listing said; its status is set where it cannot be had."""
+    """Look up an object as it is now; its status is set if it cannot be read."""
     try:
         if locations.is_local(location):
             status = os.stat(location)
@@ -121,7 +121,7 @@ def look_at(location: str) -> Object:
 def list_archive(
     found: Object, wanted: Callable[[str, Listing], bool], scratch: str | None
 ) -> tuple[pa.Table, Listing] | None:
-    """Rows of one archive's images; None for a Parquet file that has no images."""
+    """List the images of one archive as rows; return None for a Parquet file without images."""
     listing = Listing()
     assert found.kind is not None
     location, container_version = found.location, found.version
@@ -142,7 +142,7 @@ def list_archive(
             raise
         except _Unread as error:
             listing.problems.append(_why_unread(error, found.location))
-        except Exception as error:  # a reader's at a file that is no archive at all
+        except Exception as error:  # from a reader, for a file that is not an archive
             listing.problems.append(f"cannot be read: {reason_of(error)}")
     shown = redact(found.location)
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
@@ -150,9 +150,9 @@ def list_archive(
 
 
 def _check_unpacked(found: Object, table: pa.Table) -> pa.Table:
-    """The rows of an archive that was unpacked; without their bytes where it is no longer what was listed.
+    """Return the rows of an unpacked archive; if the archive has changed since it was listed, they get a status.
 
-    The scratch is all that is read of it later, so that nobody looks at its version again.
+    Later only the unpacked images are read, so the version of the archive is not checked again.
     """
     now = look_at(found.location)
     if now.status is None and now.version == found.version:
@@ -169,7 +169,7 @@ class _NoImageColumn(Exception):
 
 
 class _Unread(Exception):
-    """A storage does not give an archive's bytes, for its cause: of those, damaged ones are errors of other classes."""
+    """The storage did not give the bytes of an archive; damaged bytes raise other exceptions."""
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _asking_storage() -> Iterator[None]:
 
 
 class _File:
-    """An archive's file, whose readers take no error of its storage for one of its bytes: to them both are OSErrors."""
+    """The file of an archive; storage errors become `_Unread`, because its readers take any OSError for damage."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -195,7 +195,7 @@ class _File:
 
 
 def _why_unread(error: _Unread, location: str) -> str:
-    """The problem of an archive that its storage does not give; RunError where another time it would."""
+    """Return the problem of an archive that the storage does not give; raise RunError if it may give it later."""
     cause = error.__cause__
     assert cause is not None
     objects.check_credentials(cause, location)
@@ -220,7 +220,7 @@ def _members(
     with opened:
         if not found.kind.startswith("tar."):
             with _asking_storage():
-                opened.seek(0)  # so that what can only be read through is refused, and not taken for damaged
+                opened.seek(0)  # a file that cannot seek is refused here, and not later as damaged
         file = cast(IO[bytes], _File(opened))
         if found.kind == "zip":
             yield from list_zip(file, listing, want)
@@ -234,7 +234,7 @@ def _members(
 
 
 class _ArchiveRows:
-    """Rows of one archive: its members with their URIs and versions."""
+    """The rows of one archive: its members with their URIs and versions."""
 
     def __init__(self, found: Object, location: str, container_version: str) -> None:
         assert found.kind is not None
@@ -246,7 +246,7 @@ class _ArchiveRows:
         self.names: list[str] = []
 
     def fill(self, members: Iterable[Member]) -> None:
-        """Add members; one whose name came before is an image of its own, told apart by its version (`…#2`)."""
+        """Add members; a second member with the same name is another image, with the version `…#2`."""
         seen: dict[str, int] = {}
         for member in members:
             name = as_text(member.name)
@@ -263,7 +263,7 @@ class _ArchiveRows:
 
 
 def _int64(value: int | None) -> int | None:
-    """A number from an archive's directory, which may say anything, as one that a column can hold."""
+    """Return a number from an archive's directory, limited to the values that a column can hold."""
     return None if value is None else max(0, min(value, 2**63 - 1))
 
 

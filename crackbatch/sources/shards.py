@@ -1,6 +1,6 @@
-"""A plan in pieces: shards are the units of work, and what a failure makes a run do again.
+"""Shards of a plan: the units of work, and what is repeated after a failure.
 
-A shard is one record batch of an Arrow file below `runs/<run_id>/plan/`: a task reads its own few rows, nothing else.
+A shard is one record batch of an Arrow file below `runs/<run_id>/plan/`. A task reads only its own few rows.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _UNKNOWN_SIZE = 256 << 10
 
 
 def shard_sizes(table: pa.Table) -> list[int]:
-    """How many rows each shard has: enough shards for every core, each short enough to do again after a failure.
+    """Return the number of rows of each shard: enough shards for all cores, small enough to repeat after a failure.
 
-    A shard holds at most 32 MB of images, and rows of one Parquet row group stay together, since such a group is read
-    from its beginning.
+    A shard holds at most 32 MB of images. Rows of one Parquet row group stay together, because a row group is always
+    read from its beginning.
     """
     num = table.num_rows
     most = min(512, num // 512) if num > 65_536 else max(8, min(128, num // 64))
     sizes = np.asarray(pc.fill_null(table.column("size_bytes"), _UNKNOWN_SIZE))
-    sizes = np.maximum(sizes, np.asarray(pc.fill_null(table.column("length"), 0)))  # an archive may say anything
+    sizes = np.maximum(sizes, np.asarray(pc.fill_null(table.column("length"), 0)))  # an archive can name any size
     sizes = np.minimum(sizes, _MAX_SHARD_BYTES)
     ends = np.cumsum(sizes)
     grouped = np.asarray(table.column("row_group").is_valid())
@@ -45,7 +45,7 @@ def shard_sizes(table: pa.Table) -> list[int]:
 
 
 def _row_group_borders(table: pa.Table) -> np.ndarray:
-    """Numbers of the rows that start a row group of a Parquet file, or the first row behind one."""
+    """Return the numbers of the rows that start a row group of a Parquet file, or that follow one."""
     group = np.asarray(pc.fill_null(table.column("row_group"), -1))
     first = np.asarray(pc.fill_null(table.column("start"), 0))
     differs = (group[1:] != group[:-1]) | ((group[1:] >= 0) & (first[1:] != first[:-1] + 1))
@@ -53,7 +53,7 @@ def _row_group_borders(table: pa.Table) -> np.ndarray:
 
 
 def write_shards(table: pa.Table, folder: str) -> int:
-    """Write a plan as numbered shards below a folder; returns how many there are."""
+    """Write a plan as numbered shards below a folder and return their number."""
     sizes = shard_sizes(table)
     start = 0
     for first in range(0, len(sizes), _SHARDS_PER_FILE):
@@ -69,7 +69,7 @@ def write_shards(table: pa.Table, folder: str) -> int:
 
 
 def read_shard(folder: str, index: int) -> pa.Table:
-    """One shard of a plan."""
+    """Read one shard of a plan."""
     location = _shard_file(folder, index // _SHARDS_PER_FILE)
     with ranges.open_file(location) as file, pa.ipc.open_file(file) as reader:
         return pa.Table.from_batches([reader.get_batch(index % _SHARDS_PER_FILE)])

@@ -1,4 +1,4 @@
-"""The members of a zip, by its directory, or by a scan of the file where that is lost."""
+"""Listing and unpacking the members of a zip: from its directory, or by a scan of the file if that is lost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from crackbatch.sources.members import LINKS, MAX_IMAGE_BYTES, Content, Listing,
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
 _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
-_KEEPING_MODES = (3, 19)  # Unix and macOS, of the systems that a zip's writer may name (APPNOTE.TXT 4.4.2.2)
-_MAX_ZIP_END = 22 + 65_535  # an end record with the longest comment
+_KEEPING_MODES = (3, 19)  # Unix and macOS, as the system that wrote the zip (APPNOTE.TXT 4.4.2.2)
+_MAX_ZIP_END = 22 + 65_535  # size of an end record with the longest comment
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _CHUNK = 1 << 20
 _MAX_UNMEASURED = 20
 
 
 def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    """Images of a zip in the order of their bytes; without its directory, those that a scan of the file finds."""
+    """Yield the images of a zip in byte order; if the directory is lost, those that a scan of the file finds."""
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, UnicodeDecodeError) as error:
@@ -32,29 +32,31 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
                 found += 1
                 yield member
         listing.problems.append(
-            f"its directory cannot be read ({error}): {found:,} images were found without it, others may be missing"
+            f"its directory cannot be read ({error}): {found:,} images were found by a scan, others may be missing"
         )
         return
     infos = sorted(archive.filelist, key=lambda info: info.header_offset)
     end = archive.start_dir
-    begin = infos[0].header_offset if infos else end  # negative where a zip lost its first bytes
+    begin = infos[0].header_offset if infos else end  # negative if the zip lost its first bytes
     if 0 < begin <= end and _follows_a_zip(file, begin):
-        listing.problems.append("another zip stands before it in the same file, whose images are missing: split them")
+        listing.problems.append(
+            "another zip comes before it in the same file, and its images are missing; split the file"
+        )
     archive.filelist = []
     archive.NameToInfo = {}
-    infos.reverse()  # so that each entry is freed once it is listed: a million of them weigh a gigabyte
+    infos.reverse()  # each entry is freed after it was listed: a million entries take a gigabyte
     while infos:
         info = infos.pop()
         following = infos[-1].header_offset if infos else end
         if member := _zip_member(info, following, listing, wanted):
-            if not 0 <= member.start < end:  # not asked for: the system's error would be that of its neighbours too
-                where = "the zip's directory says that it lies outside of the file"
+            if not 0 <= member.start < end:  # not read: an error would also affect its neighbours in the same request
+                where = "the zip's directory gives it a position outside of the file"
                 member = member._replace(status="corrupt", error=where)
             yield member
 
 
 def _follows_a_zip(file: IO[bytes], start: int) -> bool:
-    """Whether the end record of another zip (APPNOTE.TXT 4.3.16), and its comment, end where this one's bytes start."""
+    """Whether the end record of another zip (APPNOTE.TXT 4.3.16) with its comment ends where this zip starts."""
     begin = max(0, start - _MAX_ZIP_END)
     file.seek(begin)
     before = file.read(start - begin)
@@ -68,14 +70,14 @@ def _follows_a_zip(file: IO[bytes], start: int) -> bool:
 def _zip_member(
     info: zipfile.ZipInfo, following: int, listing: Listing, wanted: Callable[[str], bool]
 ) -> Member | None:
-    """The member with the range from its local header to the next one, which holds header, name, extras and data."""
+    """Return the member with its byte range: from its local header (with name, extras and data) to the next one."""
     if info.is_dir() or not wanted(info.filename):
         return None
     if info.create_system in _KEEPING_MODES and stat.S_ISLNK(info.external_attr >> 16):
         listing.pass_over(LINKS)
         return None
     start, needed = info.header_offset, LOCAL_HEADER.size + info.compress_size
-    # Entries may overlap or lie apart in odd files; what a member needs is never cut, and the rest is bounded.
+    # In odd files, entries overlap or have gaps. A range holds what the member needs, and is limited beyond that.
     most = needed + 2 * 65_535
     likely = max(following - start, needed + len(info.orig_filename) * 4 + 64)
     length = min(likely, most) if following > start else most
@@ -85,16 +87,16 @@ def _zip_member(
         status, error = "encrypted", "this zip member needs a password"
     elif method is None:
         name = _METHOD_NAMES.get(info.compress_type, "unknown")
-        status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) cannot be read here"
+        status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) is not supported"
     elif max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
         status, error = too_large(info.file_size)
     elif info.compress_size > info.file_size + info.file_size // 100 + 1024:
-        status, error = "corrupt", f"{info.compress_size:,} packed bytes for {info.file_size:,} unpacked ones"
+        status, error = "corrupt", f"it has {info.compress_size:,} packed bytes for {info.file_size:,} unpacked bytes"
     return Member(info.filename, start, length, method or "none", info.file_size, info.CRC, status, error)
 
 
 def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
-    """(member, where its bytes end) by local headers, for a zip whose directory is lost."""
+    """Yield each member and the end of its bytes, found by local headers, for a zip that lost its directory."""
     offset = given_up = 0
     while (offset := _find(file, LOCAL_MAGIC, offset)) >= 0:
         file.seek(offset)
@@ -110,7 +112,7 @@ def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
             measured = _measure_member(file, offset + header_length, method)
             if measured is None:
                 given_up += 1
-                if given_up > _MAX_UNMEASURED:  # each costs a look through the rest of the file
+                if given_up > _MAX_UNMEASURED:  # each one costs a scan of the rest of the file
                     return
                 offset += 4
                 continue
@@ -123,7 +125,7 @@ def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
 
 
 def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
-    """Sizes from a zip64 extra field (APPNOTE.TXT 4.5.3) where the header's own are full."""
+    """Return the sizes of a zip64 extra field (APPNOTE.TXT 4.5.3) if the header's own sizes are at their maximum."""
     at = 0
     while at + 4 <= len(extra):
         tag, length = struct.unpack_from("<HH", extra, at)
@@ -134,13 +136,13 @@ def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
 
 
 def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int, int] | None:
-    """(packed size, size, crc) of a member whose sizes stand behind it, found by unpacking; None if it is cut off."""
+    """Return (packed size, size, crc) of a member whose sizes come after its data; None if it is cut off."""
     if method == zipfile.ZIP_STORED:
         end = start
         while (end := _find(file, b"PK\x07\x08", end)) >= 0:
             file.seek(end + 4)
             descriptor = file.read(20).ljust(20, b"\0")
-            for form in ("<LLL", "<LQQ"):  # zip64's sizes are twice as long
+            for form in ("<LLL", "<LQQ"):  # zip64 sizes are twice as long
                 crc, packed, size = struct.unpack_from(form, descriptor)
                 if packed == size == end - start:
                     return packed, size, crc
@@ -162,7 +164,7 @@ def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int,
 
 
 def _find(file: IO[bytes], pattern: bytes, offset: int) -> int:
-    """Where `pattern` next stands in a file, or -1; reads a megabyte at a time."""
+    """Return the next position of `pattern` in a file, or -1; read a megabyte at a time."""
     file.seek(offset)
     held = b""
     while chunk := file.read(_CHUNK):
@@ -175,10 +177,10 @@ def _find(file: IO[bytes], pattern: bytes, offset: int) -> int:
 
 
 def unzip(row: dict[str, Any], chunk: memoryview) -> Content:
-    """A zip member from the bytes of its local header on; its size is bounded by what the directory says."""
+    """Unpack a zip member; `chunk` starts at its local header. The size in the directory limits the result."""
     size = row["size_bytes"]
     if len(chunk) < LOCAL_HEADER.size or chunk[:4] != LOCAL_MAGIC:
-        return Content(None, "corrupt", "there is no member where the zip's directory says")
+        return Content(None, "corrupt", "there is no member at the position in the zip's directory")
     name_length, extra_length = struct.unpack_from("<HH", chunk, 26)
     packed = chunk[LOCAL_HEADER.size + name_length + extra_length :]
     if row["method"] == "zip-stored":
@@ -188,11 +190,11 @@ def unzip(row: dict[str, Any], chunk: memoryview) -> Content:
         try:
             data = inflater.decompress(packed, size + 1)
         except zlib.error as error:
-            return Content(None, "corrupt", f"zip member cannot be unpacked: {error}")
+            return Content(None, "corrupt", f"the zip member cannot be unpacked: {error}")
         if len(data) > size:
-            return Content(None, "corrupt", f"zip member is larger than the {size:,} bytes its directory says")
+            return Content(None, "corrupt", f"the zip member is larger than the {size:,} bytes in the zip's directory")
     if len(data) < size:
-        return Content(None, "truncated", f"zip member is cut off: {len(data):,} of {size:,} bytes are there")
+        return Content(None, "truncated", f"the zip member is cut off: it has {len(data):,} of {size:,} bytes")
     if zlib.crc32(data) != row["crc32"]:
-        return Content(None, "corrupt", "zip member does not match its checksum (CRC-32)")
+        return Content(None, "corrupt", "the zip member does not match its checksum (CRC-32)")
     return Content(data)

@@ -48,8 +48,8 @@ WRONG = [
     ("score IMAGE --out OUT --operating-point perfect", "no operating point 'perfect'"),
     ("score IMAGE --out OUT --threshold 7", "--threshold must be from 0 to 1, got 7"),
     ("score IMAGE --out OUT --threshold 0.5 --operating-point balanced", "give only one of them"),
-    ("score IMAGE --out OUT --date yesterday", "--date 'yesterday' is no date"),
-    ("score IMAGE --out OUT --run-id ../x", "--run-id '../x'"),
+    ("score IMAGE --out OUT --date yesterday", "--date must be written as 2026-11-20, got 'yesterday'"),
+    ("score IMAGE --out OUT --run-id ../x", "--run-id must have only letters, digits, '.', '_' and '-', got '../x'"),
     ("score IMAGE --out OUT --limit 0", "--limit must be 1 or more, got 0"),
     ("score IMAGE --out OUT --max-megapixels inf", "--max-megapixels must be above 0 and at most 100,000, got inf"),
     ("score IMAGE --out OUT --batch-size -1", "--batch-size must be 1 or more, got -1"),
@@ -178,7 +178,7 @@ def test_a_whole_run_from_the_command_line_and_again(tmp_path: Path, image: Path
     assert "nothing left to do" in again.stdout
     other = run(*command, "--threshold", "0.9", env=environment)
     assert other.returncode == 2
-    assert "choose another --run-id" in other.stderr
+    assert "give another --run-id" in other.stderr
 
 
 @pytest.mark.parametrize("command", [["runs", "--json"], ["clean", "--yes"]])

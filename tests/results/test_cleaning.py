@@ -165,7 +165,7 @@ def test_a_run_that_somebody_works_on_is_passed_over(out: str) -> None:
     with lease.Holding(run.folder, "run r"):
         found = crackbatch.clean(out, yes=True)
     assert found.leftovers == []
-    assert found.passed_over["r"].startswith("is running, ")
+    assert found.passed_over["r"].startswith("is running (")
     assert contents(out) == before
     assert [left.run_id for left in crackbatch.clean(out, yes=True).leftovers] == ["r"]
 
@@ -202,7 +202,7 @@ def test_the_command_removes_only_with_yes(out: str) -> None:
     before = contents(out)
     shown = crackbatch_says("clean", out)
     assert shown.returncode == 0, shown.stderr
-    assert "skipped: bad is damaged: run.json is that of run other" in shown.stdout
+    assert "skipped: bad is damaged: run.json belongs to run other" in shown.stdout
     assert "3 scored rows that are not published\nnothing was removed; give --yes" in shown.stdout
     assert all(len(line) <= 100 for line in shown.stdout.splitlines())
     assert contents(out) == before

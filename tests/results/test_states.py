@@ -80,18 +80,18 @@ def test_a_part_that_cannot_be_read_is_named_and_stays(out: str) -> None:
     write(run.folder, {"parts/half.part": b"PAR1 half a part", "parts/empty.part": b""})
     (found,) = crackbatch.list_runs(out)
     assert (found.state, found.images) == ("interrupted", 3)
-    assert found.reason == "parts that cannot be read, and will be scored again: 2"
+    assert found.reason == "2 parts cannot be read and will be scored again"
     assert len(objects.list_files(run.parts_folder)) == 3
 
 
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("run.json", {"run_id": "another", "fingerprint": "f", "date": "2026-01-01"}, "that of run another"),
-        ("run.json", {"run_id": "r", "fingerprint": "f"}, "run.json says None where date should stand"),
-        ("run.json", {"run_id": "r", "fingerprint": "f", "date": "../.."}, "run.json has no date but '../..'"),
-        ("summary.json", {"run_id": "r", "images": "many"}, "summary.json says 'many' where images should stand"),
-        ("failure.json", {"error": None}, "failure.json says None where error should stand"),
+        ("run.json", {"run_id": "another", "fingerprint": "f", "date": "2026-01-01"}, "belongs to run another"),
+        ("run.json", {"run_id": "r", "fingerprint": "f"}, "run.json has None as date"),
+        ("run.json", {"run_id": "r", "fingerprint": "f", "date": "../.."}, "run.json has '../..' instead of a date"),
+        ("summary.json", {"run_id": "r", "images": "many"}, "summary.json has 'many' as images"),
+        ("failure.json", {"error": None}, "failure.json has None as error"),
     ],
 )
 def test_a_file_that_says_nothing_usable_is_damage(tmp_path: Path, name: str, text: object, reason: str) -> None:

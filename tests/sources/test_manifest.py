@@ -99,8 +99,8 @@ def test_a_line_may_be_long_but_not_without_end(tmp_path: Path, columns: int) ->
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("image_uri,pier,pier", "two columns of the same name, 'pier'; rename one"),
-        ("image_uri,pier,,", "two columns of the same name, which is empty; name them or leave them out"),
+        ("image_uri,pier,pier", "two columns with the same name, 'pier'; rename one"),
+        ("image_uri,pier,,", "two columns with the same name, which is empty; name them or remove them"),
     ],
 )
 def test_columns_of_one_name_are_named(tmp_path: Path, header: str, message: str) -> None:
@@ -125,7 +125,7 @@ def test_text_of_a_parquet_manifest_that_is_no_utf8_is_named(tmp_path: Path, col
     latin = pa.array([b"a.jpg", b"a fairly long name of a br\xfccke.jpg"])
     text = pa.Array.from_buffers(pa.string(), len(latin), latin.buffers()).cast(kind)
     pq.write_table(pa.table({"image_uri": ["a.jpg", "b.jpg"], **{column: text}}), tmp_path / "m.parquet")
-    with pytest.raises(SourceError, match=rf"m\.parquet: {column} is not UTF-8; ") as raised:
+    with pytest.raises(SourceError, match=rf"m\.parquet: column {column} is not valid UTF-8; ") as raised:
         read_manifest(str(tmp_path / "m.parquet"))
     assert "\n" not in str(raised.value)
 
@@ -210,7 +210,7 @@ def test_categories_of_two_manifests_are_carried_as_their_values(tmp_path: Path)
         ("whole.zip", "missing", "has no member b.jpg"),
         ("cut.zip", "unreadable", "its directory cannot be read"),
         ("none.zip", "unreadable", "its directory cannot be read"),
-        ("none.tar", "unreadable", "it breaks off"),
+        ("none.tar", "unreadable", "it is damaged or cut off"),
     ],
 )
 def test_a_member_that_a_manifest_names_and_its_archive_does_not_give_is_a_row(

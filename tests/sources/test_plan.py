@@ -98,11 +98,11 @@ def test_every_uri_opens_its_image(tmp_path: Path, tiles: dict[str, bytes]) -> N
         ({"a.txt": b"x"}, ".", "none ends in"),
         ({"a.docx": b"x"}, "a.docx", "--extensions"),
         ({"a.zip": b"no zip at all"}, "a.zip", "directory cannot be read"),
-        ({"a.tar": b"no tar at all" * 99}, "a.tar", "breaks off"),
+        ({"a.tar": b"no tar at all" * 99}, "a.tar", "is damaged or cut off"),
         ({"a.parquet": b"no parquet"}, "a.parquet", "cannot be read"),
         ({"m.csv": b""}, "m.csv", "is empty"),
         ({"m.csv": "image_uri\nbrücke.jpg\n".encode("latin-1")}, "m.csv", "save it as CSV UTF-8"),
-        ({"m.csv": b"image_uri,image_uri\na,b\n"}, "m.csv", "two columns of the same name"),
+        ({"m.csv": b"image_uri,image_uri\na,b\n"}, "m.csv", "two columns with the same name"),
     ],
 )
 def test_sources_that_give_nothing_say_why(tmp_path: Path, files: dict[str, bytes], source: str, message: str) -> None:

@@ -180,7 +180,7 @@ def test_a_zip_behind_another_in_one_file_is_named_and_one_behind_a_program_is_n
     (tmp_path / "program.zip").write_bytes(b"#!/bin/sh\n" + os.urandom(100_000) + zip_with(0, tiles))
     joined, program = plan_of_archive(tmp_path / "joined.zip"), plan_of_archive(tmp_path / "program.zip")
     assert len(contents(joined)) == len(contents(program)) == len(tiles)
-    assert "another zip stands before it in the same file" in joined.listing.problems[0]
+    assert "another zip comes before it in the same file" in joined.listing.problems[0]
     assert program.listing.problems == []
 
 
