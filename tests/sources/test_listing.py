@@ -232,9 +232,7 @@ def test_the_output_is_no_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["zip://tile-00.jpg::ARCHIVE", "zip://*.jpg::ARCHIVE", "TAR://tile-00.jpg::ARCHIVE"])
 def test_a_source_inside_an_archive_is_refused_in_one_line(source: str, tmp_path: Path) -> None:
     named = source.replace("ARCHIVE", str(tmp_path / "a.zip"))
-    with pytest.raises(
-        SourceError, match=r"://.*a\.zip is inside an archive; give the archive or a manifest of its "
-    ):
+    with pytest.raises(SourceError, match=r"://.*a\.zip is inside an archive; give the archive or a manifest of its "):
         check_sources(named)
 
 
