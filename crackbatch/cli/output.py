@@ -118,7 +118,7 @@ def print_evaluation(found: Evaluation) -> None:
         print(line)
     print(f"{metrics['model_id']} at threshold {metrics['threshold']:.3f}, with 95 % intervals")
     shown = ("accuracy", "precision", "recall", "f1", "average_precision", "roc_auc")
-    table = _table("source", ">images", *(f">{name.replace('_', ' ')}" for name in shown))
+    table = _table("source", ">images", *(f">{name.replace('_', ' ')}" for name in shown), gap=1)
     for source, said in metrics["sources"].items():
         table.add_row(source, f"{said['images']:,}", *(_interval(said["metrics"][name]) for name in shown))
     _print_table(table)
@@ -204,9 +204,9 @@ def _one_line(said: str) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, gap: int = 2) -> Table:
     """A table without lines. A column name that begins with `>` means numbers. Text that is too wide is folded."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="none")
     for place, name in enumerate(columns):
         justify: JustifyMethod = "right" if name.startswith(">") else "left"
         width = None if place else _NAME_WIDTH

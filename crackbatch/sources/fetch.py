@@ -107,7 +107,7 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[Content]:
 
 
 def _failure(error: BaseException, location: str) -> Content:
-    """Return the content of a row that the storage does not give; raise RunError if it refuses the credentials."""
+    """Return the status and error of a row that cannot be read; raise RunError if the storage refuses credentials."""
     shown = redact(location)
     objects.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -225,7 +225,7 @@ def _pread(descriptor: int, start: int, stop: int) -> bytes:
 
 
 def _read_remote_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes | Content], str]:
-    """Do the same for a remote object, several spans at a time; the version is read after the bytes."""
+    """Return the same for a remote object; several spans are read at a time, and the version after the bytes."""
     filesystem, path = objects.filesystem(location)
     size = objects.info(location).get("size")
 
@@ -257,7 +257,7 @@ def _unpack(row: dict[str, Any], chunk: memoryview) -> Content:
     if row["method"] == "range":
         if len(chunk) < row["length"]:
             return Content(
-                None, "truncated", f"its archive ends inside it: it has {len(chunk):,} of {row['length']:,} bytes"
+                None, "truncated", f"the archive ends inside this image, after {len(chunk):,} of {row['length']:,} bytes"
             )
         return Content(bytes(chunk))
     return unzip(row, chunk)
@@ -277,7 +277,7 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[Content]:
                     served += len(contents)
     except RunError:
         raise
-    except Exception as error:  # as in _read_rows, but some rows may already be yielded
+    except Exception as error:  # as in _read_rows, but some rows may have been yielded already
         failure = _failure(error, location)
     for _ in rows[served:]:
         yield failure

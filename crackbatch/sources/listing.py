@@ -54,7 +54,7 @@ def list_source(
 
 
 def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str]) -> bool:
-    """Whether a run wrote the file: of these, only published tables have the name of an image or archive."""
+    """Whether a run wrote the file. Of a run's files, only published tables have the name of an image or archive."""
     if not location.startswith(below):
         return False
     interesting, kind = _classify(locations.file_name(location), extensions)
@@ -124,7 +124,7 @@ def _walk_local(
         except OSError as error:
             if folder == location:
                 raise SourceError(f"cannot read {location}: {error.strerror}") from None
-            if folder.startswith(written) and isinstance(error, FileNotFoundError):  # of a run that ends
+            if folder.startswith(written) and isinstance(error, FileNotFoundError):  # a run that is ending removed it
                 continue
             listing.problems.append(f"{redact(folder)}: cannot be listed ({error.strerror})")
             continue
@@ -199,7 +199,7 @@ def _from_glob(
 
 
 def root_of(source: str) -> str:
-    """Return the location above all images of a source; of a glob, the folder above its first wildcard."""
+    """Return the location above all images of a source; for a glob, the folder above its first wildcard."""
     location = locations.normalize(source)
     is_glob = _is_glob(location) and not locations.is_web(location)
     return _fixed_part(location) if is_glob and not os.path.lexists(location) else location
@@ -249,7 +249,7 @@ def _list_remote(
         raise SourceError(f"no such object or prefix: {redact(source)}") from None
     except CrackbatchError:
         raise
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library has its own exceptions
         raise _unlisted(error, location, source, is_known) from None
     if is_empty and not is_glob:
         raise SourceError(f"no such object or prefix: {redact(source)}")
@@ -264,7 +264,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
     except (TypeError, AttributeError) as error:
         why = f"a URL alone does not open {locations.scheme(location)}:// ({reason_of(error)})"
         raise SourceError(f"cannot read {redact(source)}: {why}") from None
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library has its own exceptions
         raise _unlisted(error, location, source, is_known=False) from None
 
 
@@ -321,7 +321,7 @@ def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:
         return bool(retrying(lambda: objects.look_up(filesystem, path), FIRST_TRIES)["type"] == "file")
     except FileNotFoundError:
         return False
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library has its own exceptions
         if is_file_name or is_transient(error) or is_credential(error):
             raise
         return False  # a user without access to the bucket may still list below it

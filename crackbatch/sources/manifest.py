@@ -1,4 +1,4 @@
-"""Manifests are CSV or Parquet tables with a column `image_uri`: reading them, and planning their images."""
+"""Reading manifests and planning their images. A manifest is a CSV or Parquet table with a column `image_uri`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_manifest(location: str) -> Manifest | None:
 
 
 def _decoded(field: pa.Field) -> pa.Field:
-    """Return a categorical field as a field of its values: files of one table can have different dictionaries."""
+    """Return a dictionary-encoded field with the type of its values: files of one table can differ in dictionaries."""
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
@@ -76,7 +76,7 @@ def _check_manifest(table: pa.Table, shown: str) -> None:
         mend = f"{repeated[0]!r}; rename one" if repeated[0] else "which is empty; name them or remove them"
         raise SourceError(f"manifest {shown} has two columns with the same name, {mend}")
     if empty := table.column(URI_COLUMN).null_count:
-        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill in or remove them")
+        raise SourceError(f"manifest {shown}: {empty:,} rows have no {URI_COLUMN}; fill it in or remove these rows")
     if not pa.types.is_null(table.schema.field(URI_COLUMN).type) and not _is_text(table.schema.field(URI_COLUMN).type):
         kind = table.schema.field(URI_COLUMN).type
         raise SourceError(f"manifest {shown}: {URI_COLUMN} is {kind}, not text; give paths or URLs of images")
@@ -110,7 +110,7 @@ def _read_csv(data: bytes, shown: str) -> pa.Table:
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with pyarrow.csv.open_csv(io.BytesIO(data), read, parse) as reader:
         names = reader.schema.names
-    # Keep cells as text: guessed types would make pier 007 a 7, and could differ between the files of two nights.
+    # Keep cells as text: guessed types would turn pier 007 into 7, and could differ between the files of two nights.
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
@@ -149,7 +149,7 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
             loose.append((row, _absolute(uri, folder)))
     rows, order = Rows(), []
     with ThreadPoolExecutor(_LOOKING_THREADS) as threads:
-        for start in range(0, len(loose), _LOOKED_AT):  # each image that waits for a thread takes two kilobytes
+        for start in range(0, len(loose), _LOOKED_AT):  # an image that waits for a thread takes 2 kB of memory
             some = loose[start : start + _LOOKED_AT]
             for (row, _), found in zip(some, threads.map(lambda item: look_at(item[1]), some), strict=True):
                 add_loose(rows, found, scratch)
@@ -176,7 +176,7 @@ def _absolute(uri: str, folder: str) -> str:
 def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
     found = look_at(container)._replace(kind=kind_of(locations.file_name(container)))
     if found.status is None and found.kind is None:
-        found = found._replace(status="unreadable", error=f"{redact(container)} does not have the name of an archive")
+        found = found._replace(status="unreadable", error=f"{redact(container)} is not named like an archive")
     rows = Rows()
     present: set[str] = set()
     if found.status is None:

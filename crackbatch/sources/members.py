@@ -27,7 +27,7 @@ KINDS = {
 ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in archives, as in the table
 # No photo has more encoded bytes than this. An archive directory that names more is damaged or hostile.
 MAX_IMAGE_BYTES = 1 << 30
-# Images travel in blocks of about this many encoded bytes.
+# Images are read and passed on in blocks of about this many encoded bytes.
 MAX_BLOCK_BYTES = 32 << 20
 LINKS = "links and special files in archives"  # the name under which they are counted
 
@@ -82,7 +82,7 @@ class Listing:
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of archive that a file name stands for, None if it is not an archive name."""
+    """Return the kind of archive by the suffix of a file name, None if it is not an archive name."""
     lower = name.lower()
     return next((kind for suffix, kind in KINDS.items() if lower.endswith(suffix)), None)
 

@@ -1,7 +1,7 @@
 """Images in a column of a Parquet file: listing them, reading them, and opening each by its own URL.
 
-With `ParquetFileSystem`, fsspec opens the `image_uri` of such an image, `parquet://COLUMN/ROW::FILE`, as it opens those
-of zip and tar members. fsspec finds the class through the package's entry point.
+With `ParquetFileSystem`, fsspec opens the `image_uri` of such an image, `parquet://COLUMN/ROW::FILE`, just as it opens
+the URIs of zip and tar members. fsspec finds the class through the package's entry point.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _cell(scalar: pa.Scalar) -> Content:
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     if not scalar.is_valid:
-        where = f"; its path {path!r} is outside of the file" if path else ""
+        where = f"; its path {path!r} points outside the Parquet file" if path else ""
         return Content(None, "missing", f"the row has no bytes{where}")
     if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
         return Content(None, "too_large", f"it has {len(scalar.as_buffer()):,} encoded bytes, more than allowed")

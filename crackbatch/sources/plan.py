@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def size_bytes(self) -> int:
-        """The encoded size of all images, where it is known."""
+        """The total encoded size of all images with a known size."""
         return int(pc.sum(self.table.column("size_bytes")).as_py() or 0)
 
     @property
@@ -144,7 +144,7 @@ class _Planner:
         try:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowException as error:
-            raise SourceError(f"two manifests have a column with the same name and different types ({error})") from None
+            raise SourceError(f"two manifests have the same column with different types ({error}); use one type") from None
         return Plan(_drop_repeated(table, self.listing, apart), self.listing, self._num_archives)
 
     def stop(self) -> None:
@@ -176,7 +176,7 @@ def _sort(table: pa.Table) -> pa.Table:
 
 
 def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ()) -> pa.Table:
-    """Keep the first row of each place, because sources can overlap; two places with one name get two versions."""
+    """Keep the first row of each place, because sources overlap; places with the same URI get different versions."""
     if table.num_rows == len(pc.unique(table.column("image_uri"))):
         return table
     numbered = table.append_column("row", pa.array(np.arange(table.num_rows)))
@@ -199,7 +199,7 @@ def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ())
 
 
 def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
-    """Return the local folders and files that hold the images of a plan: sources, and one folder above all others.
+    """Return the local folders and files that hold the images of a plan: sources, and one folder for all other images.
 
     Manifests and compressed archives are not among them, because they have been read already.
     """
@@ -212,7 +212,7 @@ def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
         found += [root] if pc.any(is_there).as_py() else []
         paths = paths.filter(pc.invert(is_there))
     if len(paths):
-        bounds = pc.min_max(paths).as_py()  # a common beginning of the first and the last is common to all
+        bounds = pc.min_max(paths).as_py()  # a common beginning of the first and the last path is common to all
         found.append(os.path.commonpath([os.path.dirname(os.fsdecode(path)) for path in bounds.values()]))
     return found
 

@@ -39,8 +39,8 @@ SCHEMA = pa.schema(
 )
 # (image_uri, version): two rows of a run never share both.
 IDENTITY = ["image_uri", "version"]
-# A manifest's own columns travel under this prefix until they are rows of the table, so that its `length` or `method`
-# is not taken for the plan's.
+# The other columns of a manifest have this prefix in a plan, so that a manifest's column `length` or `method` is not
+# mistaken for the plan's. Results have them without it.
 CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
@@ -90,7 +90,7 @@ def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
     uri, location, method = locations.public(found.location), found.location, "whole"
     status, error = found.status, found.error
     if found.size is not None and found.size > MAX_IMAGE_BYTES:
-        status, error = "too_large", f"{found.size:,} encoded bytes are more than the {MAX_IMAGE_BYTES:,} allowed"
+        status, error = "too_large", f"it has {found.size:,} encoded bytes, more than the {MAX_IMAGE_BYTES:,} allowed"
     version, container_version = found.version, found.version
     if locations.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
         location, container_version = _copy_to_scratch(found, scratch), ""
@@ -113,7 +113,7 @@ def look_at(location: str) -> Object:
         return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
     except SourceError:
         raise
-    except Exception as error:  # each cloud library raises its own
+    except Exception as error:  # each cloud library has its own exceptions
         objects.check_credentials(error, location)
         return Object(location, None, "", None, "unreadable", reason_of(error))
 
@@ -169,19 +169,19 @@ class _NoImageColumn(Exception):
 
 
 class _Unread(Exception):
-    """The storage did not give the bytes of an archive; damaged bytes raise other exceptions."""
+    """The bytes of an archive could not be read from its storage; damaged bytes raise other exceptions."""
 
 
 @contextmanager
 def _asking_storage() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # each storage raises its own
+    except Exception as error:  # each storage has its own exceptions
         raise _Unread from error
 
 
 class _File:
-    """The file of an archive; storage errors become `_Unread`, because its readers take any OSError for damage."""
+    """The file of an archive; storage errors become `_Unread`, because readers mistake any OSError for damage."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -195,12 +195,12 @@ class _File:
 
 
 def _why_unread(error: _Unread, location: str) -> str:
-    """Return the problem of an archive that the storage does not give; raise RunError if it may give it later."""
+    """Return the problem of an archive that cannot be read; raise RunError if a remote storage's error can pass."""
     cause = error.__cause__
     assert cause is not None
     objects.check_credentials(cause, location)
     if not locations.is_local(location) and is_transient(cause):
-        raise RunError(f"the storage of {redact(location)} fails ({reason_of(cause)}); run again") from cause
+        raise RunError(f"cannot read {redact(location)}: the storage fails ({reason_of(cause)}); run again") from cause
     return f"cannot be read: {reason_of(cause)}"
 
 
@@ -220,7 +220,7 @@ def _members(
     with opened:
         if not found.kind.startswith("tar."):
             with _asking_storage():
-                opened.seek(0)  # a file that cannot seek is refused here, and not later as damaged
+                opened.seek(0)  # so that a file that cannot seek is not reported as damaged later
         file = cast(IO[bytes], _File(opened))
         if found.kind == "zip":
             yield from list_zip(file, listing, want)

@@ -1,4 +1,4 @@
-"""Shards of a plan: the units of work, and what is repeated after a failure.
+"""Shards of a plan. A shard is the unit of work, and is repeated as a whole after a failure.
 
 A shard is one record batch of an Arrow file below `runs/<run_id>/plan/`. A task reads only its own few rows.
 """
@@ -45,7 +45,7 @@ def shard_sizes(table: pa.Table) -> list[int]:
 
 
 def _row_group_borders(table: pa.Table) -> np.ndarray:
-    """Return the numbers of the rows that start a row group of a Parquet file, or that follow one."""
+    """Return the numbers of the rows that start a row group of a Parquet file, or come directly after one."""
     group = np.asarray(pc.fill_null(table.column("row_group"), -1))
     first = np.asarray(pc.fill_null(table.column("start"), 0))
     differs = (group[1:] != group[:-1]) | ((group[1:] >= 0) & (first[1:] != first[:-1] + 1))

@@ -22,14 +22,14 @@ _STREAM_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAErro
 _CHUNK = 1 << 20
 _MAX_TAR_HEADER = 1 << 20
 # After its end marker, a tar fills its last record with zeros. Records of more than a megabyte (tar -b 2048) are rare,
-# even on tapes. More zeros are preallocated disk space or a bomb: terabytes to read, and no image.
+# even on tapes. More zeros are preallocated disk space or a decompression bomb: terabytes to read without an image.
 _MAX_TAR_PADDING = 4 << 20
 
 
 def list_tar(
     file: IO[bytes], kind: str, listing: Listing, wanted: Callable[[str], bool], spool: IO[bytes] | None = None
 ) -> Iterator[Member]:
-    """Yield the images of a tar; those of a compressed tar are copied to `spool`, and their ranges are places there.
+    """Yield the images of a tar; those of a compressed tar are copied to `spool`, and their ranges refer to it.
 
     Without a spool (in a dry run), the ranges of a compressed tar have no meaning. If tars were joined by `cat`, all of
     them are read; but more than 4 MiB of zeros between two of them count as the end.
@@ -107,7 +107,7 @@ def _copy(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, spool: IO
 
 
 def _write(spool: IO[bytes], chunk: bytes) -> None:
-    """Write to the spool; raise RunError if that fails, because the archive is not to blame for a full disk."""
+    """Write to the spool; raise RunError if that fails, because a full disk is not an error of the archive."""
     try:
         spool.write(chunk)
     except OSError as error:

@@ -14,7 +14,7 @@ from crackbatch.sources.members import LINKS, MAX_IMAGE_BYTES, Content, Listing,
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
 _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-deflated"}
-_KEEPING_MODES = (3, 19)  # Unix and macOS, as the system that wrote the zip (APPNOTE.TXT 4.4.2.2)
+_KEEPING_MODES = (3, 19)  # systems that store file modes: Unix and macOS (APPNOTE.TXT 4.4.2.2)
 _MAX_ZIP_END = 22 + 65_535  # size of an end record with the longest comment
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _CHUNK = 1 << 20
@@ -77,7 +77,7 @@ def _zip_member(
         listing.pass_over(LINKS)
         return None
     start, needed = info.header_offset, LOCAL_HEADER.size + info.compress_size
-    # In odd files, entries overlap or have gaps. A range holds what the member needs, and is limited beyond that.
+    # In unusual files, members overlap or have gaps. A range holds what the member needs, and is limited beyond that.
     most = needed + 2 * 65_535
     likely = max(following - start, needed + len(info.orig_filename) * 4 + 64)
     length = min(likely, most) if following > start else most
@@ -136,7 +136,7 @@ def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
 
 
 def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int, int] | None:
-    """Return (packed size, size, crc) of a member whose sizes come after its data; None if it is cut off."""
+    """Return (packed size, size, crc) of a member with its sizes after its data; None if they cannot be found."""
     if method == zipfile.ZIP_STORED:
         end = start
         while (end := _find(file, b"PK\x07\x08", end)) >= 0:
@@ -180,7 +180,7 @@ def unzip(row: dict[str, Any], chunk: memoryview) -> Content:
     """Unpack a zip member; `chunk` starts at its local header. The size in the directory limits the result."""
     size = row["size_bytes"]
     if len(chunk) < LOCAL_HEADER.size or chunk[:4] != LOCAL_MAGIC:
-        return Content(None, "corrupt", "there is no member at the position in the zip's directory")
+        return Content(None, "corrupt", "there is no member at the position that the zip's directory gives")
     name_length, extra_length = struct.unpack_from("<HH", chunk, 26)
     packed = chunk[LOCAL_HEADER.size + name_length + extra_length :]
     if row["method"] == "zip-stored":
@@ -192,7 +192,7 @@ def unzip(row: dict[str, Any], chunk: memoryview) -> Content:
         except zlib.error as error:
             return Content(None, "corrupt", f"the zip member cannot be unpacked: {error}")
         if len(data) > size:
-            return Content(None, "corrupt", f"the zip member is larger than the {size:,} bytes in the zip's directory")
+            return Content(None, "corrupt", f"the zip member is larger than the {size:,} bytes in its directory entry")
     if len(data) < size:
         return Content(None, "truncated", f"the zip member is cut off: it has {len(data):,} of {size:,} bytes")
     if zlib.crc32(data) != row["crc32"]:
