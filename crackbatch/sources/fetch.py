@@ -225,7 +225,7 @@ def _pread(descriptor: int, start: int, stop: int) -> bytes:
 
 
 def _read_remote_ranges(location: str, spans: list[_Span]) -> tuple[list[bytes | Content], str]:
-    """Return the same for a remote object; several spans are read at a time, and the version after the bytes."""
+    """Like `_read_local_ranges`, for a remote object: several spans at a time; the version is read after the bytes."""
     filesystem, path = objects.filesystem(location)
     size = objects.info(location).get("size")
 
@@ -257,7 +257,7 @@ def _unpack(row: dict[str, Any], chunk: memoryview) -> Content:
     if row["method"] == "range":
         if len(chunk) < row["length"]:
             return Content(
-                None, "truncated", f"the archive ends inside this image, after {len(chunk):,} of {row['length']:,} bytes"
+                None, "truncated", f"the archive ends inside it, after {len(chunk):,} of {row['length']:,} bytes"
             )
         return Content(bytes(chunk))
     return unzip(row, chunk)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.archive import AbstractArchiveFileSystem
 
-from crackbatch.sources.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Member
+from crackbatch.sources.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Member, too_large
 
 _PARQUET_ROWS = 32
 
@@ -94,7 +94,7 @@ def _cell(scalar: pa.Scalar) -> Content:
         where = f"; its path {path!r} points outside the Parquet file" if path else ""
         return Content(None, "missing", f"the row has no bytes{where}")
     if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
-        return Content(None, "too_large", f"it has {len(scalar.as_buffer()):,} encoded bytes, more than allowed")
+        return Content(None, *too_large(len(scalar.as_buffer())))
     return Content(bytes(scalar.as_buffer()))
 
 

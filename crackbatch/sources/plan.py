@@ -144,7 +144,7 @@ class _Planner:
         try:
             table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowException as error:
-            raise SourceError(f"two manifests have the same column with different types ({error}); use one type") from None
+            raise SourceError(f"two manifests give one column different types ({error}); use one type") from None
         return Plan(_drop_repeated(table, self.listing, apart), self.listing, self._num_archives)
 
     def stop(self) -> None:
@@ -176,7 +176,7 @@ def _sort(table: pa.Table) -> pa.Table:
 
 
 def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ()) -> pa.Table:
-    """Keep the first row of each place, because sources overlap; places with the same URI get different versions."""
+    """Keep the first row of each place, as sources can overlap; places with the same URI get different versions."""
     if table.num_rows == len(pc.unique(table.column("image_uri"))):
         return table
     numbered = table.append_column("row", pa.array(np.arange(table.num_rows)))

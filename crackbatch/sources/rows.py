@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.errors import CrackbatchError, RunError, SourceError
-from crackbatch.sources.members import MAX_IMAGE_BYTES, Listing, Member, Object
+from crackbatch.sources.members import MAX_IMAGE_BYTES, Listing, Member, Object, too_large
 from crackbatch.sources.parquet import list_parquet
 from crackbatch.sources.tars import list_tar
 from crackbatch.sources.zips import list_zip
@@ -90,7 +90,7 @@ def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
     uri, location, method = locations.public(found.location), found.location, "whole"
     status, error = found.status, found.error
     if found.size is not None and found.size > MAX_IMAGE_BYTES:
-        status, error = "too_large", f"it has {found.size:,} encoded bytes, more than the {MAX_IMAGE_BYTES:,} allowed"
+        status, error = too_large(found.size)
     version, container_version = found.version, found.version
     if locations.scheme(location) in _PROCESS_LOCAL and status is None and scratch is not None:
         location, container_version = _copy_to_scratch(found, scratch), ""

@@ -89,7 +89,7 @@ def _zip_member(
         name = _METHOD_NAMES.get(info.compress_type, "unknown")
         status, error = "unsupported", f"zip compression method {info.compress_type} ({name}) is not supported"
     elif max(info.file_size, info.compress_size) > MAX_IMAGE_BYTES:
-        status, error = too_large(info.file_size)
+        status, error = too_large(max(info.file_size, info.compress_size))
     elif info.compress_size > info.file_size + info.file_size // 100 + 1024:
         status, error = "corrupt", f"it has {info.compress_size:,} packed bytes for {info.file_size:,} unpacked bytes"
     return Member(info.filename, start, length, method or "none", info.file_size, info.CRC, status, error)
