@@ -26,6 +26,7 @@ from crackbatch.storage.redaction import redact
 
 _SORTED_ROWS = 1_000_000
 _LISTING_THREADS = 8
+_SHOWN_REASONS = 5
 
 
 @dataclass
@@ -84,8 +85,9 @@ def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[s
     where = ", ".join(redact(source) for source in sources)
     if listing.problems:
         return f"no images in {where}: {listing.problems[0]}"
-    passed = sum(listing.passed_over.values())
-    return f"no images in {where}: {passed:,} files, none ends in {', '.join(sorted(extensions))} (see --extensions)"
+    found = ", ".join(f"{count:,} {reason}" for reason, count in listing.passed_over.most_common(_SHOWN_REASONS))
+    what = f"found only {found}" if found else "found no files"
+    return f"no images in {where}: {what}; images end in {', '.join(sorted(extensions))} (see --extensions)"
 
 
 class _Planner:

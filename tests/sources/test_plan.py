@@ -95,7 +95,9 @@ def test_every_uri_opens_its_image(tmp_path: Path, tiles: dict[str, bytes]) -> N
     ("files", "source", "message"),
     [
         ({}, "nowhere", "no such file or folder"),
-        ({"a.txt": b"x"}, ".", "none ends in"),
+        ({"a.txt": b"x"}, ".", "found only 1 .txt files; images end in .avif, "),
+        ({".a.jpg": b"x", "b.txt": b"x", ".c.jpg": b"x"}, ".", "found only 2 hidden files, 1 .txt files; "),
+        ({}, ".", "found no files; "),
         ({"a.docx": b"x"}, "a.docx", "--extensions"),
         ({"a.zip": b"no zip at all"}, "a.zip", "directory cannot be read"),
         ({"a.tar": b"no tar at all" * 99}, "a.tar", "is damaged or cut off"),
