@@ -323,7 +323,7 @@ def test_a_store_that_fails_at_one_request_in_twenty_costs_no_image(
     rows = crackbatch.read_predictions(f"{prefix}/out")
     record("500, 503, 429, resets, cut bodies, lost answers, 30 s silences", faults.made.total(), rows, 2 * len(many))
     assert set(rows["status"]) == {"ok"}
-    retries = re.search(r"asked again ([\d,]+) times", said)
+    retries = re.search(r"storage requests were repeated ([\d,]+) times", said)
     assert retries is not None
     assert int(retries[1].replace(",", "")) > faults.made.total() / 4
     assert set(faults.made) == set(FAULTS)
@@ -440,7 +440,7 @@ def test_an_out_that_vanishes_ends_the_run_with_the_cause(
     out.rename(tmp_path / "gone")
     out.write_bytes(b"")  # nothing can be made below it
     said = finish(process, code=1)
-    assert "Not a directory" in said or re.search(rf"{out}/runs/\S+ is gone", said)
+    assert "Not a directory" in said or re.search(rf"{out}/runs/\S+ no longer exists", said)
     assert "run the same command" in said
     out.unlink()
     (tmp_path / "gone").rename(out)
