@@ -63,7 +63,7 @@ def clean(out: locations.Location, yes: bool = False, run_id: str | None = None)
             raise OptionError(f"no run {run_id} in {redact(out)}; runs: {', '.join(names)}")
     passed_over: dict[str, str] = {}
     leftovers = []
-    with giving_up(lambda why: RunError(f"cleaning {redact(out)} stopped ({why}); run the same command to go on")):
+    with giving_up(lambda why: RunError(f"cleaning {redact(out)} stopped ({why}); run the same command to continue")):
         for folder, run in found:
             if reason := _why_not(run):
                 passed_over[run.run_id] = reason

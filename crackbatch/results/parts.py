@@ -86,7 +86,7 @@ def by_frequency(counts: dict[str, int]) -> dict[str, int]:
 def read_columns(location: str, columns: list[str]) -> pa.Table:
     """Read some columns of a Parquet file, and fetch only these.
 
-    Raises OutputError if crackbatch did not write the file or if it is damaged.
+    Raises OutputError if the file is damaged or lacks one of these columns.
     """
     if (table := read_part(location, columns)) is None:
         raise OutputError(f"{redact(location)} is not a complete crackbatch table; move it elsewhere and run again")
@@ -94,7 +94,7 @@ def read_columns(location: str, columns: list[str]) -> pa.Table:
 
 
 def read_part(location: str, columns: list[str]) -> pa.Table | None:
-    """Read some columns of a part; return None if the file is incomplete, as after a full disk or a failed copy."""
+    """Read some columns of a part; return None if it is damaged, as after a full disk, or lacks one of the columns."""
     try:
         with ranges.open_file(location) as file:
             # Only in this thread: if a thread of Arrow closes a Python file while Python exits, the process can abort.

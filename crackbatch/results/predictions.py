@@ -64,7 +64,7 @@ def read_predictions(
 
 
 def _open(root: str, files: list[str]) -> ds.FileSystemDataset:
-    """Open all files as one dataset. Runs can have different columns, so the schema of every file is read."""
+    """Open all files as one dataset. Manifests can add different columns, so the schema of every file is read."""
     filesystem, base = objects.filesystem(root)
     options = ds.FileSystemFactoryOptions(base, ds.partitioning(flavor="hive"))
     paths = [objects.filesystem(file)[1] for file in files]

@@ -22,7 +22,7 @@ from crackbatch.storage.redaction import redact
 _THREADS = 8
 ROW_GROUP_ROWS = 128 * 1024
 
-_MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # these are sorted in memory together; they take less than a gigabyte
+_MAX_FILE_ROWS = 4 * ROW_GROUP_ROWS  # sorted in memory together; less than a gigabyte
 
 
 def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:

@@ -151,7 +151,7 @@ def _is_ours(folder: RunFolder, summary: dict[str, Any] | None) -> bool:
 
 
 def _describe(folder: RunFolder, file: str, about: dict[str, Any]) -> dict[str, Any]:
-    """Return the main values of run.json or summary.json; raise OutputError if it belongs to another run."""
+    """Return the main values of run.json or summary.json; raise OutputError if it was copied from another run."""
     if not about:
         return {"date": ""}
     if about["run_id"] != folder.run_id:
