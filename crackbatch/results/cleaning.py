@@ -1,4 +1,4 @@
-"""Finding and removing the files that interrupted runs left behind.
+"""Finds and removes the files that interrupted runs left behind.
 
 Published rows are kept, and so is the run.json of a published run. Running and damaged runs are skipped. Files that
 crackbatch did not write are not touched. Exactly the listed files are removed, one by one.
@@ -125,7 +125,7 @@ def _identities(places: list[str]) -> pa.Table:
 
 
 def _remove(folder: RunFolder, files: list[str]) -> bool:
-    """Remove the files and, on a local disk, the empty folders; return False if a process works on the run."""
+    """Remove the files and, on a local disk, the empty folders; return False if a process uses or changed the run."""
     try:
         with Holding(folder.location, f"run {folder.run_id}"):
             if _without_leases(objects.list_sizes(folder.location)) != _without_leases(folder.files):

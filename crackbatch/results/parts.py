@@ -1,4 +1,4 @@
-"""Parts hold the rows of finished tasks; a part is complete or does not exist. Writing, reading and counting them."""
+"""Writes, reads and counts parts. A part holds the rows of a finished task; it is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_done(run: Run) -> tuple[pa.Table, pa.Table]:
 def read_scored(out: str, model_id: str) -> pa.Table:
     """Return the identities that any published run in OUT has scored with this model.
 
-    Images whose bytes could not be read are not among them: a later run may be able to read them.
+    Images with a status in `WITHOUT_BYTES` are left out, because a later run may be able to read them.
     """
     root = locations.join(out, "predictions")
     files = objects.list_files(root, ".parquet")
@@ -94,7 +94,7 @@ def read_columns(location: str, columns: list[str]) -> pa.Table:
 
 
 def read_part(location: str, columns: list[str]) -> pa.Table | None:
-    """Read some columns of a part; return None if it is damaged, as after a full disk, or lacks one of the columns."""
+    """Read some columns of a part; return None if it lacks one or is damaged, for example because the disk was full."""
     try:
         with ranges.open_file(location) as file:
             # Only in this thread: if a thread of Arrow closes a Python file while Python exits, the process can abort.
@@ -108,7 +108,7 @@ def read_part(location: str, columns: list[str]) -> pa.Table | None:
 
 
 def concat_identities(tables: Iterable[pa.Table]) -> pa.Table:
-    """Concatenate identities; without tables, return an empty one."""
+    """Concatenate identities; without tables, return an empty table."""
     empty = pa.schema([(name, pa.string()) for name in IDENTITY]).empty_table()
     return pa.concat_tables([empty, *tables])
 

@@ -1,4 +1,4 @@
-"""Reading the published table."""
+"""Reads the published table."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def read_predictions(
     table = _read(dataset, needed, condition)
     if not table.num_rows and condition is not None:
         known = sorted(dataset.to_table(columns=["run_id"]).column("run_id").unique().to_pylist())
-        raise OptionError(f"no rows of run {run_id or 'any'} on date {date or 'any'}; runs: {', '.join(known)}")
-    if _model_id is not None:  # first this, because the newest row of an image may be from another model
+        raise OptionError(f"no rows match (run: {run_id or 'any'}, date: {date or 'any'}); runs: {', '.join(known)}")
+    if _model_id is not None:  # before _newest: the newest row of an image may be from another model
         table = table.filter(pc.field("model_id") == _model_id)
     if run_id is None:
         table = _newest(table)
@@ -145,7 +145,7 @@ def _condition(run_id: str | None, date: str | None) -> ds.Expression | None:
 def _newest(table: pa.Table) -> pa.Table:
     """Return the row of each image that was scored last.
 
-    Members of an archive that have the same name are different images; the ends of their versions differ.
+    Members of an archive that have the same name are different images; their versions end differently (`#2`, `#3`).
     """
     if len(pc.unique(table.column("image_uri"))) == table.num_rows:
         return table

@@ -111,7 +111,8 @@ class Run:
 def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None) -> Run:
     """Return the run of a request: the named one, an unfinished one with the same fingerprint, or a new one.
 
-    Raises OptionError if the name belongs to a run with other sources, another model or other options.
+    Raises OptionError if the date or the name is invalid, or if the name belongs to a run with another date, other
+    sources, another model or other options.
     """
     date = check_names(date, run_id)
     if run_id is None and date is None and (unfinished := _unfinished(out, fingerprint)):
@@ -134,7 +135,9 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
 def check_names(date: str | None, run_id: str | None) -> str | None:
     """Return the date as it is written in names; raise OptionError for an invalid date or run name."""
     if run_id is not None and not RUN_ID.fullmatch(run_id):
-        raise OptionError(f"--run-id must have only letters, digits, '.', '_' and '-', got {run_id!r}")
+        raise OptionError(
+            f"--run-id must be 1 to 128 letters, digits, '.', '_' and '-', the first a letter or digit, got {run_id!r}"
+        )
     try:
         return None if date is None else datetime.strptime(str(date), "%Y-%m-%d").date().isoformat()
     except ValueError:

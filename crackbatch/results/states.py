@@ -165,7 +165,7 @@ def _describe(folder: RunFolder, file: str, about: dict[str, Any]) -> dict[str, 
 def _judge(
     folder: RunFolder, asked: dict[str, Any] | None, summary: dict[str, Any] | None, known: dict[str, Any]
 ) -> ListedRun:
-    """Return the state of a run and its number of rows."""
+    """Return a run with its state and its numbers of rows."""
     known = {"run_id": folder.run_id, **known}
     if summary is not None:
         images = _get(summary, "summary.json", "images", int)
@@ -226,7 +226,7 @@ def _read_object(folder: RunFolder, name: str) -> dict[str, Any] | None:
 
 
 def _get(value: dict[str, Any], file: str, name: str, kind: type[_Kind]) -> _Kind:
-    """Return a value of a JSON file, checked to have the expected type."""
+    """Return a value of a JSON file; raise OutputError if it does not have the expected type."""
     found = value.get(name)
     if kind is float and isinstance(found, int):
         found = float(found)

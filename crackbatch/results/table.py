@@ -1,4 +1,4 @@
-"""The columns of the results table, which everyone who reads the Parquet files relies on."""
+"""The columns of the results table. Every program that reads the Parquet files depends on them."""
 
 from __future__ import annotations
 
@@ -58,17 +58,18 @@ COLUMNS = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-# Statuses of images whose bytes could not be read. A later run may be able to read them.
+# The statuses of images that could not be read. A later run may be able to read them.
 WITHOUT_BYTES = ["missing", "changed", "unreadable"]
 RESERVED = frozenset([*COLUMNS.names, "date"])
 
 
 def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:
-    """Return the table's schema, then a manifest's columns, with `about` as metadata; SourceError if names collide."""
+    """Return the schema with a manifest's columns and `about` as metadata; raise SourceError if a name is reserved."""
     carried = list(carried)
     if taken := [field.name for field in carried if field.name in RESERVED]:
         raise SourceError(
-            f"the manifest's column {taken[0]!r} has the name of a column of the table; rename it in the manifest"
+            f"the manifest's column {taken[0]!r} has the same name as a column of the results;"
+            " rename it in the manifest"
         )
     metadata = {"crackbatch.schema_version": str(SCHEMA_VERSION)}
     for name, value in (about or {}).items():

@@ -1,4 +1,4 @@
-"""Reading the encoded bytes of planned rows: by merged ranges, each checked against the plan.
+"""Reads the encoded bytes of planned rows in merged ranges, and checks each against the plan.
 
 `fetch` never raises an exception for one image: an image that cannot be read gets a status and the storage's message.
 """
@@ -29,7 +29,7 @@ _MAX_GAP = 64 << 10
 _MAX_MERGED = 8 << 20
 _REMOTE_READS = 16
 
-# The columns of the plan that scoring needs. The place of the bytes is not needed after reading them.
+# The columns of the plan that scoring needs. Once the bytes are read, their place is not needed any more.
 _KEPT = ("image_uri", "archive", "version", "size_bytes", "status", "error")
 
 
@@ -154,7 +154,7 @@ def _is_version(data: bytes, version: str) -> bool:
 
 def _read_local(row: dict[str, Any], location: str) -> Content:
     try:
-        with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # do not wait for a pipe
+        with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # so that it does not wait for a pipe
             data = file.read(MAX_IMAGE_BYTES + 1) or b""
             now = locations.local_version(os.fstat(file.fileno()))
     except OSError as error:
@@ -195,7 +195,7 @@ def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
             row = rows[index]
             if isinstance(chunk, Content):
                 # A bad sector of a disk fails at once, so the members beside it are read one by one. A remote storage
-                # was asked ten times already.
+                # has been asked ten times already.
                 alone = len(members) == 1 or not locations.is_local(location)
                 contents.append(chunk if alone else _read_ranges([row])[0])
             else:

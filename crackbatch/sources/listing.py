@@ -1,4 +1,4 @@
-"""Listing sources (folders, globs, files, URLs, manifests): the objects that hold images.
+"""Lists sources (folders, globs, files, URLs, manifests): finds the files and objects that hold images.
 
 Only manifests are opened here. A folder of archives is listed; `sources/plan.py` reads the archives.
 """
@@ -26,12 +26,12 @@ _WITH_SERVER = ("http", "https", "ftp", "sftp")  # the URLs of these schemes nam
 
 
 def check_sources(sources: locations.Location | Sequence[locations.Location]) -> list[str]:
-    """Return the given sources, one or several, as text; raise SourceError if there are none."""
+    """Return the given sources, one or several, as text; raise SourceError if one is not valid or if there are none."""
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if not names:
         raise SourceError("no source: give a folder, an archive, an image or a manifest")
     if not all(names):
-        raise SourceError("a source is an empty name; write . for the current folder")
+        raise SourceError("a source must not be empty; write . for the current folder")
     if inside := [name for name in names if locations.scheme(name) in ARCHIVE_SCHEMES]:
         raise SourceError(f"{redact(inside[0])} is inside an archive; give the archive or a manifest of its images")
     return names
@@ -48,7 +48,8 @@ def list_source(
     """
     location = locations.normalize(source)
     written = (locations.join(locations.normalize(out), name, "") for out in skip for name in _WRITTEN)
-    below = tuple(folder for folder in written if not f"{location}/".startswith(folder))  # but not a given source
+    # A source inside such a folder is listed.
+    below = tuple(folder for folder in written if not f"{location}/".startswith(folder))
     list_all = _list_local if locations.is_local(location) else _list_remote
     yield from list_all(location, source, extensions, listing, below)
 

@@ -1,4 +1,4 @@
-"""Reading manifests and planning their images. A manifest is a CSV or Parquet table with a column `image_uri`."""
+"""Reads manifests and plans their images. A manifest is a CSV or Parquet table with a column `image_uri`."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ KINDS = {
 }
 
 ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in archives, as in the table
-# No photo has more encoded bytes than this. An archive directory that names more is damaged or hostile.
+# No photo has more encoded bytes than this. An archive directory that gives a larger size is damaged or malicious.
 MAX_IMAGE_BYTES = 1 << 30
 # Images are read and passed on in blocks of about this many encoded bytes.
 MAX_BLOCK_BYTES = 32 << 20

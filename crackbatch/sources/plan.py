@@ -150,7 +150,7 @@ class _Planner:
         return Plan(_drop_repeated(table, self.listing, apart), self.listing, self._num_archives)
 
     def stop(self) -> None:
-        """Stop listing: start no other archive, and stop the current ones at their next member; waits for them."""
+        """Start no other archive, stop the current ones at their next member, and wait for them."""
         self._is_stopped = True
         self._threads.shutdown(cancel_futures=True)
 
@@ -203,7 +203,7 @@ def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ())
 def local_roots(table: pa.Table, sources: Iterable[str]) -> list[str]:
     """Return the local folders and files that hold the images of a plan: sources, and one folder for all other images.
 
-    Manifests and compressed archives are not among them, because they have been read already.
+    Manifests and compressed archives are left out, because they have been read already.
     """
     waiting = table.filter(table.column("status").is_null()).column("container")
     paths = pc.unique(waiting.filter(pc.invert(pc.match_substring(waiting, "://"))))

@@ -1,4 +1,4 @@
-"""Listing the members of a tar by reading it from beginning to end; a compressed tar is unpacked meanwhile."""
+"""Lists the members of a tar by reading it from beginning to end; a compressed tar is unpacked at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listing and unpacking the members of a zip: from its directory, or by a scan of the file if that is lost."""
+"""Lists and unpacks the members of a zip. If the directory of the zip is lost, it scans the file for members."""
 
 from __future__ import annotations
 

@@ -91,5 +91,5 @@ def test_reading_predictions(tmp_path: Path, scored: Scored) -> None:
     assert len(likely) == (everything["crack_probability"] >= middle).sum() < len(everything)
     with pytest.raises(OptionError, match="no column 'probability'"):
         rows(scored.out, columns=["probability"])
-    with pytest.raises(OptionError, match="no rows of run"):
+    with pytest.raises(OptionError, match="no rows match"):
         rows(scored.out, run_id="another")

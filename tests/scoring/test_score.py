@@ -141,7 +141,7 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
     assert dict(zip(names, table["pier"], strict=True)) == dict(zip(tiles, map(str, range(len(tiles))), strict=True))
     assert set(table["method"]) == {"A7"}
     frame.assign(status="x").to_csv(tmp_path / "n.csv", index=False)
-    with pytest.raises(SourceError, match="'status' has the name of a column of the table"):
+    with pytest.raises(SourceError, match="'status' has the same name as a column of the results"):
         score(tmp_path / "n.csv", tmp_path / "other")
     assert not list((tmp_path / "other").rglob("*.json"))
     assert len(rows(out)) == len(tiles) + scored.summary.images, "runs with different columns are read together"
