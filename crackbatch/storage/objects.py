@@ -103,14 +103,14 @@ def read_bytes(location: str) -> bytes:
     return data
 
 
-def list_files(location: str, suffix: str = "", recursive: bool = True, max_tries: int = MAX_TRIES) -> list[str]:
+def list_files(location: str, suffix: str = "", recursive: bool = True) -> list[str]:
     """Return the sorted locations of the files below a folder whose names end in `suffix`.
 
     Temporary files are left out. The list is empty if the folder does not exist. If it cannot be listed, the storage's
     error is raised.
     """
     top = normalize(location)
-    names = _walk_local(top, recursive) if is_local(top) else _list_remote(top, recursive, max_tries)
+    names = _walk_local(top, recursive) if is_local(top) else _list_remote(top, recursive)
     files = (join(top, name) for name in names)
     return sorted(file for file in files if file.endswith(suffix) and not is_temporary(file))
 
@@ -127,7 +127,7 @@ def list_sizes(location: str, max_tries: int = MAX_TRIES) -> dict[str, int]:
     return sizes
 
 
-def _list_remote(location: str, recursive: bool, max_tries: int) -> dict[str, int]:
+def _list_remote(location: str, recursive: bool, max_tries: int = MAX_TRIES) -> dict[str, int]:
     """Map relative paths below a folder to sizes in bytes; empty if the folder does not exist."""
     found, path = filesystem(location)
     path = path.rstrip("/")
