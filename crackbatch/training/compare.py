@@ -85,14 +85,12 @@ def compare(
     for name in names:
         recipe = Recipe(name, **{key: value for key, value in training.items() if key in _RECIPE and value is not None})
         initial_network(name, "none", recipe.image_size)
-    for source in check_sources(sources):
+    given = check_sources(sources)
+    for source in given:
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
             raise SourceError(f"no images in {redact(source)}")
     # Each trial runs in its own working directory, so relative paths would not work.
-    sources, split = (
-        list(map(locations.normalize, check_sources(sources))),
-        absolute(os.fspath(split)) if split else None,
-    )
+    sources, split = list(map(locations.normalize, given)), absolute(os.fspath(split)) if split else None
     labels: dict[str, Any] = {
         "positive": positive,
         "negative": negative,
