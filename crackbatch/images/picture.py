@@ -38,6 +38,8 @@ pi_heif.register_heif_opener(thumbnails=False)
 # Pillow's own limit would refuse images that `max_megapixels` allows. Our limit is also checked before decoding.
 PIL.Image.MAX_IMAGE_PIXELS = None
 _MAX_SIDE = 1 << 26  # Pillow cannot scale an image with a side twice as long
+# If the darkest and the lightest spot differ by fewer grey levels, the picture is only noise, and its hash is useless.
+_MIN_CONTRAST = 4
 
 
 @dataclass(slots=True)
@@ -106,6 +108,19 @@ def to_input(picture: Picture, size: int) -> np.ndarray:
     if scaled.size != (size, size):
         scaled = scaled.resize((size, size), PIL.Image.Resampling.BILINEAR)
     return np.asarray(scaled)
+
+
+def picture_hash(picture: Picture) -> bytes | None:
+    """Return 16x16 bits of what an `ok` image looks like: whether each spot is lighter than the spot to its left.
+
+    Return None for a blank picture.
+    """
+    assert picture.pixels is not None
+    small = picture.pixels.convert("L").resize((17, 16), PIL.Image.Resampling.BOX)
+    spots = np.asarray(small).astype(np.int16)
+    if np.ptp(spots) < _MIN_CONTRAST:
+        return None
+    return np.packbits(spots[:, 1:] > spots[:, :-1]).tobytes()
 
 
 def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
