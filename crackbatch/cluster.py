@@ -9,19 +9,27 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from crackbatch.errors import RunError
+from crackbatch.errors import OptionError, RunError
+from crackbatch.machine import num_cores
+from crackbatch.progress import Step, duration
 from crackbatch.storage.redaction import redact
 
 # Reading and writing mostly wait, so they need less than one CPU.
 IO_CPUS = 0.25
 MAX_BLOCK_BYTES = 32 << 20
+# Where the network of an actor or worker that holds a GPU runs.
+GPU_DEVICE = "cuda"
 # Ray Data reserves this share of all CPUs for its stages, in equal parts, beginning with the first stages. With its
 # default of one half, reading would get it all, and the actors would leave no CPU for writing: no row would be kept
 # before the last image was read.
@@ -33,6 +41,34 @@ _DIRECT_CAUSE = "\n\nThe above exception was the direct cause of the following e
 # A run should not fail because a machine dies while an actor starts on it.
 _MAX_ACTOR_STARTS = 3
 _ANSWER_S = 10.0
+# A cluster that grows by itself may begin without workers. Starting a machine and its image takes minutes.
+_NODE_S = 900.0
+_POLL_S = 1.0
+
+
+def check_address(address: str | None) -> None:
+    """Raise OptionError for an address of Ray Client, which runs this process outside of the cluster."""
+    given = address or os.environ.get("RAY_ADDRESS", "")
+    if given.startswith("ray://"):
+        name = "--address" if address else "RAY_ADDRESS"
+        raise OptionError(
+            f"{name} {given} would read this machine's files on the cluster; submit the command as a job instead:"
+            f" ray job submit --address http://{given.removeprefix('ray://').rpartition(':')[0]}:8265 -- crackbatch …"
+        )
+
+
+def is_at_hand(address: str | None) -> bool:
+    """Return whether a run would find a Ray that runs: in this process, at an address, or started on this machine."""
+    ray = sys.modules.get("ray")
+    if address or os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
+        return True
+    # `ray start` writes its address into this file, and Ray itself looks for it there. The file can be old.
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        _check_answers(Path(temporary, "ray", "ray_current_cluster").read_text().strip())
+    except (OSError, RunError):
+        return False
+    return True
 
 
 class Cluster:
@@ -43,8 +79,8 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self._address = address
-        self._is_ours = False
-        self._is_started = False
+        self._is_ours = self._is_own = False
+        self.is_started = False
         # Ray starts in a thread for two reasons. Ctrl-C then cannot interrupt the start, where Python loses the
         # exception of a signal handler (whenever it forks). And Ray then sets no handler for SIGTERM, which would end
         # the process without a message. The thread is kept: if it ended, Linux would end the processes it started.
@@ -62,14 +98,14 @@ class Cluster:
 
     def start(self) -> None:
         """Connect to Ray or start it; does nothing if called again. Raises RunError if that fails."""
-        if self._is_started:
+        if self.is_started:
             return
-        self._is_started = True
+        self.is_started = True
         # Ray writes notes for its developers to the user's terminal. Errors still arrive as exceptions.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Ray stops idle workers beyond the number of CPUs and starts new ones seconds later. Each start takes 2 s of
         # CPU; on a small machine, this cost a fifth of the speed.
-        os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + 16))
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(num_cores() + 16))
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Importing Ray Data takes as long as starting Ray's processes, so both run at the same time.
         importing = threading.Thread(target=_import_ray_data, name="import ray.data")
@@ -77,6 +113,7 @@ class Cluster:
 
         if ray.is_initialized():
             return
+        self._is_own = not is_at_hand(self._address)
         address = self._address or os.environ.get("RAY_ADDRESS", "")
         _check_answers(address)
         importing.start()
@@ -101,19 +138,112 @@ class Cluster:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return [node["Resources"] for node in nodes if node["Alive"]]
 
-    def train_device(self, workers: int) -> str:
-        """Return "cuda" if there is a GPU for each worker, else "cpu"; RunError if there are not enough CPUs either."""
+    @contextmanager
+    def asked_for(self, num_cpus: int) -> Iterator[None]:
+        """Wait for a node that can work, and ask a cluster that grows by itself for this many CPUs inside.
+
+        Raises RunError if no node joins in time.
+        """
+        from ray.autoscaler.sdk import request_resources
+
+        if self._is_own:  # it cannot grow
+            yield
+            return
+        request_resources(num_cpus=max(1, num_cpus))
+        try:
+            self._wait_for_node()
+            yield
+        finally:
+            with suppress(Exception):  # Ray may be gone
+                request_resources(num_cpus=0)
+
+    def _wait_for_node(self) -> None:
+        if any(map(_can_work, self.node_resources())):
+            return
+        end = time.monotonic() + _NODE_S
+        waiting = f"waiting up to {duration(_NODE_S)} for a node with CPUs or GPUs to join the Ray cluster"
+        with Step(waiting):
+            while not any(map(_can_work, self.node_resources())):
+                if time.monotonic() > end:
+                    raise RunError(
+                        f"no node with CPUs or GPUs joined the Ray cluster in {duration(_NODE_S)}; start a worker node"
+                        " and run again"
+                    )
+                time.sleep(_POLL_S)
+
+    def has_gpus(self, workers: int) -> bool:
+        """Return whether there is a GPU for each worker; RunError if there are not enough CPUs either."""
         import ray
 
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if there.get("GPU", 0) >= workers:
-            return "cuda"
+            return True
         if there.get("CPU", 0) < workers + IO_CPUS:
             raise RunError(
                 f"--workers {workers} needs a CPU for each worker and part of one for reading, but the cluster has"
                 f" {there.get('CPU', 0):g} CPUs; give fewer --workers, or 0 to train in this process"
             )
-        return "cpu"
+        return False
+
+    def free_resources(self) -> dict[str, float]:
+        """Return the resources of the cluster that no job holds."""
+        import ray
+
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        return free
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The local folders that the driver reads, and its node; all other nodes must see the folders too."""
+
+    node: str
+    roots: Sequence[str]
+
+    @classmethod
+    def from_here(cls, roots: Sequence[str]) -> Seen:
+        return cls(_this_node(), roots)
+
+    def check(self) -> None:
+        """Raise RunError on a node that lacks a source; else all of the source's images would be reported missing."""
+        if _this_node() == self.node:
+            return
+        for root in self.roots:
+            if not os.path.lexists(root):
+                raise _not_seen(redact(root), "give sources as URLs or as paths that all nodes share")
+
+
+@contextmanager
+def on_all_nodes(option: str, folder: str) -> Iterator[None]:
+    """Raise RunError if a file below `folder`, which the option names, does not exist on this node."""
+    try:
+        yield
+    except FileNotFoundError:
+        mend = f"give {option} as a URL or a path that all nodes share"
+        raise _not_seen(f"the run's folder {redact(folder)}", mend) from None
+
+
+def _not_seen(what: str, mend: str) -> RunError:
+    return RunError(f"node {socket.gethostname()} cannot find {what}; {mend}")
+
+
+def _this_node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def gpus_of_this_node() -> int:
+    """Return how many GPUs the node of this task or actor offers, at least 1."""
+    import ray
+
+    here = _this_node()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return max(1, *(int(node["Resources"].get("GPU", 0)) for node in nodes if node["NodeID"] == here))
+
+
+def _can_work(resources: dict[str, float]) -> bool:
+    return max(resources.get("CPU", 0), resources.get("GPU", 0)) >= 1
 
 
 @contextmanager
@@ -158,7 +288,7 @@ def cause_of(error: BaseException) -> str:
 
 def _check_answers(address: str) -> None:
     """Raise RunError if no process listens at a cluster's address: Ray itself would retry for minutes."""
-    if (found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)) is None:  # "auto", "local"
+    if (found := re.fullmatch(r"\[?(.+?)\]?:(\d+)", address)) is None:  # "auto", "local"
         return
     try:
         socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_S).close()

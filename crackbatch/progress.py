@@ -1,4 +1,4 @@
-"""Show the progress of a run in one line, even while no results arrive.
+"""Show what a run does in one line, even while no results arrive.
 
 A terminal redraws the line every second; a log gets a new line every ten seconds.
 """
@@ -8,30 +8,94 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 # Clears the current line of a terminal.
 REDRAW = "\r\x1b[2K"
 _LOG_EVERY_S = 10.0
 _REDRAW_EVERY_S = 1.0
+# A request that is refused at once has nothing to say before that.
+_FIRST_S = 0.8
 # Parts come every few seconds. After this time without a part, something may be wrong, so the line says so.
 _QUIET_S = 30.0
 
 
-class Progress:
-    """Counts the images and failures of a run and shows them on `stream` (default: standard error)."""
+class _Line:
+    """Shows the text of `_line` on `stream` (default: standard error) again and again until the block ends."""
+
+    def __init__(self, stream: TextIO | None = None, log_every_s: float = _LOG_EVERY_S) -> None:
+        self._stream = stream or sys.stderr
+        self._started = time.monotonic()
+        self._redraws = self._stream.isatty()
+        self._every_s = _REDRAW_EVERY_S if self._redraws else log_every_s
+        self._is_shown = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="show progress", daemon=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _tick(self) -> None:
+        wait_s = min(_FIRST_S, self._every_s)
+        while not self._stop.wait(wait_s):
+            self._show()
+            self._is_shown, wait_s = True, self._every_s
+
+    def _show(self) -> None:
+        line = self._line(time.monotonic())
+        self._write(f"{REDRAW}{line}" if self._redraws else f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def _line(self, now: float) -> str:
+        raise NotImplementedError
+
+
+class Step(_Line):
+    """Says within a second what the block does, such as `planning`, and then for how long it has done it.
+
+    `more` adds what is known meanwhile.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        more: Callable[[], str] = str,
+        stream: TextIO | None = None,
+        log_every_s: float = _LOG_EVERY_S,
+    ) -> None:
+        super().__init__(stream, log_every_s)
+        self._text, self._more = text, more
+
+    def __enter__(self) -> Step:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop; on a terminal, remove the line, for what comes next."""
+        super().__exit__()
+        if self._redraws and self._is_shown:
+            self._write(REDRAW)
+
+    def _line(self, now: float) -> str:
+        seconds = now - self._started
+        return f"{self._text} …{self._more()}" + (f" ({duration(seconds)})" if seconds >= _REDRAW_EVERY_S else "")
+
+
+class Progress(_Line):
+    """Counts the images and failures of a run and shows them."""
 
     def __init__(
         self, total: int, done: int = 0, stream: TextIO | None = None, log_every_s: float = _LOG_EVERY_S
     ) -> None:
-        self._stream = stream or sys.stderr
+        super().__init__(stream, log_every_s)
         self._total, self._done, self._failed = total, done, 0
         self._first = done
-        self._started = self._last_part = time.monotonic()
-        self._redraws = self._stream.isatty()
-        self._every_s = _REDRAW_EVERY_S if self._redraws else log_every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._tick, name="show progress", daemon=True)
+        self._last_part = self._started
 
     def add(self, images: int, failed: int) -> None:
         """Count finished images."""
@@ -45,16 +109,10 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         """Stop; on a terminal, draw the last line once more and end it."""
-        self._stop.set()
-        self._thread.join()
+        super().__exit__()
         if self._redraws:
             self._show()
-            self._stream.write("\n")
-            self._stream.flush()
-
-    def _tick(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._show()
+            self._write("\n")
 
     def _line(self, now: float) -> str:
         said = f"{self._done:,} of {self._total:,} images"
@@ -66,10 +124,11 @@ class Progress:
             left = f"nothing new for {duration(now - self._last_part)}"
         return f"{said}, {speed:,.1f} images/s, {self._failed:,} failed, {left}"
 
-    def _show(self) -> None:
-        line = self._line(time.monotonic())
-        self._stream.write(f"{REDRAW}{line}" if self._redraws else f"{line}\n")
-        self._stream.flush()
+
+def say(text: str) -> None:
+    """Print a line on standard error, in place of a progress line that a terminal shows."""
+    redraw = REDRAW if sys.stderr.isatty() else ""
+    print(f"{redraw}{text}", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

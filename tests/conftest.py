@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -21,9 +22,9 @@ from builders.faulty import Faults, FaultyProxy
 from builders.places import NODE_PROGRAMS, SHARED
 from builders.runs import Scored, count_lost_and_twice, score
 from builders.servers import Place, release, server_process
-from builders.stages import in_this_process
 from crackbatch.cli.demo import draw_tile
 from crackbatch.models.bundle import DEFAULT_MODEL
+from crackbatch.scoring import score as scoring
 from crackbatch.storage import objects, retry
 
 
@@ -121,11 +122,27 @@ def ray_here(ports: dict[str, socket.socket]) -> Iterator[str]:
     ray.shutdown()
 
 
+@contextmanager
+def no_ray_at_hand() -> Iterator[None]:
+    """Small runs are scored in this process, also while tests of Ray have one running."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "is_at_hand", lambda _: False)
+        yield
+
+
 @pytest.fixture
 def without_ray() -> Iterator[None]:
     """Runs the stages of scoring in this process: Ray itself has tests of its own."""
-    with in_this_process():
+    with no_ray_at_hand():
         yield
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What runs the stages: this process, and Ray."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
+    return str(request.param)
 
 
 @pytest.fixture(params=["here", "s3"])
@@ -203,7 +220,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, tiles: dict[str, bytes]) ->
     """A run that several tests look at."""
     folder, out = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("scored") / "out"
     write_files(folder, {**tiles, "bad.jpg": b"x"})
-    with in_this_process():
+    with no_ray_at_hand():
         return Scored(folder, out, score(folder, out, date="2026-03-01"))
 
 
@@ -230,7 +247,8 @@ def place(request: pytest.FixtureRequest, tiles: dict[str, bytes]) -> Place:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes run the tests: those of Ray first and one after the other, the others file by file beside them."""
     for item in items:
-        uses_ray = "ray_here" in getattr(item, "fixturenames", ())
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        uses_ray = "ray_here" in getattr(item, "fixturenames", ()) or parameters.get("engine") == "ray"
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.path.as_posix()))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))  # type: ignore[union-attr]

@@ -8,18 +8,30 @@ import pyarrow as pa
 import pytest
 
 from builders.processes import run_main
-from crackbatch.cluster import cause_of, data_context
+from crackbatch.cluster import Seen, cause_of, data_context, on_all_nodes
 from crackbatch.errors import RunError
+from crackbatch.sources.shards import read_shard
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379", "two..dots:6379"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "two..dots:6379"])
 def test_a_cluster_that_does_not_answer_is_said_at_once_and_leaves_nothing(
     address: str, tmp_path: Path, image: Path
 ) -> None:
     done = run_main(["score", str(image), "--out", str(tmp_path / "out"), "--address", address], "pass")
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    line = done.stderr.splitlines()[-1]
     assert f"no Ray cluster answers at {address}" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "train"])
+def test_an_address_of_ray_client_is_refused_with_the_command_that_submits_a_job(
+    command: str, tmp_path: Path, image: Path
+) -> None:
+    done = run_main([command, str(image), "--out", str(tmp_path / "out"), "--address", "ray://head:10001"], "pass")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "ray job submit --address http://head:8265 -- " in line
     assert not (tmp_path / "out").exists()
 
 
@@ -40,3 +52,16 @@ def test_what_a_stage_raised_is_said_and_not_rays_advice(error: Exception, said:
     with data_context(), pytest.raises(ray.exceptions.RayError) as raised:
         ray.data.range(1).map_batches(fail, batch_format="pyarrow").take_all()
     assert cause_of(raised.value).endswith(said)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_node_that_does_not_see_what_the_driver_sees_says_so_and_no_image_is_missing(tmp_path: Path) -> None:
+    roots = [str(tmp_path), str(tmp_path / "photos")]
+    Seen.from_here(roots).check()
+    with pytest.raises(RunError, match=rf"cannot find {tmp_path}/photos; give sources as URLs or as paths that all"):
+        Seen("another node", roots).check()
+    with (
+        pytest.raises(RunError, match=rf"cannot find the run's folder {tmp_path}; give --out as a URL or a path"),
+        on_all_nodes("--out", str(tmp_path)),
+    ):
+        read_shard(str(tmp_path), 0)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from crackbatch.progress import Progress, duration
+from crackbatch.progress import Progress, Step, duration
 
 
 class Log(io.StringIO):
@@ -54,6 +54,26 @@ def test_a_terminal_has_one_line_that_is_redrawn_and_stays() -> None:
     assert said.count("\n") == 1
     assert said.rpartition("\x1b[2K")[2].startswith("10 of 10 images, ")
     assert "1 failed" in said
+
+
+def test_a_step_says_what_it_does_and_for_how_long_and_leaves_a_terminals_line_free() -> None:
+    log = Log()
+    with Step("starting Ray", lambda: " really", log, log_every_s=0.01):
+        assert log.wait_for("starting Ray") == "starting Ray … really"
+        assert log.wait_for("(1 s)") == "starting Ray … really (1 s)"
+    terminal, end = pty.openpty()
+    with os.fdopen(end, "w") as stream:
+        with Step("refused", stream=stream):
+            pass
+        stream.write(".")
+        stream.flush()
+        assert os.read(terminal, 10_000) == b"."
+        step = Step("planning", stream=stream)
+        with step:
+            said = os.read(terminal, 10_000).decode()
+            assert said.endswith("planning …")
+        assert os.read(terminal, 10_000).decode().endswith("\x1b[2K")
+    os.close(terminal)
 
 
 @pytest.mark.parametrize(

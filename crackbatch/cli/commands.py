@@ -86,6 +86,9 @@ def score(
     batch_size: Annotated[
         int | None, typer.Option(help="Images per forward pass [default: 8 on CPUs, 256 on GPUs].")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Score with Ray (ray), in this process (local), or as suits the work (auto).")
+    ] = "auto",
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
     with interruptible("finished work is kept; run the same command to continue"):
@@ -176,6 +179,7 @@ def evaluate(
     negative: options.Negative = None,
     group_pattern: options.GroupPattern = None,
     group_column: options.GroupColumn = "group",
+    address: options.Address = None,
 ) -> None:
     """Measure a model on labelled images that it has not seen. Show the images that it gets wrong."""
     from crackbatch.evaluation import evaluate as evaluation

@@ -8,24 +8,21 @@ model is trained on the same pixels that it will score.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch.datasets.duplicates import clusters, components, picture_hash
+from crackbatch.datasets.duplicates import clusters, components
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.listing import LABEL_COLUMN, Listed, list_labelled
 from crackbatch.datasets.report import Report
 from crackbatch.datasets.split import check_split, draw_split, images_digest, read_split
 from crackbatch.errors import SourceError
-from crackbatch.images.picture import read_image
+from crackbatch.images.decoders import Decoded, Decoders
 from crackbatch.models.seen import read_seen, splits_of
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
@@ -34,6 +31,7 @@ from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
 _BATCH = 256
+_NO_PIXELS = 1  # the size of pictures whose pixels are not needed
 
 
 @dataclass
@@ -138,54 +136,73 @@ def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], i
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One image's bytes, or None and a status that says why; `row` is its index in the table."""
+    """One image's bytes, or None and a status that says why."""
 
-    row: int
     data: bytes | None
     status: str | None
 
 
-def read_encoded(table: pa.Table) -> Iterator[list[Encoded]]:
-    """Yield the rows of a dataset's table with their bytes, in order and in batches, so that memory never holds all."""
+def read_encoded(table: pa.Table, most: int = _BATCH) -> Iterator[list[Encoded]]:
+    """Yield the rows of a dataset's table with their bytes, in order, in batches of at most `most` rows.
+
+    Memory never holds all of them.
+    """
     start = 0
     for size in shard_sizes(table):
-        row = start
         for block in fetch(table.slice(start, size).select(PLAN_SCHEMA.names)):
             data, statuses = block.column("bytes"), block.column("status").to_pylist()
-            for first in range(0, block.num_rows, _BATCH):
-                items = data[first : first + _BATCH].to_pylist()
-                batch = zip(items, statuses[first : first + _BATCH], strict=True)
-                yield [Encoded(row + index, item, status) for index, (item, status) in enumerate(batch)]
-                row += len(items)
+            for first in range(0, block.num_rows, most):
+                items = data[first : first + most].to_pylist()
+                yield [Encoded(*item) for item in zip(items, statuses[first : first + most], strict=True)]
         start += size
+
+
+def read_decoded(table: pa.Table, decoders: Decoders) -> Iterator[Decoded]:
+    """Yield the rows of a dataset's table decoded, in order and in batches.
+
+    An image that cannot be read has the status that says why. The pixels stay valid until the next batch is asked for.
+    """
+    under_way: deque[list[Encoded]] = deque()
+
+    def encoded() -> Iterator[list[bytes]]:
+        for batch in read_encoded(table, decoders.batch_size):
+            under_way.append(batch)
+            yield [image.data for image in batch if image.data is not None]
+
+    for decoded in decoders.decode(encoded()):
+        yield _with_unread(under_way.popleft(), decoded)
+
+
+def _with_unread(batch: list[Encoded], decoded: Decoded) -> Decoded:
+    """Return the facts of all images, from those of the images that have bytes."""
+    if all(image.data is not None for image in batch):
+        return decoded
+    columns = {}
+    for name, column in decoded.facts.items():
+        known = iter(column)
+        unread = [(image.status or "failed") if name == "status" else None for image in batch]
+        columns[name] = [
+            next(known) if image.data is not None else value for image, value in zip(batch, unread, strict=True)
+        ]
+    return Decoded(columns, decoded.pixels)
 
 
 def _read_all(table: pa.Table, report: Report) -> tuple[pa.Table, list[bytes | None]]:
     """Return the readable rows with their sha256, and the hashes of their pictures; count the others in the report."""
     digests: list[str | None] = []
     hashes: list[bytes | None] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        for batch in read_encoded(table):
-            for status, digest, looks in threads.map(_inspect, batch):
-                digests.append(digest)
-                hashes.append(looks)
-                if digest is None:
+    with Decoders(_NO_PIXELS, batch_size=_BATCH, looks=True) as decoders:
+        for facts, _ in read_decoded(table, decoders):
+            for status, digest, looks in zip(facts["status"], facts["sha256"], facts["looks"], strict=True):
+                digests.append(digest if status == "ok" else None)
+                hashes.append(bytes.fromhex(looks) if looks else None)
+                if status != "ok":
                     report.unreadable[status] += 1
     table = table.append_column("sha256", pa.array(digests, pa.string()))
     kept = np.flatnonzero(np.asarray(table.column("sha256").is_valid()))
     if not len(kept):
         raise SourceError(f"none of the {table.num_rows:,} labelled images can be read: {dict(report.unreadable)}")
     return table.take(kept), [hashes[row] for row in kept]
-
-
-def _inspect(image: Encoded) -> tuple[str, str | None, bytes | None]:
-    """Return (status, sha256, picture hash); the sha256 is None if the image cannot be used."""
-    if image.data is None:
-        return image.status or "failed", None, None
-    picture = read_image(image.data)
-    if picture.status != "ok":
-        return picture.status, None, None
-    return "ok", hashlib.sha256(image.data).hexdigest(), picture_hash(picture)
 
 
 def _drop_duplicates(

@@ -1,11 +1,8 @@
-"""Finds pictures that look the same: a hash of what each picture looks like, and clusters of similar hashes."""
+"""Finds pictures that look the same: clusters of similar hashes (`picture_hash` in `images/picture.py`)."""
 
 from __future__ import annotations
 
 import numpy as np
-import PIL.Image
-
-from crackbatch.images.picture import Picture
 
 HASH_BYTES = 32
 # Of 256 bits. If real tiles are saved again as JPEG of quality 50, nine of ten differ from the original in fewer bits;
@@ -15,20 +12,8 @@ _MAX_DISTANCE = 24
 # 16 bands of 16 bits. Hashes that differ in at most 15 bits always share a band. Hashes that differ in 24 bits share
 # one with a probability of 97 %.
 _BANDS = 16
-# If the darkest and the lightest spot differ by fewer grey levels, the picture is only noise, and its hash is useless.
-_MIN_CONTRAST = 4
 # Tens of thousands of different pictures may share a band, so each is compared with only this many that follow it.
 _MAX_STEPS = 2000
-
-
-def picture_hash(picture: Picture) -> bytes | None:
-    """Return 16x16 bits: whether each spot is lighter than the spot to its left. None for a blank picture."""
-    assert picture.pixels is not None
-    small = picture.pixels.convert("L").resize((17, 16), PIL.Image.Resampling.BOX)
-    spots = np.asarray(small).astype(np.int16)
-    if np.ptp(spots) < _MIN_CONTRAST:
-        return None
-    return np.packbits(spots[:, 1:] > spots[:, :-1]).tobytes()
 
 
 def clusters(hashes: list[bytes | None]) -> np.ndarray:

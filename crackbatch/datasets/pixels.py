@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from crackbatch.datasets.dataset import Encoded, read_encoded
+from crackbatch.datasets.dataset import read_decoded
 from crackbatch.datasets.listing import LABEL_COLUMN
 from crackbatch.errors import RunError
-from crackbatch.images.picture import Picture, read_image, to_input
+from crackbatch.images.decoders import Decoders
 from crackbatch.machine import free_memory
 
 _MEMORY_SHARE = 0.4
+_BATCH, _BATCH_BYTES = 256, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,21 @@ def _marks(rows: pa.Table) -> Marks:
     )
 
 
-def stream_pixels(rows: pa.Table, size: int) -> Iterator[Pixels]:
-    """Yield blocks of numbered rows, decoded and scaled as in scoring. RunError if an image can no longer be read."""
-    uris, start = rows.column("image_uri"), 0
+def stream_pixels(rows: pa.Table, size: int, num_processes: int | None = None) -> Iterator[Pixels]:
+    """Yield blocks of numbered rows, decoded and scaled as in scoring. RunError if an image can no longer be read.
 
-    def decode(image: Encoded) -> np.ndarray:
-        return _decode_input(image, size, uris[image.row].as_py())
-
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as threads:
-        for batch in read_encoded(rows):
-            images = np.stack(list(threads.map(decode, batch)))
-            mine = _marks(rows.slice(start, len(batch)))
-            start += len(batch)
+    The pixels of a block stay valid until the next one is asked for. By default as many processes decode as there are
+    cores.
+    """
+    start, most = 0, max(8, min(_BATCH, _BATCH_BYTES // (size * size * 3)))
+    with Decoders(size, num_processes=num_processes, batch_size=most) as decoders:
+        for facts, images in read_decoded(rows, decoders):
+            for row, status in enumerate(facts["status"], start=start):
+                if status != "ok":
+                    uri = rows.column("image_uri")[row]
+                    raise RunError(f"{uri} could be read when it was listed, but is now {status}; run again")
+            mine = _marks(rows.slice(start, len(images)))
+            start += len(images)
             yield Pixels(images, mine.labels, mine.numbers, mine.sources)
 
 
@@ -111,11 +113,3 @@ def fits_memory(num_images: int, size: int, neighbours: int) -> bool:
     Together, the workers on this machine may fill 40 % of it. There are `neighbours` of them, each with as many images.
     """
     return num_images * size * size * 3 <= _MEMORY_SHARE * free_memory() / neighbours
-
-
-def _decode_input(image: Encoded, size: int, uri: str) -> np.ndarray:
-    """Return (size, size, 3) uint8 of an image that was readable when listed. Raises RunError if it no longer is."""
-    picture = Picture(image.status or "failed") if image.data is None else read_image(image.data)
-    if picture.status != "ok":
-        raise RunError(f"{uri} could be read when it was listed, but is now {picture.status}; run again")
-    return to_input(picture, size)

@@ -13,7 +13,6 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,19 +20,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crackbatch.cluster import check_address
 from crackbatch.datasets.dataset import Dataset, read_dataset, read_encoded
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.pixels import number_rows, stream_pixels
 from crackbatch.errors import OptionError, SourceError
+from crackbatch.evaluation.inference import logits_here, logits_on_ray
 from crackbatch.evaluation.metrics import Scored, confusion, measure, precision_at
 from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, read_bundle_and_weights
-from crackbatch.models.model import Model
+from crackbatch.models.model import Model, calibrated, default_device
 from crackbatch.models.seen import LEARNT, read_learnt, splits_of
 from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
+from crackbatch.sources.plan import local_roots
 from crackbatch.storage import atomic, locations
 from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import redact
@@ -65,16 +67,19 @@ def evaluate(
     negative: Sequence[str] = (),
     group_pattern: str | None = None,
     group_column: str = "group",
+    address: str | None = None,
 ) -> Evaluation:
     """Measure a model on labelled images that it was not trained or tuned on, and write figures and tables to `out`.
 
     With `predictions`, the images are not scored again: the published rows of runs are measured, at their own threshold
-    if no threshold or operating point is given. Raises RequestError.
+    if no threshold or operating point is given. With the `address` of a Ray cluster, its GPUs or nodes score the
+    images. Raises RequestError.
     """
     if run_id is not None and predictions is None:
         raise OptionError("--run-id selects a run of --predictions; give both, or neither")
     if prevalence is not None and not 0 < prevalence < 1:
         raise OptionError(f"--prevalence must be above 0 and below 1, got {prevalence:g}")
+    check_address(address)
     names = check_sources(sources)
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     bundle, weights = read_bundle_and_weights(os.fspath(model))
@@ -88,7 +93,13 @@ def evaluate(
             if threshold is None and operating_point is None:
                 line = _only(thresholds, os.fspath(predictions))
         else:
-            probabilities = _score(rows, Model(bundle, weights))
+            numbered = number_rows(rows)
+            if address is None:
+                blocks = stream_pixels(numbered, bundle.input_size)
+                logits = logits_here(blocks, Model(bundle, weights, default_device()))
+            else:
+                logits = logits_on_ray(numbered, bundle, weights, address, local_roots(rows, names))
+            probabilities = calibrated(logits, bundle.temperature)
         metrics = _measure(rows, probabilities, bundle, line, prevalence)
         metrics |= {"left_out": left_out, "notes": dataset.report.lines()}
         _write(location, rows, probabilities, line, metrics)
@@ -124,24 +135,6 @@ def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Ta
 def _sharing(column: pa.ChunkedArray, chosen: np.ndarray) -> np.ndarray:
     """Return (rows,) bool: whether a row has the same value as a chosen row."""
     return np.asarray(pc.is_in(column, pc.unique(column.filter(pa.array(chosen)))))
-
-
-def _score(rows: pa.Table, model: Model) -> np.ndarray:
-    """Return (images,) probabilities from the forward pass that scoring uses, in batches on one thread per core."""
-    import torch
-
-    logits: list[np.ndarray] = []
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict") as threads:
-            for block in stream_pixels(number_rows(rows), model.bundle.input_size):
-                size = model.batch_size
-                batches = [block.images[start : start + size] for start in range(0, len(block), size)]
-                logits.extend(threads.map(model.logits, batches))
-    finally:
-        torch.set_num_threads(threads_before)
-    return model.probability(np.concatenate(logits))
 
 
 def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> tuple[np.ndarray, set[float]]:

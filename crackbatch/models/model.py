@@ -7,15 +7,20 @@ built, because importing them takes longer than importing everything else togeth
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 
-from crackbatch.errors import BundleError
+from crackbatch.errors import BundleError, RunError
+from crackbatch.images.decoders import Decoders
 from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
+from crackbatch.machine import has_gpu
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.storage import locations
 
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 # activations of a core stay in its cache (benchmarks/LOG.md).
 CPU_BATCH_SIZE = 8
 CUDA_BATCH_SIZE = 256
+# Below this, starting decoder processes takes longer than decoding.
+_MANY = 64
 
 
 def load_model(location: locations.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
@@ -68,6 +75,7 @@ class Model:
     def __init__(self, bundle: Bundle, weights: bytes, device: str = "cpu", bfloat16: bool | None = None) -> None:
         import torch
 
+        check_device(device)
         self.bundle = bundle
         self.device = torch.device(device)
         is_faster = self.device.type == "cuda" and runs_bfloat16("cuda")
@@ -99,18 +107,13 @@ class Model:
         """
         if isinstance(images, (str, Path)):
             raise TypeError(f"predict expects a list of images; use [{str(images)!r}]")
-        probabilities: list[float | None] = []
-        waiting: list[np.ndarray] = []
-        for image in images:
-            picture = _to_picture(image)
-            if picture.pixels is None:
-                probabilities.append(None)
-                continue
-            probabilities.append(float("nan"))  # a placeholder until its batch is run
-            waiting.append(to_input(picture, self.bundle.input_size))
-        batches = (waiting[at : at + self.batch_size] for at in range(0, len(waiting), self.batch_size))
-        scores = iter([score for batch in batches for score in self.probability(self.logits(np.stack(batch)))])
-        return [None if value is None else float(next(scores)) for value in probabilities]
+        size, probabilities = self.bundle.input_size, list[float | None]()
+        are_many_files = isinstance(images, Sequence) and len(images) >= _MANY and all(map(_is_path, images))
+        decoded = _decode_files(images, size, self.batch_size) if are_many_files else _decode_here(images, size)
+        for are_ok, pixels in decoded:
+            scores = iter(self.probability(self.logits(pixels)) if len(pixels) else ())
+            probabilities.extend(float(next(scores)) if is_ok else None for is_ok in are_ok)
+        return probabilities
 
     def _precision(self) -> Any:
         import torch
@@ -135,6 +138,40 @@ class Normalisation:
         # torch's channels-last format is NHWC memory viewed as NCHW, so this makes no copy.
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         return (images.float() - self._mean) / self._std
+
+
+def default_device() -> str:
+    """Return "cuda" if torch can use a GPU here, else "cpu". Importing torch takes long, so first look for a GPU."""
+    if not has_gpu():
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let torch use one core for each call of the network inside: several threads call it at the same time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_device(device: str) -> None:
+    """Raise RunError if the device is a GPU that torch cannot use."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        why = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        raise RunError(
+            f"machine {socket.gethostname()} has a GPU that torch cannot use: torch {torch.__version__} is {why};"
+            " install the torch for its driver, or hide the GPU (CUDA_VISIBLE_DEVICES= or ray start --num-gpus 0)"
+        )
 
 
 def runs_bfloat16(device: str) -> bool:
@@ -175,12 +212,36 @@ def _fold(network: torch.nn.Module) -> torch.nn.Module:
     return folded
 
 
+def _is_path(image: object) -> bool:
+    return isinstance(image, (str, Path))
+
+
+def _decode_files(paths: Iterable[Any], size: int, batch_size: int) -> Iterator[tuple[list[bool], np.ndarray]]:
+    """Yield for each batch which files are readable images, and their pixels; processes decode them."""
+    coming = iter(paths)
+    batches = iter(lambda: [_read(path) for path in islice(coming, batch_size)], [])
+    with Decoders(size, batch_size=batch_size) as decoders:
+        for facts, pixels in decoders.decode(batches):
+            yield [status == "ok" for status in facts["status"]], pixels
+
+
+def _decode_here(images: Iterable[Any], size: int) -> Iterator[tuple[list[bool], np.ndarray]]:
+    """Yield the same as `_decode_files` for images of any kind, decoded in this process."""
+    coming = iter(images)
+    while batch := [_to_picture(image) for image in islice(coming, CPU_BATCH_SIZE)]:
+        are_ok = [picture.status == "ok" for picture in batch]
+        pixels = [to_input(picture, size) for picture in batch if picture.status == "ok"]
+        yield are_ok, np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
 def _to_picture(image: str | Path | np.ndarray | PIL.Image.Image) -> Picture:
     if isinstance(image, np.ndarray):
         image = PIL.Image.fromarray(image)
-    if isinstance(image, PIL.Image.Image):
-        return from_pillow(image)
-    try:
-        return read_image(Path(image).read_bytes())
-    except OSError as error:
-        return Picture("unreadable", str(error))
+    return from_pillow(image) if isinstance(image, PIL.Image.Image) else read_image(_read(image))

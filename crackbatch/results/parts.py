@@ -21,9 +21,20 @@ from crackbatch.storage.redaction import redact
 _THREADS = 8
 
 
+def rows_per_part(num_rows: int) -> int:
+    """Return how many rows a part of a run of this size has: few, so that little is lost, but at most 256 parts."""
+    return max(256, min(8192, num_rows // 256))
+
+
 def write_part(run: Run, rows: pa.Table) -> None:
     """Write finished rows as one part. Its name is made from its images, so a repeated task overwrites its own part."""
     write_table(locations.join(run.parts_folder, f"{block_digest(rows)}.part"), rows)
+
+
+def count_part(rows: pa.Table) -> dict[str, int]:
+    """Count the rows of a part, and those without a score."""
+    num_ok = values_of(rows.column("status")).get("ok", 0)
+    return {"rows": rows.num_rows, "failed": rows.num_rows - num_ok}
 
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:

@@ -2,7 +2,7 @@
 
     OUT/predictions/date=D/<run_id>-NNNNN.parquet   published rows only
     OUT/runs/<run_id>/run.json                      what was asked, written first
-    OUT/runs/<run_id>/plan/ parts/ scratch/ attempts/   while it works; removed when it is published
+    OUT/runs/<run_id>/plan/ parts/ scratch/       while it works; removed when it is published
     OUT/runs/<run_id>/failure.json                  why it stopped, until it is continued
     OUT/runs/<run_id>/summary.json                  written last
 
@@ -24,7 +24,7 @@ from crackbatch.storage.documents import read_json, write_json
 from crackbatch.storage.redaction import redact
 
 # What a run needs only while it works.
-WORKING_FOLDERS = ("plan", "parts", "scratch", "publish", "attempts")
+WORKING_FOLDERS = ("plan", "parts", "scratch", "publish")
 # The names that a run can have.
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -52,10 +52,6 @@ class Run:
     @property
     def scratch_folder(self) -> str:
         return locations.join(self.folder, "scratch")
-
-    @property
-    def attempts_folder(self) -> str:
-        return locations.join(self.folder, "attempts")
 
     @property
     def is_begun(self) -> bool:

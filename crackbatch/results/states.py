@@ -37,7 +37,7 @@ LEASE = re.compile(r"lease-\d+\.json")
 _THREADS = 8
 _MADE = re.compile(
     r"plan/\d{5}\.arrow|parts/[0-9a-f]{24}\.part|scratch/[0-9a-f]{16}\.(images|copy)|publish/[^/]+-\d{5}\.parquet\.whole"
-    rf"|attempts/[0-9a-f]{{24}}-\w+\.(try|slow|alone)|{LEASE.pattern}"
+    rf"|{LEASE.pattern}"
 )
 _TEMPORARY = re.compile(r"(?P<folder>(.+/)?)\.(?P<name>[^/]+)\.\w{8}\.tmp")
 _Kind = TypeVar("_Kind")

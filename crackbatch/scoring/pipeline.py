@@ -6,141 +6,147 @@ Fetching and writing are tasks that need little of a CPU. Predicting is done by 
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pyarrow as pa
 
-from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
-from crackbatch.errors import BundleError, RunError
-from crackbatch.images.decoders import Decoded, Decoder, IsolatedDecoder, too_slow
-from crackbatch.images.picture import Picture
-from crackbatch.models.bundle import read_bundle_and_weights
-from crackbatch.results.parts import write_part
+from crackbatch.cluster import Cluster, Seen, cause_of, data_context, gpus_of_this_node, on_all_nodes
+from crackbatch.errors import BundleError, CrackbatchError, RunError
+from crackbatch.images.decoders import Decoders
+from crackbatch.machine import num_cores
+from crackbatch.models.model import CPU_BATCH_SIZE, CUDA_BATCH_SIZE, Model, load_model
+from crackbatch.progress import say
+from crackbatch.results.parts import count_part, read_done, rows_per_part, write_part
 from crackbatch.results.run import Run
-from crackbatch.scoring.crashes import Attempts, Past, Watch
-from crackbatch.scoring.layout import lay_out, read_ahead
+from crackbatch.scoring.layout import Devices, lay_out, read_ahead, rows_per_call
 from crackbatch.scoring.predictor import Predictor, Stamp
 from crackbatch.scoring.request import Request
 from crackbatch.sources.fetch import fetch
-from crackbatch.sources.shards import read_shard
-from crackbatch.storage.redaction import redact
+from crackbatch.sources.plan import local_roots, subtract
+from crackbatch.sources.shards import read_shard, write_shards
+from crackbatch.storage import objects
 from crackbatch.storage.retry import num_retries
 
+# What a cluster that grows by itself is asked for: a CPU scores that many images in five minutes.
+_IMAGES_PER_CPU = 10_000
+# A cluster that grows is looked at this often, and the stages are laid out anew if it has grown by this factor.
+_SETTLE_S = 120.0
+_MUCH = 1.25
 
-def run_pipeline(
-    request: Request, run: Run, num_rows: int, num_shards: int, roots: list[str], cluster: Cluster
-) -> Iterator[dict[str, Any]]:
-    """Run the stages and give one dictionary of counts for each part, as it is written.
 
-    `roots` are the local folders that the run reads. Raises RunError if a stage fails.
+def score_on_ray(request: Request, run: Run, todo: pa.Table, cluster: Cluster) -> Generator[dict[str, Any]]:
+    """Score the planned rows and give one dictionary of counts for each part, as it is written.
+
+    If the cluster grows much, the stages are laid out anew for the remaining rows. Raises RunError if a stage fails.
     """
-    import ray
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.data.exceptions import SystemException
     from ray.exceptions import RayError
 
-    devices = lay_out(cluster.node_resources())
-    seen = _Seen(_node(), roots)
-    stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold)
-    with data_context(read_ahead(devices)):
-        # Items, because each task of a reader would request a whole CPU, which is not free; and not Arrow tables,
-        # because Ray asks a worker for their sizes and waits seconds for it to start.
-        dataset = (
-            ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
-            .map_batches(
-                _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_kwargs={"folder": run.plan_folder, "seen": seen},
-                compute=TaskPoolStrategy(size=devices.num_readers),
-                num_cpus=IO_CPUS,
-            )
-            .map_batches(
-                _Scorer,
-                batch_size=None,
-                batch_format="pyarrow",
-                fn_constructor_kwargs={
-                    "location": request.bundle.location,
-                    "stamp": stamp,
-                    "max_megapixels": request.max_megapixels,
-                    "decode_timeout_s": request.decode_timeout,
-                    "attempts": run.attempts_folder,
-                    "batch_size": request.batch_size,
-                    "device": devices.kind,
-                    "threads": devices.threads,
-                },
-                compute=ActorPoolStrategy(
-                    size=devices.num_actors,
-                    max_concurrent_calls_per_actor=devices.calls,
-                    max_tasks_in_flight_per_actor=2 * devices.calls,
-                    enable_true_multi_threading=True,
-                ),
-                num_cpus=devices.num_cpus,
-                num_gpus=1 if devices.kind == "cuda" else 0,
-            )
-            .map_batches(
-                _write_parts,  # type: ignore[arg-type]
-                batch_size=max(256, min(8192, num_rows // 256)),
-                batch_format="pyarrow",
-                fn_kwargs={"run": run},
-                compute=TaskPoolStrategy(size=devices.num_readers),
-                # Zero: a task that reads keeps its share of a CPU while it waits for the later stages. If they waited
-                # for that share (of this run or another), nothing would move.
-                num_cpus=0,
-            )
+    seen = Seen.from_here(local_roots(todo, request.sources))
+    with cluster.asked_for(todo.num_rows // _IMAGES_PER_CPU):
+        while todo.num_rows:
+            devices = lay_out(cluster.node_resources())
+            growth = _Growth(cluster, devices)
+            with data_context(read_ahead(devices)):
+                dataset = _dataset(request, run, todo, devices, seen)
+            try:
+                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    yield from pa.table(batch).to_pylist()
+                    if growth.is_large():
+                        break
+                else:
+                    return
+            except (RayError, SystemException) as error:
+                raise RunError(f"the run stopped ({cause_of(error)}); run the same command to continue") from error
+            todo = subtract(todo, read_done(run)[1])
+
+
+class _Growth:
+    """Whether a cluster has grown so much that the stages should be laid out anew.
+
+    That costs what the actors are just scoring, so it is done seldom.
+    """
+
+    def __init__(self, cluster: Cluster, devices: Devices) -> None:
+        self._cluster, self._size = cluster, devices.size
+        self._looked = time.monotonic()
+
+    def is_large(self) -> bool:
+        if time.monotonic() - self._looked < _SETTLE_S:
+            return False
+        self._looked = time.monotonic()
+        now = lay_out(self._cluster.node_resources())
+        if now.size < _MUCH * self._size:
+            return False
+        say(f"the cluster has grown: going on with {now.num_actors} actors for {now.size} batches at a time")
+        return True
+
+
+def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen: Seen) -> Any:
+    """The three stages over these rows; nothing runs before the result is read."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    objects.remove(run.plan_folder)
+    num_shards, rows = write_shards(todo, run.plan_folder), rows_per_part(todo.num_rows)
+    # Items, because each task of a reader would request a whole CPU, which is not free; and not Arrow tables,
+    # because Ray asks a worker for their sizes and waits seconds for it to start.
+    return (
+        ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
+        .map_batches(
+            _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"folder": run.plan_folder, "seen": seen},
+            compute=TaskPoolStrategy(size=min(devices.num_readers, num_shards)),
+            num_cpus=devices.reader_cpus,
         )
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from pa.table(batch).to_pylist()
-    except (RayError, SystemException) as error:
-        raise RunError(f"the run stopped ({cause_of(error)}); run the same command to continue") from error
+        .map_batches(
+            _Scorer,
+            # On a GPU, Ray demands a number of rows.
+            batch_size=rows_per_call(todo, request.batch_size, CUDA_BATCH_SIZE if devices.num_gpus else 0),
+            batch_format="pyarrow",
+            fn_constructor_kwargs={
+                "location": request.bundle.location,
+                "size": request.bundle.input_size,
+                "stamp": Stamp(run.run_id, request.bundle.model_id, request.threshold),
+                "max_megapixels": request.max_megapixels,
+                "decode_timeout_s": request.decode_timeout,
+                "batch_size": request.batch_size,
+                "devices": devices,
+            },
+            compute=ActorPoolStrategy(
+                size=devices.num_actors,
+                max_concurrent_calls_per_actor=devices.calls,
+                max_tasks_in_flight_per_actor=2 * devices.calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=devices.num_cpus,
+            num_gpus=devices.num_gpus,
+        )
+        .map_batches(
+            _write_parts,  # type: ignore[arg-type]
+            batch_size=rows,
+            batch_format="pyarrow",
+            fn_kwargs={"run": run},
+            compute=TaskPoolStrategy(size=min(devices.num_readers, -(-todo.num_rows // rows))),
+            # Zero: a task that reads keeps its share of a CPU while it waits for the later stages. If they waited
+            # for that share (of this run or another), nothing would move.
+            num_cpus=0,
+        )
+    )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """The local folders that the driver reads, and its node; all other nodes must see the folders too."""
-
-    node: str
-    roots: list[str]
-
-    def check(self) -> None:
-        """Raise RunError on a node that lacks a source; else all of the source's images would be reported missing."""
-        if _node() == self.node:
-            return
-        for root in self.roots:
-            if not os.path.lexists(root):
-                raise _not_seen(redact(root), "give sources as URLs or as paths that all nodes share")
-
-
-def _not_seen(what: str, mend: str) -> RunError:
-    return RunError(f"node {socket.gethostname()} cannot find {what}; {mend}")
-
-
-def _node() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def _read_shard(folder: str, index: int, seen: _Seen) -> pa.Table:
+def _fetch_shards(batch: pa.Table, folder: str, seen: Seen) -> Iterator[pa.Table]:
     seen.check()
-    try:
-        return read_shard(folder, index)
-    except FileNotFoundError:
-        mend = "give --out as a URL or a path that all nodes share"
-        raise _not_seen(f"the run's folder {redact(folder)}", mend) from None
-
-
-def _fetch_shards(batch: pa.Table, folder: str, seen: _Seen) -> Iterator[pa.Table]:
     for index in batch.column("shard").to_pylist():
         started, retries = time.perf_counter(), num_retries()
-        for block in fetch(_read_shard(folder, index, seen)):
+        with on_all_nodes("--out", folder):
+            shard = read_shard(folder, index)
+        for block in fetch(shard):
             block = _shared(block, "_fetch_retries", num_retries() - retries)
             yield _shared(block, "_fetch_seconds", time.perf_counter() - started)
             started, retries = time.perf_counter(), num_retries()
@@ -158,76 +164,62 @@ class _Scorer:
     def __init__(
         self,
         location: str,
+        size: int,
         stamp: Stamp,
         max_megapixels: float,
         decode_timeout_s: float,
-        attempts: str,
         batch_size: int | None,
-        device: str,
-        threads: int,
+        devices: Devices,
     ) -> None:
+        # Before torch is imported, which takes as long as the decoders need to start.
+        decoders = Decoders(
+            size,
+            max_megapixels=max_megapixels,
+            timeout_s=decode_timeout_s,
+            num_processes=devices.num_decoders or max(1, num_cores() // gpus_of_this_node()),
+            batch_size=batch_size or (CUDA_BATCH_SIZE if devices.device == "cuda" else CPU_BATCH_SIZE),
+            num_batches=2 * devices.calls,
+        )
         import torch
 
-        from crackbatch.models.model import Model
-
         torch.set_num_threads(1)
+        self._refused: CrackbatchError | None = None
         try:
-            bundle, weights = read_bundle_and_weights(location)
-        except BundleError as error:  # the driver could read it
-            raise BundleError(f"on node {socket.gethostname()}: {error}") from None
-        if bundle.model_id != stamp.model_id:
-            raise BundleError(
-                f"model {location} is {bundle.model_id} on node {socket.gethostname()}, expected {stamp.model_id};"
-                " put the same bundle on every node"
-            )
-        model = Model(bundle, weights, device)
-        model.batch_size = batch_size or model.batch_size
-        self._decoder = Decoder(bundle.input_size, max_megapixels)
-        self._decode_timeout_s = decode_timeout_s
-        decode_threads = threads if device == "cuda" else 1
-        self._predict = Predictor(model, stamp, self._decoder, decode_threads)
-        self._attempts = Attempts(attempts)
-        self._watch = Watch(self._attempts, decode_timeout_s)
+            model = _load_model(location, stamp.model_id, devices.device)
+            self._predict = Predictor(lambda: model, stamp, decoders)
+        except CrackbatchError as error:  # raised here, it would come again from each actor that Ray tries to start
+            self._refused = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        if self._refused is not None:
+            raise self._refused
         started = time.perf_counter()
-        with self._attempts.attempt(block) as (name, past):
-            rows = self._score_suspicious(block, name, past) if past.is_suspicious else self._score(block, name, past)
+        rows = self._predict(block)
         for name in ("_fetch_seconds", "_fetch_retries"):
             rows = rows.append_column(name, block.column(name))
         return _shared(rows, "_predict_seconds", time.perf_counter() - started)
 
-    def _score(self, block: pa.Table, name: str, past: Past) -> pa.Table:
-        def decode(row: int, data: bytes) -> Decoded:
-            if row in past.slow:
-                return Picture("failed", too_slow(self._decode_timeout_s)), None
-            with self._watch.decoding(name, row):
-                return self._decoder(data)
 
-        return self._predict(block, decode)
-
-    def _score_suspicious(self, block: pa.Table, name: str, past: Past) -> pa.Table:
-        """Decode each image in its own process: an image that crashes its decoder does not crash this process."""
-        with IsolatedDecoder(self._decoder, self._decode_timeout_s) as isolated:
-
-            def decode(row: int, data: bytes) -> Decoded:
-                if row in past.killers:
-                    return Picture("crashed", "decoding it crashed the worker even when isolated"), None
-                with self._attempts.alone(name, row):
-                    return isolated(data)
-
-            return self._predict(block, decode)
+def _load_model(location: str, model_id: str, device: str) -> Model:
+    try:
+        model = load_model(location, device)
+    except BundleError as error:  # the driver could read it
+        raise BundleError(f"on node {socket.gethostname()}: {error}") from None
+    if model.bundle.model_id != model_id:
+        raise BundleError(
+            f"model {location} is {model.bundle.model_id} on node {socket.gethostname()}, expected {model_id};"
+            " put the same bundle on every node"
+        )
+    return model
 
 
 def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
     started, retries = time.perf_counter(), num_retries()
     finished = rows.drop_columns(["_fetch_seconds", "_fetch_retries", "_predict_seconds"])
     write_part(run, finished)
-    counts = Counter(finished.column("status").to_pylist())
     return pa.table(
         {
-            "rows": [finished.num_rows],
-            "failed": [finished.num_rows - counts["ok"]],
+            **{name: [count] for name, count in count_part(finished).items()},
             "fetch_seconds": [sum(rows.column("_fetch_seconds").to_pylist())],
             "predict_seconds": [sum(rows.column("_predict_seconds").to_pylist())],
             "write_seconds": [time.perf_counter() - started],

@@ -1,30 +1,27 @@
 """From encoded images to rows of the results table: decoding and the network, on one device.
 
-This is the whole computation of a scoring run, without Ray. Actors, tests and benchmarks call it.
+This is the whole computation of a scoring run. Ray's actors, runs without Ray, tests and benchmarks call it.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from crackbatch.images.decoders import Decoded, Decoder
-from crackbatch.images.picture import Picture
+from crackbatch.images.decoders import Decoders
 from crackbatch.models.model import Model
 from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import CARRIED
 
-# (row, encoded bytes) → picture and network input.
-Decode = Callable[[int, bytes], Decoded]
-
-_FROM_PICTURE = ("format", "width", "height", "captured_at", "latitude", "longitude", "camera")
+_FROM_IMAGE = (
+    "status", "error", "format", "width", "height", "captured_at", "latitude", "longitude", "camera", "sha256"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,79 +36,82 @@ class Stamp:
 class Predictor:
     """Scores tables of encoded images, as `fetch` returns them. Several threads may call it at once.
 
-    With one decode thread (on CPUs), each calling thread decodes and scores its own small batches. With more (on
-    CUDA), `decode_threads` threads decode the images of a batch.
+    `model` is called when the first images are decoded, so that loading it takes no extra time.
     """
 
-    def __init__(self, model: Model, stamp: Stamp, decoder: Decoder, decode_threads: int = 1) -> None:
+    def __init__(self, model: Callable[[], Model], stamp: Stamp, decoders: Decoders) -> None:
         self._model = model
         self._stamp = stamp
-        self._decoder = decoder
-        self._map: Callable[..., Any] = map
-        if decode_threads > 1:
-            self._map = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode").map
+        self._decoders = decoders
 
-    def __call__(self, block: pa.Table, decode: Decode | None = None) -> pa.Table:
-        """One result row for each row of the block, in the same order. `decode(row, bytes)` replaces the decoder."""
-        decode = decode or (lambda _, data: self._decoder(data))
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return one result row for each row of the block, in the same order."""
+        encoded = block.column("bytes")
+        rows = np.flatnonzero(np.asarray(encoded.is_valid()))
+        facts: dict[str, list[Any]] = {name: [] for name in _FROM_IMAGE}
+        logits = [np.empty(0, np.float32)]
+        for decoded in self._decoders.decode(_batches(encoded, rows, self._decoders.batch_size)):
+            for name, column in facts.items():
+                column.extend(decoded.facts[name])
+            if len(decoded.pixels):
+                logits.append(self._model().logits(decoded.pixels))
+        known = pa.table({name: pa.array(facts[name], COLUMNS.field(name).type) for name in _FROM_IMAGE})
+        known = known.append_column("crack_logit", _spread(np.concatenate(logits), np.array(facts["status"]) == "ok"))
+        return self._rows(block, known if len(rows) == block.num_rows else _with_others(block, known, rows))
 
-        def picture(row: int) -> Decoded:
-            image = data[row]
-            return (Picture(statuses[row] or "failed"), None) if image is None else decode(row, image)
-
-        data = block.column("bytes").to_pylist()
-        statuses = block.column("status").to_pylist()
-        pictures: list[Picture] = []
-        logits: list[float | None] = []
-        for start in range(0, len(data), self._model.batch_size):
-            batch = list(self._map(picture, range(start, min(start + self._model.batch_size, len(data)))))
-            pictures.extend(picture for picture, _ in batch)
-            logits.extend(self._score([pixels for _, pixels in batch]))
-        return self._rows(block, data, pictures, logits)
-
-    def _score(self, pixels: list[np.ndarray | None]) -> list[float | None]:
-        """One logit per image, None for an image without pixels."""
-        there = [image for image in pixels if image is not None]
-        found = iter(self._model.logits(np.stack(there)) if there else ())
-        return [None if image is None else float(next(found)) for image in pixels]
-
-    def _rows(
-        self, block: pa.Table, data: list[bytes | None], pictures: list[Picture], logits: list[float | None]
-    ) -> pa.Table:
+    def _rows(self, block: pa.Table, known: pa.Table) -> pa.Table:
+        """Return the rows of the results, from the block and what is known about each of its images."""
         num = block.num_rows
-        probabilities = [
-            None if logit is None else float(self._model.probability(np.array([logit]))[0]) for logit in logits
-        ]
-        threshold = np.float32(self._stamp.threshold)
-        negative, positive = self._model.bundle.classes
-        errors = block.column("error").to_pylist()
-        values: dict[str, list[Any]] = {
-            name: [getattr(picture, name) for picture in pictures] for name in _FROM_PICTURE
+        logits = known.column("crack_logit").combine_chunks()
+        probabilities = pa.array(
+            self._model().probability(logits.fill_null(0).to_numpy(zero_copy_only=False)),
+            mask=np.asarray(logits.is_null()),
+        )
+        threshold = pa.scalar(self._stamp.threshold, pa.float32())
+        negative, positive = self._model().bundle.classes
+        values = {
+            **{name: known.column(name) for name in known.column_names},
+            "crack_probability": probabilities,
+            "label": pc.if_else(pc.greater_equal(probabilities, threshold), positive, negative),
+            "model_id": pa.repeat(self._stamp.model_id, num),
+            "run_id": pa.repeat(self._stamp.run_id, num),
+            "threshold": pa.repeat(threshold, num),
+            "scored_at": pa.repeat(pa.scalar(datetime.now(UTC), COLUMNS.field("scored_at").type), num),
         }
-        values["status"] = [picture.status for picture in pictures]
-        values["error"] = [picture.error or error for picture, error in zip(pictures, errors, strict=True)]
-        values["crack_logit"] = logits
-        values["crack_probability"] = probabilities
-        values["label"] = [
-            None if value is None else positive if value >= threshold else negative for value in probabilities
-        ]
-        values["sha256"] = [None if item is None else hashlib.sha256(item).hexdigest() for item in data]
-        values["model_id"] = [self._stamp.model_id] * num
-        values["run_id"] = [self._stamp.run_id] * num
-        values["threshold"] = [float(threshold)] * num
-        values["scored_at"] = [datetime.now(UTC)] * num
-        columns = [self._column(field, block, values, num) for field in COLUMNS]
-        schema = list(COLUMNS)
-        for field in block.schema:
-            if field.name.startswith(CARRIED):
-                columns.append(block.column(field.name))
-                schema.append(field.with_name(field.name.removeprefix(CARRIED)))
+        columns = [_column(field, block, values) for field in COLUMNS]
+        carried = [field for field in block.schema if field.name.startswith(CARRIED)]
+        columns += [block.column(field.name) for field in carried]
+        schema = [*COLUMNS, *(field.with_name(field.name.removeprefix(CARRIED)) for field in carried)]
         return pa.Table.from_arrays(columns, schema=pa.schema(schema))
 
-    @staticmethod
-    def _column(field: pa.Field, block: pa.Table, values: dict[str, list[Any]], num: int) -> pa.Array:
-        if field.name in values:
-            return pa.array(values[field.name], field.type)
-        if field.name in block.column_names:
-            return block.column(field.name)
-        return pa.nulls(num, field.type)
+
+def _batches(encoded: pa.ChunkedArray, rows: np.ndarray, size: int) -> Iterator[list[bytes]]:
+    """Yield the bytes of the given rows in batches."""
+    for start in range(0, len(rows), size):
+        yield [encoded[int(row)].as_py() for row in rows[start : start + size]]
+
+
+def _spread(logits: np.ndarray, is_ok: np.ndarray) -> pa.Array:
+    """Return a column with the logits at the images that are `ok`, in their order, and null at the others."""
+    spread = np.zeros(len(is_ok), np.float32)
+    spread[is_ok] = logits
+    return pa.array(spread, mask=~is_ok)
+
+
+def _with_others(block: pa.Table, known: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return what is known about all rows of a block, from what is known about those whose bytes could be read."""
+    places = np.full(block.num_rows, -1)
+    places[rows] = np.arange(len(rows))
+    spread = known.take(pa.array(places, mask=places < 0))
+    for name, otherwise in (("status", "failed"), ("error", None)):
+        told = pc.coalesce(spread.column(name), block.column(name), pa.scalar(otherwise, pa.string()))
+        spread = spread.set_column(spread.column_names.index(name), name, told)
+    return spread
+
+
+def _column(field: pa.Field, block: pa.Table, values: dict[str, Any]) -> pa.Array:
+    if field.name in values:
+        return values[field.name]
+    if field.name in block.column_names:
+        return block.column(field.name)
+    return pa.nulls(block.num_rows, field.type)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crackbatch import __version__
+from crackbatch.cluster import check_address
 from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.machine import library_versions
@@ -16,6 +17,8 @@ from crackbatch.storage import locations
 from crackbatch.storage.documents import fingerprint_of
 from crackbatch.storage.redaction import redact
 
+# What runs the stages: Ray, this process, or whichever suits the amount of work.
+ENGINES = ("auto", "local", "ray")
 _MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 
 
@@ -40,6 +43,7 @@ class Request:
     limit: int | None
     batch_size: int | None
     address: str | None
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_rate <= 1:
@@ -56,6 +60,12 @@ class Request:
             raise OptionError(f"--batch-size must be 1 or more, got {self.batch_size}")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit must be 1 or more, got {self.limit}")
+
+        if self.engine not in ENGINES:
+            raise OptionError(f"--engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.engine == "local" and self.address:
+            raise OptionError("--engine local scores in this process and needs no --address; remove one of them")
+        check_address(self.address)
 
     @property
     def fingerprint(self) -> str:

@@ -1,10 +1,12 @@
-"""The scoring job: sources → plan → fetch → predict → parts → publish. The middle three are Ray Data stages.
+"""The scoring job: sources → plan → fetch → predict → parts → publish.
 
-    plan     this process, while Ray starts      sources/plan.py
-    fetch    Ray tasks, a fraction of a CPU      sources/fetch.py
-    predict  one Ray actor per device            scoring/predictor.py
-    parts    Ray tasks, a fraction of a CPU      results/parts.py
-    publish  this process                        results/publish.py
+    plan     this process, while Ray starts                      sources/plan.py
+    fetch    Ray tasks, or threads (scoring/local.py)            sources/fetch.py
+    predict  one Ray actor for each device, or threads           scoring/predictor.py
+    parts    Ray tasks, or this process                          results/parts.py
+    publish  this process                                        results/publish.py
+
+Ray Data runs the middle three (`scoring/pipeline.py`). For small runs on one machine, threads of this process do.
 
 Every row carries its image's identity, so nothing depends on the order or the size of blocks.
 """
@@ -12,30 +14,31 @@ Every row carries its image's identity, so nothing depends on the order or the s
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from crackbatch.cluster import Cluster
+from crackbatch.cluster import Cluster, is_at_hand
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
-from crackbatch.progress import Progress
+from crackbatch.progress import Progress, Step
 from crackbatch.results.parts import count_failed, count_statuses, read_done, read_scored
 from crackbatch.results.publish import publish
 from crackbatch.results.run import Run, check_names, choose_run
 from crackbatch.results.summary import RunSummary
 from crackbatch.results.table import schema_with
-from crackbatch.scoring.pipeline import run_pipeline
+from crackbatch.scoring.local import MOST_IMAGES, is_small, score_here
+from crackbatch.scoring.pipeline import score_on_ray
 from crackbatch.scoring.request import Request, image_extensions
 from crackbatch.sources.listing import check_sources
-from crackbatch.sources.plan import Plan, intersect, local_roots, make_plan, subtract
-from crackbatch.sources.shards import write_shards
+from crackbatch.sources.plan import Plan, Tally, intersect, make_plan, subtract
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
@@ -52,8 +55,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Work:
-    """What the pipeline did: seconds and images/s by stage, storage retries, and whether it stopped early."""
+    """What the stages did in this call: rows, seconds and images/s by stage, storage retries, whether they stopped."""
 
+    rows: int = 0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     retries: int = 0
     stopped_early: bool = False
@@ -78,6 +82,7 @@ def score(
     dry_run: bool = False,
     address: str | None = None,
     batch_size: int | None = None,
+    engine: str = "auto",
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -103,6 +108,7 @@ def score(
         limit=limit,
         batch_size=batch_size,
         address=address,
+        engine=engine,
     )
     if dry_run:
         check_names(date, run_id)
@@ -142,20 +148,22 @@ def _new(request: Request, planned: pa.Table) -> pa.Table:
 
 
 def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSummary:
-    """Plan and start Ray at the same time; then score and publish what is missing."""
+    """Plan, and for a large run start Ray meanwhile; then score and publish what is missing."""
     is_new = not run.is_begun
     planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
+    tally = Tally(1 if _wants_ray(request) else MOST_IMAGES + 1)
     try:
-        any_image = threading.Event()
-        planning = planner.submit(_plan, request, run.scratch_folder, any_image)
-        planning.add_done_callback(lambda _: any_image.set())
-        any_image.wait()
+        planning = planner.submit(_plan, request, run.scratch_folder, tally)
+        planning.add_done_callback(lambda _: tally.close())
+        with Step("planning", lambda: f" {tally.num:,} images found" if tally.num else ""):
+            tally.wait()
         with Cluster(request.address) as cluster:
             # A new run needs Ray, so Ray starts during planning. A run that continues may have nothing left to do.
-            if is_new and not _failed(planning):
-                cluster.start()
+            if is_new and tally.is_reached and _may_use_ray(request) and not _failed(planning):
+                _start(cluster)
             try:
-                plan = planning.result()
+                with Step("planning", lambda: f" {tally.num:,} images found") if not planning.done() else nullcontext():
+                    plan = planning.result()
                 schema = schema_with(plan.carried_fields, request.table_metadata())
             except Exception:
                 if is_new:
@@ -167,12 +175,27 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
         planner.shutdown(wait=False, cancel_futures=True)  # Ctrl-C must not wait for a listing to end
 
 
+def _wants_ray(request: Request) -> bool:
+    """Whether Ray scores also the smallest work."""
+    return request.engine == "ray" or (request.engine == "auto" and is_at_hand(request.address))
+
+
+def _may_use_ray(request: Request) -> bool:
+    """Whether Ray scores if there is much work."""
+    return request.engine != "local" and (request.limit is None or not is_small(request.limit) or _wants_ray(request))
+
+
+def _start(cluster: Cluster) -> None:
+    with Step("starting Ray"):
+        cluster.start()
+
+
 def _failed(planning: Any) -> bool:
     return bool(planning.done() and planning.exception() is not None)
 
 
-def _plan(request: Request, scratch: str, any_image: threading.Event) -> Plan:
-    return make_plan(request.sources, request.extensions, [request.out], scratch, request.limit, any_image)
+def _plan(request: Request, scratch: str, tally: Tally) -> Plan:
+    return make_plan(request.sources, request.extensions, [request.out], scratch, request.limit, tally)
 
 
 def _run(
@@ -235,7 +258,7 @@ def _summarize(
         problems=plan.listing.problems,
         files=[redact(file) for file in run.published_files()] if run else [],
         seconds=round(seconds, 3),
-        images_per_s=round(num_rows / seconds, 2) if run and num_rows else None,
+        images_per_s=round(work.rows / seconds, 2) if work.rows else None,
         stages=work.stages,
         max_error_rate=request.max_error_rate,
         retries=work.retries + num_retries() - start.retries,
@@ -247,17 +270,15 @@ def _summarize(
 def _score_rows(
     request: Request, run: Run, holding: Holding, todo: pa.Table, num_expected: int, cluster: Cluster
 ) -> Work:
-    """Run the three Ray Data stages over all rows, or until too many images have failed."""
+    """Run the three stages over all rows, or until too many images have failed."""
     seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
     rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
     failed = count_failed(run) if request.max_errors is not None else 0
     if request.fails_too_often(failed):
         return Work(stopped_early=True)
-    cluster.start()
-    objects.remove(run.plan_folder)
-    num_shards, roots = write_shards(todo, run.plan_folder), local_roots(todo, request.sources)
-    with Progress(num_expected, num_expected - todo.num_rows) as progress:
-        for part in run_pipeline(request, run, todo.num_rows, num_shards, roots, cluster):
+    parts = _stages(request, run, todo, cluster)
+    with Progress(num_expected, num_expected - todo.num_rows) as progress, closing(parts):
+        for part in parts:
             holding.check()
             progress.add(part["rows"], part["failed"])
             rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
@@ -271,4 +292,13 @@ def _score_rows(
         stage: {"seconds": round(spent, 3), "images_per_s": round(rows / max(spent, 1e-9), 2)}
         for stage, spent in seconds.items()
     }
-    return Work(stages, round(retries), stopped_early)
+    return Work(rows, stages, round(retries), stopped_early)
+
+
+def _stages(request: Request, run: Run, todo: pa.Table, cluster: Cluster) -> Generator[dict[str, Any]]:
+    """Score in this process or with Ray, and give the counts of each part."""
+    small = is_small(todo.num_rows, pc.sum(todo.column("size_bytes")).as_py() or 0)
+    if request.engine == "local" or (small and not cluster.is_started and not _wants_ray(request)):
+        return score_here(request, run, todo)
+    _start(cluster)
+    return score_on_ray(request, run, todo, cluster)

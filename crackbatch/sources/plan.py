@@ -29,6 +29,32 @@ _LISTING_THREADS = 8
 _SHOWN_REASONS = 5
 
 
+class Tally:
+    """Counts images while they are found. `wait` returns when there are `enough` of them, or after `close`."""
+
+    def __init__(self, enough: int) -> None:
+        self.num = 0
+        self._enough = enough
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+
+    @property
+    def is_reached(self) -> bool:
+        return self.num >= self._enough
+
+    def count(self) -> None:
+        with self._lock:
+            self.num += 1
+            if self.num == self._enough:
+                self._is_over.set()
+
+    def close(self) -> None:
+        self._is_over.set()
+
+    def wait(self) -> None:
+        self._is_over.wait()
+
+
 @dataclass
 class Plan:
     """The images of a run, what was skipped, and what is wrong with their archives."""
@@ -55,16 +81,16 @@ def make_plan(
     skip: Iterable[str] = (),
     scratch: str | None = None,
     limit: int | None = None,
-    any_image: threading.Event | None = None,
+    tally: Tally | None = None,
     apart: Sequence[str] = (),
 ) -> Plan:
     """List every image in the sources once, ordered by container and offset.
 
     Images of compressed tars and of `memory://` are copied below `scratch`; without it (in a dry run) they are only
-    listed. `any_image` is set at the first image. Manifest lines with the same image become one row, unless they differ
+    listed. `tally` counts the images meanwhile. Manifest lines with the same image become one row, unless they differ
     in the columns `apart`. Raises SourceError if a source does not exist, or if no source has an image.
     """
-    planner = _Planner(extensions, scratch, any_image or threading.Event())
+    planner = _Planner(extensions, scratch, tally or Tally(1))
     sources = list(sources)
     try:
         for source in sources:
@@ -93,9 +119,9 @@ def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[s
 class _Planner:
     """Collects the rows of the plan from objects, archives and manifests; threads list the archives."""
 
-    def __init__(self, extensions: frozenset[str], scratch: str | None, any_image: threading.Event) -> None:
+    def __init__(self, extensions: frozenset[str], scratch: str | None, tally: Tally) -> None:
         self.listing = Listing()
-        self._any_image = any_image
+        self._tally = tally
         self._extensions = extensions
         self._scratch = scratch
         self._loose = Rows()
@@ -111,7 +137,7 @@ class _Planner:
             self._archives.append((found.location, plan_manifest(found, self.listing, self._scratch)))
         elif found.kind is None:
             add_loose(self._loose, found, self._scratch)
-            self._any_image.set()
+            self._tally.count()
         elif found.status is not None:
             self.listing.problems.append(f"{redact(found.location)}: {found.error}")
         else:
@@ -162,7 +188,7 @@ class _Planner:
         elif kind_of(name):
             listing.pass_over("archives inside archives")
         elif os.path.splitext(name)[1].lower() in self._extensions:
-            self._any_image.set()
+            self._tally.count()
             return True
         else:
             pass_over_name(name, listing)

@@ -93,9 +93,9 @@ def check_output(out: str) -> str:
 def _check_writable(location: str) -> None:
     if scheme(location) == "memory":
         raise OutputError("--out must not be memory://: several processes write to it; give a path or another URL")
-    probe = join(location, "runs", ".writable")
+    probe = join(location, ".writable")
     try:
-        made = missing_folders(join(location, "runs"))
+        made = missing_folders(location)
         write_whole(probe, b"")
         remove(probe)
         remove_folders(made)  # a request that is refused later must leave no folders

@@ -155,8 +155,8 @@ def find_room(nodes: Sequence[dict[str, float]]) -> Room:
     """Room for one training per GPU, or per node if there are no GPUs; `nodes` are the nodes' resources."""
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
-        cpus = min(node.get("CPU", 1) // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
-        return Room(gpus, max(1.0, cpus - 1), 1)
+        cpus = min(node.get("CPU", 0) // node["GPU"] for node in nodes if node.get("GPU", 0) >= 1)
+        return Room(gpus, max(min(cpus, 1.0), cpus - 1), 1)
     sizes = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1]
     return Room(len(sizes), min(sizes, default=1.0), 0)
 

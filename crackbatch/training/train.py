@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from crackbatch import __version__
+from crackbatch.cluster import check_address
 from crackbatch.datasets.dataset import Dataset, read_listed, with_given_split, with_split
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.listing import list_labelled
@@ -33,14 +34,16 @@ from crackbatch.datasets.pixels import Pixels, held_or_streamed, marks_of, numbe
 from crackbatch.datasets.split import SPLITS, write_split
 from crackbatch.errors import OptionError, RunError
 from crackbatch.evaluation.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
+from crackbatch.evaluation.inference import logits_here, logits_on_ray
 from crackbatch.evaluation.plots import plot_training
 from crackbatch.machine import library_versions
 from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.models.card import write_card
-from crackbatch.models.model import Model, calibrated, runs_bfloat16
+from crackbatch.models.model import Model, calibrated, default_device, runs_bfloat16
 from crackbatch.models.seen import splits_of, write_seen
 from crackbatch.progress import duration
 from crackbatch.sources.listing import check_sources
+from crackbatch.sources.plan import local_roots
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import fingerprint_of, read_json, read_table, write_json, write_table
 from crackbatch.storage.lease import Holding
@@ -77,6 +80,7 @@ class Where:
             raise OptionError(f"--workers must be 0 or more, got {self.workers}")
         if self.max_failures < 0:
             raise OptionError(f"--max-failures must be 0 or more, got {self.max_failures}")
+        check_address(self.address)
 
 
 def train(
@@ -170,6 +174,8 @@ def _train(
     where: Where,
 ) -> TrainResult:
     """Train the epochs that OUT does not hold yet, and write the bundle."""
+    from safetensors.torch import save
+
     described = {**recipe.describe(), "init": built.origin}
     request = {
         "name": name,
@@ -188,16 +194,23 @@ def _train(
     for line in [*dataset.report.lines(), *_describe(dataset), *_describe_learnt(dataset, before, recipe.init)]:
         _say(line)
     rows, train_rows = (number_rows(dataset.part(split)) for split in ("validation", "train"))
+    roots = local_roots(dataset.table, sources)
     validation: Callable[[], Iterable[Pixels]] = partial(stream_pixels, rows, recipe.image_size)
     if where.workers:
-        history = _fit_on_ray(recipe, train_rows, rows, folder, where)
+        history = _fit_on_ray(recipe, train_rows, rows, roots, folder, where)
     else:
         validation = held_or_streamed(validation, marks_of(rows), recipe.image_size, neighbours=1)
         history = _fit_here(recipe, train_rows, validation, built, Checkpoints(folder))
     data = [_short(source) for source in sources]
     about = {"fingerprint": fingerprint, "recipe": described, "data": data, "split": split}
     bundle = _bundle(out, name, recipe, dataset, history, about)
-    bundle, weights = _calibrate(bundle, Checkpoints(folder).best(best_epoch(history)), validation)
+    state = Checkpoints(folder).best(best_epoch(history))
+    weights = save({key: _half(value) for key, value in state.items()})
+    if where.workers and where.address:
+        logits = logits_on_ray(rows, bundle, weights, where.address, roots)
+    else:
+        logits = logits_here(validation(), Model(bundle, weights, default_device()))
+    bundle = _calibrate(bundle, weights, logits, marks_of(rows).labels)
     write_seen(out, images, splits, before)
     write_split(dataset.table, locations.join(out, "split.parquet"))
     _write_history(out, history)
@@ -277,11 +290,13 @@ def _fit_here(
     return fit(job, _Reporter(recipe.epochs))
 
 
-def _fit_on_ray(recipe: Recipe, train: pa.Table, validation: pa.Table, folder: str, where: Where) -> list[Figures]:
+def _fit_on_ray(
+    recipe: Recipe, train: pa.Table, validation: pa.Table, roots: Sequence[str], folder: str, where: Where
+) -> list[Figures]:
     """Train on workers of Ray Train, unless the checkpoints hold all epochs already."""
     if len(history := _history(folder)) < recipe.epochs:
         fit_on_ray(
-            recipe, folder, train, validation, where.workers, where.max_failures, where.address,
+            recipe, folder, train, validation, roots, where.workers, where.max_failures, where.address,
             _Reporter(recipe.epochs), _say,
         )  # fmt: skip
         history = _history(folder)
@@ -341,24 +356,8 @@ def _short(source: str) -> str:
     return redact(source).rstrip("/").rsplit("/", 1)[-1]
 
 
-def _calibrate(
-    bundle: Bundle, state: dict[str, Any], validation: Callable[[], Iterable[Pixels]]
-) -> tuple[Bundle, bytes]:
-    """The bundle with its temperature and operating points, and its weights in float16.
-
-    Both are chosen on the validation split, with the forward pass that scoring uses.
-    """
-    from safetensors.torch import save
-
-    weights = save({key: _half(value) for key, value in state.items()})
-    model = Model(bundle, weights)
-    size = model.batch_size
-    found: list[np.ndarray] = []
-    known: list[np.ndarray] = []
-    for block in validation():
-        found.extend(model.logits(block.images[start : start + size]) for start in range(0, len(block), size))
-        known.append(block.labels)
-    logits, labels = np.concatenate(found), np.concatenate(known)
+def _calibrate(bundle: Bundle, weights: bytes, logits: np.ndarray, labels: np.ndarray) -> Bundle:
+    """The bundle with its temperature and operating points, both chosen on the logits of the validation split."""
     if (errors := num_errors(logits, labels)) < FEW_ERRORS:
         _say(
             f"warning: only {errors} validation images are misclassified, too few to calibrate"
@@ -368,7 +367,7 @@ def _calibrate(
     temperature = fit_temperature(logits, labels)
     points = choose_operating_points(calibrated(logits, temperature), labels)
     digest = hashlib.sha256(weights).hexdigest()
-    return replace(bundle, temperature=temperature, operating_points=points, weights_sha256=digest), weights
+    return replace(bundle, temperature=temperature, operating_points=points, weights_sha256=digest)
 
 
 def _half(value: Any) -> Any:

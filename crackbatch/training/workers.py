@@ -1,4 +1,4 @@
-"""Epochs on Ray Train. Ray Data reads and decodes the images, and each worker has its own, fixed part of them.
+"""Epochs on Ray Train. Each worker has its own, fixed part of the images; its decoder processes decode them.
 
 Only the seed and the number of workers decide which worker trains on which image, so that two runs give the same
 weights. Checkpoints are crackbatch's (`training/checkpoints.py`), so a run continues even if Ray's own state is lost.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from crackbatch.cluster import IO_CPUS, Cluster, cause_of, data_context
+from crackbatch import cluster
+from crackbatch.cluster import Cluster, Seen, cause_of, on_all_nodes
 from crackbatch.datasets.pixels import Marks, Pixels, held_or_streamed, marks_of, stream_pixels
 from crackbatch.errors import RunError
+from crackbatch.machine import num_cores
 from crackbatch.sources.shards import read_shard, write_shards
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_json, write_json
@@ -50,13 +50,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a worker of Ray Train needs to know."""
+    """Everything that a worker of Ray Train needs to know. `device` is where its network runs, "cpu" or "cuda"."""
 
     recipe: Recipe
     folder: str
     train: list[Part]
     validation: Part
     device: str
+    seen: Seen
 
 
 def fit_on_ray(
@@ -64,54 +65,71 @@ def fit_on_ray(
     folder: str,
     train: pa.Table,
     validation: pa.Table,
+    roots: Sequence[str],
     workers: int,
     max_failures: int,
     address: str | None,
     on_epoch: Callable[[Figures], None],
     say: Callable[[str], None],
 ) -> None:
-    """Train all epochs that the checkpoints below `folder` do not hold yet; raises RunError if the training fails."""
+    """Train all epochs that the checkpoints below `folder` do not hold yet; raises RunError if the training fails.
+
+    `roots` are the local folders that hold the images.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    with Cluster(address) as cluster:
-        cluster.start()
+    with Cluster(address) as ours:
+        ours.start()
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        device = cluster.train_device(workers)
-        say(describe_device(device, workers, cluster.node_resources()))
+        on_gpus = ours.has_gpus(workers)
+        for line in describe_device(on_gpus, workers, ours.node_resources(), ours.free_resources()):
+            say(line)
         data = locations.join(folder, "data")
         objects.remove(data)
         parts = [
             _write_part(part, locations.join(data, f"train-{rank}"))
             for rank, part in enumerate(deal(train, workers, recipe.seed))
         ]
-        job = Job(recipe, folder, parts, _write_part(validation, locations.join(data, "validation")), device)
+        held_out = _write_part(validation, locations.join(data, "validation"))
+        device = cluster.GPU_DEVICE if on_gpus else "cpu"
+        job = Job(recipe, folder, parts, held_out, device, Seen.from_here(roots))
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(timeout_s=_WAIT_S),
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
+            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=_WAIT_S),
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=on_gpus),
             run_config=_run_config(folder, max_failures),
-            datasets=_datasets(job),
-            dataset_config=_data_config(),
         )
         with _Watch(folder, on_epoch):
             try:
                 trainer.fit()
             except Exception as error:  # Ray Train wraps a worker's error in its own types
+                _raise_failure(folder)
                 raise RunError(f"the training stopped ({cause_of(error)}); run the same command to continue") from None
+    _raise_failure(folder)
+
+
+def _raise_failure(folder: str) -> None:
     if (failure := read_json(_failure_file(folder))) is not None:
         raise RunError(failure["error"])
 
 
-def describe_device(device: str, workers: int, nodes: Sequence[dict[str, float]]) -> str:
-    """One line on what the workers train on, and why not on the GPUs; `nodes` are the resources of the nodes."""
-    kind = "GPU" if device == "cuda" else "CPU"
+def describe_device(
+    on_gpus: bool, workers: int, nodes: Sequence[dict[str, float]], free: dict[str, float]
+) -> Iterator[str]:
+    """Yield what the workers train on, why not on the GPUs, and what they wait for, given the nodes' resources."""
+    kind = "GPU" if on_gpus else "CPU"
     said = f"training on Ray Train with {workers} {kind} worker{'s' if workers > 1 else ''}"
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    if kind == "GPU" or not gpus:
-        return said
-    return f"{said}: {workers} workers need a GPU each, the cluster has {gpus:g}; give fewer --workers to use GPUs"
+    there = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    if not on_gpus and there["GPU"]:
+        said += (
+            f": {workers} workers need a GPU each, the cluster has {there['GPU']:g}; give fewer --workers to use GPUs"
+        )
+    yield said
+    if free.get(kind, 0) < workers:
+        held = there[kind] - free.get(kind, 0)
+        yield f"waiting: other jobs hold {held:g} of the cluster's {there[kind]:g} {kind}s, and {workers} are needed"
 
 
 def _write_part(rows: pa.Table, folder: str) -> Part:
@@ -130,57 +148,17 @@ def _run_config(folder: str, max_failures: int) -> Any:
     )
 
 
-def _datasets(job: Job) -> dict[str, Any]:
-    """One dataset of decoded images for each worker, and one for validation."""
-    named = {_train_name(rank): (part, stored_size(job.recipe)) for rank, part in enumerate(job.train)}
-    named["validation"] = (job.validation, job.recipe.image_size)
-    return {name: _dataset(part, size) for name, (part, size) in named.items()}
-
-
-def _data_config() -> Any:
-    """Settings so that each worker reads its own dataset in a fixed order: the draw from a stream depends on it."""
-    import ray.train
-
-    options = ray.train.DataConfig.default_ingest_options()
-    options.preserve_order = True
-    return ray.train.DataConfig(datasets_to_split=[], execution_options=options)
-
-
-def _dataset(part: Part, size: int) -> Any:
-    import ray.data
-
-    with data_context():
-        return ray.data.from_items(
-            [{"shard": index} for index in range(part.num_shards)], override_num_blocks=part.num_shards
-        ).map_batches(
-            _decode_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
-            batch_size=None,
-            fn_kwargs={"folder": part.shards, "size": size},
-            num_cpus=IO_CPUS,
-        )
-
-
-def _decode_shards(batch: dict[str, np.ndarray], folder: str, size: int) -> Iterator[dict[str, np.ndarray]]:
-    for index in batch["shard"].tolist():
-        for block in stream_pixels(read_shard(folder, index), size):
-            yield {
-                "image": block.images,
-                "label": block.labels,
-                "number": block.numbers,
-                "source": block.sources.astype(str),
-            }
-
-
 def _work(config: dict[str, Any]) -> None:
     """The work of each worker. An error that would happen again (a loss that is not finite) is written, not retried."""
-    import ray.train
-
     job: Job = config["job"]
+    if objects.exists(_failure_file(job.folder)):  # of the workers before, which Ray has started again
+        return
     try:
         _train(job)
     except RunError as error:
-        if ray.train.get_context().get_world_rank() == 0:
-            write_json(_failure_file(job.folder), {"error": str(error)})
+        write_json(_failure_file(job.folder), {"error": str(error)})
+        if len(job.train) > 1:  # the others may wait for this worker; Ray ends them all
+            raise
 
 
 def _train(job: Job) -> None:
@@ -189,19 +167,22 @@ def _train(job: Job) -> None:
     import ray.train.torch
     import torch
 
+    job.seen.check()
     recipe = job.recipe
     rank, neighbours = ray.train.get_context().get_world_rank(), ray.train.get_context().get_local_world_size()
+    cores = max(1, num_cores() // neighbours)
     if job.device == "cpu":  # Ray gives a worker one thread, which would leave most of the machine idle
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+        torch.set_num_threads(cores)
     workers = len(job.train)
-    marks, stream = [part.marks for part in job.train], partial(_stream, _train_name(rank))
-    batches = make_batches(recipe, marks, rank, neighbours, stream)
+    device = str(ray.train.torch.get_device()) if job.device == "cuda" else job.device
+    stream = partial(_stream, job.train[rank], stored_size(recipe), cores)
+    batches = make_batches(recipe, [part.marks for part in job.train], rank, neighbours, stream)
     network, head, _ = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
     wrap = ray.train.torch.prepare_model if workers > 1 else None
-    learner = Learner(network, head, recipe, batches.num_steps, job.device, wrap)
+    learner = Learner(network, head, recipe, batches.num_steps, device, wrap)
     validation = None
     if rank == 0:
-        read = partial(_stream, "validation")
+        read = partial(_stream, job.validation, recipe.image_size, cores)
         validation = held_or_streamed(read, job.validation.marks, recipe.image_size, neighbours)
 
     def report(figures: Figures) -> None:
@@ -212,16 +193,11 @@ def _train(job: Job) -> None:
     fit(Fit(learner, batches, validation, Checkpoints(job.folder), recipe.epochs, workers), report)
 
 
-def _train_name(rank: int) -> str:
-    """The name of a worker's dataset."""
-    return f"train-{rank}"
-
-
-def _stream(name: str) -> Iterator[Pixels]:
-    import ray.train
-
-    for block in ray.train.get_dataset_shard(name).iter_batches(batch_size=None, batch_format="numpy"):
-        yield Pixels(block["image"], block["label"], block["number"], block["source"].astype(object))
+def _stream(part: Part, size: int, num_processes: int) -> Iterator[Pixels]:
+    """Yield the decoded images of a part, always in the same order: the draw from a stream depends on it."""
+    with on_all_nodes("--out", part.shards):
+        rows = pa.concat_tables(read_shard(part.shards, index) for index in range(part.num_shards))
+    yield from stream_pixels(rows, size, num_processes)
 
 
 class _Watch:

@@ -25,7 +25,6 @@ WORK = {
     "scratch/0123456789abcdef.images": b"s",
     "publish/r-00000.parquet.whole": b"w",
     "lease-00003.json": lease._encode(DEAD),
-    "attempts/0123456789abcdef01234567-0.slow": b"",
     "parts/.0123456789abcdef01234567.part.abcd_123.tmp": b"t",
     ".run.json.abcd_123.tmp": b"t",
 }

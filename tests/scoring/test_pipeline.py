@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,16 +12,15 @@ import pytest
 
 import crackbatch
 from builders.archives import write_files
-from builders.processes import CRACKBATCH
+from builders.processes import CRACKBATCH, alone, wait_for
 from crackbatch.cli.demo import draw_tile
-from crackbatch.errors import RunError
 
 
 @pytest.mark.slow  # enough shards that reading does not end before the first image is scored
 def test_rows_are_kept_as_they_come_and_not_at_the_end_of_the_run(tmp_path: Path) -> None:
     tiles = [draw_tile(seed, cracked=False) for seed in range(20)]
     source = write_files(tmp_path / "in", {f"{index:04d}.jpg": tiles[index % 20] for index in range(6000)})
-    command = [CRACKBATCH, "score", str(source), "--out", str(tmp_path / "out")]
+    command = [CRACKBATCH, "score", str(source), "--out", str(tmp_path / "out"), "--engine", "ray"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     tick = threading.Event()
     first = None
@@ -33,12 +33,57 @@ def test_rows_are_kept_as_they_come_and_not_at_the_end_of_the_run(tmp_path: Path
     assert pd.Timestamp(first, unit="s", tz="UTC") < scored.quantile(0.4)
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_a_node_that_does_not_see_what_the_driver_sees_says_so_and_no_image_is_missing(tmp_path: Path) -> None:
-    from crackbatch.scoring.pipeline import _node, _read_shard, _Seen
+GROWING = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.add_node(num_cpus=1)
+    print("added", flush=True)
+cluster.shutdown()
+"""
+LOOKS_OFTEN = """
+from crackbatch.cli import commands
+from crackbatch.scoring import pipeline
+pipeline._SETTLE_S = 1
+commands.main()
+"""
 
-    elsewhere = _Seen("another node", [str(tmp_path), str(tmp_path / "photos")])
-    with pytest.raises(RunError, match=rf"cannot find {tmp_path}/photos; give sources as URLs or as paths that all"):
-        _read_shard(str(tmp_path), 0, elsewhere)
-    with pytest.raises(RunError, match=rf"cannot find the run's folder {tmp_path}; give --out as a URL or a path"):
-        _read_shard(str(tmp_path), 0, _Seen(_node(), elsewhere.roots))
+
+@pytest.mark.slow
+def test_a_cluster_that_begins_without_workers_is_waited_for_and_nodes_that_join_later_are_used(tmp_path: Path) -> None:
+    tiles = [draw_tile(seed, cracked=False) for seed in range(20)]
+    source = write_files(tmp_path / "in", {f"{index:04d}.jpg": tiles[index % 20] for index in range(1500)})
+    environment = {**alone(), "RAY_AUTH_MODE": "disabled"}
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", GROWING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert nodes.stdin is not None
+    assert nodes.stdout is not None
+
+    def add_node() -> None:
+        nodes.stdin.write("add\n")  # type: ignore[union-attr]
+        nodes.stdin.flush()  # type: ignore[union-attr]
+        assert nodes.stdout.readline() == "added\n"  # type: ignore[union-attr]
+
+    try:
+        address = nodes.stdout.readline().strip()
+        command = [sys.executable, "-c", LOOKS_OFTEN, "score", str(source), "--out", str(tmp_path / "out")]
+        run = subprocess.Popen(
+            [*command, "--address", address], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert run.stderr is not None
+        said = next(line for line in run.stderr if line.startswith("waiting up to"))
+        assert "for a node with CPUs or GPUs to join the Ray cluster" in said
+        add_node()
+        wait_for(lambda: list((tmp_path / "out").glob("runs/*/parts/*.part")), run)
+        add_node()
+        output, errors = run.communicate(timeout=280)
+    finally:
+        nodes.communicate()
+    assert run.returncode == 0, errors
+    assert "the cluster has grown: going on with 2 actors" in errors
+    rows = crackbatch.read_predictions(str(tmp_path / "out"))
+    assert len(rows) == rows["image_uri"].nunique() == 1500
+    assert set(rows["status"]) == {"ok"}

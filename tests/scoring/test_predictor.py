@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from builders.archives import write_files
 from builders.plans import plan_of
-from crackbatch.images.decoders import Decoder
+from crackbatch.images.decoders import Decoders
 from crackbatch.models.model import Model, load_model
 from crackbatch.results.table import COLUMNS
 from crackbatch.scoring.predictor import Predictor, Stamp
@@ -35,7 +36,8 @@ def block(tmp_path: Path, tiles: dict[str, bytes]) -> pa.Table:
 
 
 def test_each_row_has_its_own_images_answer(block: pa.Table, model: Model, tiles: dict[str, bytes]) -> None:
-    found = Predictor(model, STAMP, Decoder(model.bundle.input_size, 100.0))(block)
+    with Decoders(model.bundle.input_size, batch_size=8) as decoders:
+        found = Predictor(lambda: model, STAMP, decoders)(block)
     assert found.schema.names == [*COLUMNS.names, "pier"]
     assert found.column("image_uri").equals(block.column("image_uri"))
     paths = found.column("image_uri").to_pylist()
@@ -52,11 +54,23 @@ def test_each_row_has_its_own_images_answer(block: pa.Table, model: Model, tiles
         assert (row["run_id"], row["model_id"], row["threshold"]) == ("night", "model@1", 0.5)
 
 
-def test_threads_that_decode_ahead_mix_nothing_up(block: pa.Table, model: Model) -> None:
-    decoder = Decoder(model.bundle.input_size, 100.0)
-    one, several = (Predictor(model, STAMP, decoder, threads)(block).drop_columns("scored_at") for threads in (1, 4))
-    assert one.drop_columns(["crack_logit", "crack_probability"]).equals(
-        several.drop_columns(["crack_logit", "crack_probability"])
-    )
-    logits = [np.array(table.column("crack_logit").to_pylist(), float) for table in (one, several)]
-    assert np.allclose(*logits, atol=1e-4, equal_nan=True)
+def test_threads_that_score_at_once_mix_nothing_up(block: pa.Table, model: Model) -> None:
+    with Decoders(model.bundle.input_size, batch_size=3, num_batches=3) as decoders:
+        predict = Predictor(lambda: model, STAMP, decoders)
+        expected = predict(block)
+        with ThreadPoolExecutor(6) as threads:  # more than there is memory for
+            found = list(threads.map(predict, [block.slice(first) for first in range(10)]))
+    for first, table in enumerate(found):
+        mine, its = (rows.drop_columns(["scored_at", "crack_logit", "crack_probability"])
+                     for rows in (table, expected.slice(first)))  # fmt: skip
+        assert mine.equals(its)
+        logits = [np.array(rows.column("crack_logit").to_pylist(), float) for rows in (table, expected.slice(first))]
+        assert np.allclose(*logits, atol=1e-4, equal_nan=True)
+
+
+def test_a_block_without_any_image_has_rows_too(block: pa.Table, model: Model) -> None:
+    with Decoders(model.bundle.input_size) as decoders:
+        predict = Predictor(lambda: model, STAMP, decoders)
+        assert predict(block.slice(13)).column("status").to_pylist() == ["missing"]
+        assert predict(block.slice(12, 1)).column("status").to_pylist() == ["not_an_image"]
+        assert predict(block.slice(0, 0)).num_rows == 0

@@ -30,10 +30,11 @@ from crackbatch.results.table import STATUSES
 from crackbatch.storage import atomic
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_no_pixels_ever_stand_under_another_images_name(tmp_path: Path, many_tiles: dict[str, bytes]) -> None:
+def test_no_pixels_ever_stand_under_another_images_name(
+    tmp_path: Path, many_tiles: dict[str, bytes], engine: str
+) -> None:
     (tmp_path / "a.zip").write_bytes(zip_with(8, many_tiles))
-    score(tmp_path / "a.zip", tmp_path / "out")
+    score(tmp_path / "a.zip", tmp_path / "out", engine=engine)
     table = rows(tmp_path / "out")
     assert len(table) == len(many_tiles)
     names = table["image_uri"].str.extract(r"zip://(.*)::", expand=False)
@@ -55,9 +56,8 @@ BAD = {
 }
 
 
-@pytest.mark.usefixtures("without_ray")
 def test_a_bad_image_is_a_row_with_its_reason_and_a_damaged_archive_is_named(
-    tmp_path: Path, tiles: dict[str, bytes]
+    tmp_path: Path, tiles: dict[str, bytes], engine: str
 ) -> None:
     source = write_files(tmp_path / "in", {**tiles, **{name: data for name, (data, _) in BAD.items()}})
     large = io.BytesIO()
@@ -65,7 +65,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_a_damaged_archive_is_named(
     whole = zip_with(0, tiles)
     write_files(source, {"large.png": large.getvalue(), "cut.zip": whole[: len(whole) // 2], "whole.zip": whole})
     (source / "gone.jpg").symlink_to("nowhere")
-    summary = score(source, tmp_path / "out", max_megapixels=1.5)
+    summary = score(source, tmp_path / "out", max_megapixels=1.5, engine=engine)
     table = rows(tmp_path / "out").set_index("image_uri")
     expected = {name: status for name, (_, status) in BAD.items()} | {"large.png": "too_large", "gone.jpg": "missing"}
     for name, status in expected.items():
@@ -147,35 +147,36 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
     assert len(rows(out)) == len(tiles) + scored.summary.images, "runs with different columns are read together"
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_here")
-def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes]) -> None:
-
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
+def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes], engine: str) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe({f"/lot/{name}": data for name, data in tiles.items()})
     memory.pipe_file("/lot/a.zip", zip_with(8, tiles))
-    score("memory://lot", tmp_path / "out")
+    score("memory://lot", tmp_path / "out", engine=engine)
     assert len(rows(tmp_path / "out")) == 2 * len(tiles)
     assert set(rows(tmp_path / "out")["status"]) == {"ok"}
 
 
 @pytest.mark.parametrize(
-    "number",
+    ("number", "first", "second"),
     [
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        (signal.SIGTERM, "local", "ray"),
+        pytest.param(signal.SIGINT, "local", "local", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "local", "ray", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "ray", "local", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "ray", "ray", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, "ray", "local", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("ray_here")
-def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
-    tmp_path: Path, many_tiles: dict[str, bytes], number: signal.Signals
+def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command_with_either_engine(
+    tmp_path: Path, many_tiles: dict[str, bytes], number: signal.Signals, first: str, second: str
 ) -> None:
     sources = write_files(tmp_path / "in", many_tiles)
     for copy in range(6):
         (sources / f"{copy}.zip").write_bytes(zip_with(0, many_tiles))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "crackbatch.cli", "score", str(sources), "--out", str(out)]
+    command = [sys.executable, "-m", "crackbatch.cli", "score", str(sources), "--out", str(out), "--engine", first]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(out.glob("runs/*/parts/*.part")), process)
@@ -188,7 +189,8 @@ def test_a_run_stopped_in_the_middle_is_finished_by_the_same_command(
     assert not list(out.rglob("*.parquet")), "nothing is visible before it is published"
     held = sum(pq.read_metadata(part).num_rows for part in out.glob("runs/*/parts/*.part"))
     assert held > 0
-    summary = score(sources, out)
+    summary = score(sources, out, engine=second)
+    assert 0 < summary.stages["pipeline"]["images_per_s"] * summary.seconds < summary.images, "it counts its own work"
     table = rows(out)
     assert len(table) == summary.images == 7 * len(many_tiles)
     assert table["image_uri"].is_unique

@@ -75,6 +75,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
         ([{"CPU": 8.0}, {"CPU": 4.0}, {}], Room(2, 4, 0)),
         ([{"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}], Room(2, 7, 1)),
         ([{"CPU": 1.0, "GPU": 1.0}], Room(1, 1, 1)),
+        ([{"CPU": 8.0}, {"GPU": 1.0}], Room(1, 0, 1)),
     ],
 )
 def test_there_is_room_for_a_training_on_each_gpu_or_each_node(nodes: list[dict[str, float]], room: Room) -> None:

@@ -17,6 +17,7 @@ from builders.processes import wait_for
 from builders.trainings import SMALL, command, train_workers, weights
 from crackbatch import train
 from crackbatch.errors import RunError
+from crackbatch.machine import num_cores
 from crackbatch.training.initial import initial_network
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.workers import _Watch, describe_device
@@ -38,9 +39,7 @@ def test_ray_train_gives_the_same_weights_from_relative_locations(
     train("deck", "ray", name="small", workers=1, split="split.parquet", **same)
     assert "training on Ray Train with 1 CPU worker\n" in capfd.readouterr().err
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        os.cpu_count() or 1
-    )  # as many as the worker has: they decide in which order numbers are added
+    torch.set_num_threads(num_cores())  # as many as the worker has: they decide in which order numbers are added
     try:
         train("deck", "here", name="small", workers=0, split="split.parquet", **SMALL)
     finally:
@@ -49,17 +48,30 @@ def test_ray_train_gives_the_same_weights_from_relative_locations(
 
 
 @pytest.mark.parametrize(
-    ("device", "workers", "nodes", "said"),
+    ("on_gpus", "workers", "nodes", "free", "said"),
     [
-        ("cuda", 2, [{"CPU": 8, "GPU": 2}], "2 GPU workers$"),
-        ("cpu", 2, [{"CPU": 8}, {}], "2 CPU workers$"),
-        ("cpu", 2, [{"CPU": 8, "GPU": 1}, {"CPU": 2}], "2 CPU workers: .* a GPU each, the cluster has 1; give fewer"),
+        (True, 2, [{"CPU": 8, "GPU": 2}], {"GPU": 2, "CPU": 8}, ["2 GPU workers$"]),
+        (False, 2, [{"CPU": 8}, {}], {"CPU": 8}, ["2 CPU workers$"]),
+        (
+            False, 2, [{"CPU": 8, "GPU": 1}, {"CPU": 2}], {"CPU": 10},
+            ["2 CPU workers: .* a GPU each, the cluster has 1; give fewer"],
+        ),
+        (
+            True, 2, [{"CPU": 8, "GPU": 1}] * 3, {"CPU": 10, "GPU": 1},
+            ["2 GPU workers$", "waiting: other jobs hold 2 of the cluster's 3 GPUs, and 2 are needed"],
+        ),
+        (
+            False, 4, [{"CPU": 8}], {},
+            ["4 CPU workers$", "waiting: other jobs hold 8 of the cluster's 8 CPUs, and 4 are needed"],
+        ),
     ],
-)
-def test_it_is_said_what_the_workers_train_on(
-    device: str, workers: int, nodes: list[dict[str, float]], said: str
+)  # fmt: skip
+def test_it_is_said_what_the_workers_train_on_and_what_they_wait_for(
+    on_gpus: bool, workers: int, nodes: list[dict[str, float]], free: dict[str, float], said: list[str]
 ) -> None:
-    assert re.search(said, describe_device(device, workers, nodes))
+    lines = list(describe_device(on_gpus, workers, nodes, free))
+    assert len(lines) == len(said)
+    assert all(re.search(expected, line) for expected, line in zip(said, lines, strict=True))
 
 
 def test_whoever_watches_epochs_goes_on_where_a_file_cannot_be_read(tmp_path: Path) -> None:

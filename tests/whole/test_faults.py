@@ -27,6 +27,7 @@ import pytest
 import crackbatch
 from builders.archives import write_files, zip_with
 from builders.faulty import FAULTS, Faults, FaultyProxy
+from builders.poison import POISON
 from builders.processes import alone, finish, wait_for
 from builders.runs import begin, count_lost_and_twice, publish, summary_of, write_part
 from crackbatch.cli.demo import draw_tile
@@ -45,8 +46,9 @@ def many() -> dict[str, bytes]:
     return {f"span-{index % 7}/{index:04d}.jpg": tiles[index % 40] for index in range(600)}
 
 
-def start(source: object, out: object, *options: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "crackbatch.cli", "score", str(source), "--out", str(out), *options]
+def start(source: object, out: object, *options: str, engine: str = "ray", **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "crackbatch.cli", "score", str(source), "--out", str(out), "--engine", engine]
+    command += options
     return subprocess.Popen(
         command, env={**alone(), **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -56,9 +58,9 @@ def parts(out: Path) -> list[Path]:
     return [Path(file) for file in glob.glob(f"{out}/runs/*/parts/*.part")]  # which heeds no folder that comes and goes
 
 
-def start_and_wait_for_a_part(source: object, out: Path, **environment: str) -> subprocess.Popen[str]:
+def start_and_wait_for_a_part(source: object, out: Path, **options: str) -> subprocess.Popen[str]:
     """A run in the middle of its work."""
-    process = start(source, out, **environment)
+    process = start(source, out, **options)
     wait_for(lambda: parts(out), process)
     return process
 
@@ -208,12 +210,13 @@ def test_a_node_that_dies_does_not_end_the_run(tmp_path: Path, many: dict[str, b
     assert set(rows["status"]) == {"ok"}
 
 
+@pytest.mark.parametrize("engine", ["local", "ray"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_says_within_three_seconds_how_it_goes_on(
-    number: signal.Signals, tmp_path: Path, many: dict[str, bytes], record: Record
+    number: signal.Signals, engine: str, tmp_path: Path, many: dict[str, bytes], record: Record
 ) -> None:
     source, out = write_files(tmp_path / "in", many), tmp_path / "out"
-    process = start_and_wait_for_a_part(source, out)
+    process = start_and_wait_for_a_part(source, out, engine=engine)
     began = time.monotonic()
     process.send_signal(number)
     assert process.stderr is not None
@@ -222,40 +225,17 @@ def test_a_run_that_is_stopped_says_within_three_seconds_how_it_goes_on(
     assert "run the same command to continue" in said
     process.kill()  # as `ray job stop` does after three seconds
     process.communicate()
-    finish(start(source, out))
-    record(f"stopped by {number.name}", 1, crackbatch.read_predictions(str(out)), len(many))
+    finish(start(source, out, engine=engine))
+    record(f"stopped by {number.name} ({engine})", 1, crackbatch.read_predictions(str(out)), len(many))
 
 
-POISON = """
-import os
-import PIL.Image
-
-_open = PIL.Image.open
-
-def opened(file, *arguments, **options):
-    data = file.getvalue() if hasattr(file, "getvalue") else b""
-    if b"POISON: abort" in data:
-        os.abort()
-    if b"POISON: memory" in data:
-        held = []
-        while True:
-            held.append(b"x" * (64 << 20))
-    if b"POISON: sleep" in data:
-        import time
-        time.sleep(3600)
-    return _open(file, *arguments, **options)
-
-PIL.Image.open = opened
-"""
-
-
+@pytest.mark.parametrize("engine", ["local", "ray"])
 @pytest.mark.parametrize(
     ("kind", "places", "megapixels", "status", "message"),
     [
         ("abort", [20, 50, 100], "10", "crashed", "decoding it crashed the decoder process (signal 6"),
         ("memory", [50], "10", "crashed", "decoding it needs more than"),
-        # A process of its own may take more than is left to the machine, and its parent is killed for it.
-        ("memory", [50], "200", "crashed", "decoding it crashed the worker even when isolated"),
+        ("memory", [50], "200", "crashed", "decoding it needs more than"),
         ("sleep", [20, 50, 100], "10", "failed", "decoding took longer than 2 s"),
     ],
 )
@@ -265,6 +245,7 @@ def test_a_poisonous_image_costs_itself_alone(
     megapixels: str,
     status: str,
     message: str,
+    engine: str,
     tmp_path: Path,
     many: dict[str, bytes],
     record: Record,
@@ -278,18 +259,22 @@ def test_a_poisonous_image_costs_itself_alone(
     memory = psutil.virtual_memory()
     process = start(
         source, tmp_path / "out", "--max-megapixels", megapixels, "--decode-timeout", "2" if kind == "sleep" else "60",
-        PYTHONPATH=str(tmp_path / "poison"), RAY_memory_monitor_refresh_ms="100",
+        engine=engine, PYTHONPATH=str(tmp_path / "poison"), RAY_memory_monitor_refresh_ms="100",
         # The system that kills it is Ray's monitor, long before the machine is in need.
         RAY_memory_usage_threshold=str((memory.used + (4 << 30)) / memory.total),
     )  # fmt: skip
     finish(process)
     rows = crackbatch.read_predictions(str(tmp_path / "out"))
-    record(f"images that kill their worker ({kind}, {megapixels} megapixels allowed)", len(places), rows, len(files))
+    record(
+        f"images that kill their decoder ({kind}, {megapixels} megapixels allowed, {engine})",
+        len(places),
+        rows,
+        len(files),
+    )
     bad = rows[rows["status"] != "ok"]
     assert sorted(bad["image_uri"]) == [str(source / name) for name in poisoned]
     assert set(bad["status"]) == {status}
     assert all(message in error for error in bad["error"])
-    assert not list((tmp_path / "out").glob("runs/*/attempts"))
 
 
 def test_two_runs_of_one_id_do_not_meet_and_two_ids_go_on_side_by_side(
