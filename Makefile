@@ -72,6 +72,7 @@ model: .venv/user
 
 bench: setup
 	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/train.py
 

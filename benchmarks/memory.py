@@ -1,10 +1,10 @@
-"""Measures the peak memory of a run's driver and actors with 5,000 and with 50,000 images: it must not grow.
+"""Measures the peak memory of a run's driver, actors and decoders with 5,000 and with 50,000 images: it must not grow.
 
     python benchmarks/memory.py [--small 5000] [--large 50000]
 
 The measure is the proportional set size (shared pages are divided among the processes that share them), summed over the
-driver and the predict actors and sampled twice a second. The peak of the sum is printed. The fetch and write workers
-belong to Ray and are counted separately.
+driver, the predict actors and their decoder processes, and sampled twice a second. The peak of the sum is printed. The
+fetch and write workers belong to Ray and are counted separately.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
             peak, others, seconds = run(archive, Path(scratch, f"out-{num_images}"))
             peaks.append(peak)
             print(
-                f"{num_images:,} images: driver and actors {peak / 1e6:,.0f} MB,"
+                f"{num_images:,} images: driver, actors and decoders {peak / 1e6:,.0f} MB,"
                 f" Ray's other workers {others / 1e6:,.0f} MB, {seconds:.0f} s",
                 flush=True,
             )
@@ -57,8 +57,9 @@ def make_zip(path: Path, num_images: int) -> None:
 
 
 def run(archive: Path, out: Path) -> tuple[int, int, float]:
-    """Peak bytes of driver and predict actors, peak bytes of Ray's other Python workers, and seconds."""
+    """Peak bytes of driver, predict actors and decoders, peak bytes of Ray's other Python workers, and seconds."""
     command = [str(Path(sys.executable).with_name("crackbatch")), "score", str(archive), "--out", str(out)]
+    command += ["--engine", "ray"]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = others = 0
@@ -72,7 +73,7 @@ def run(archive: Path, out: Path) -> tuple[int, int, float]:
 
 
 def process_sizes(driver: int) -> tuple[int, int]:
-    """Bytes of (driver and predict actors, other Ray workers), counting the driver and its descendants."""
+    """Bytes of (driver, predict actors and decoders, other Ray workers), counting the driver and its descendants."""
     ours = rest = 0
     parents = {int(folder.name): parent_of(folder) for folder in Path("/proc").glob("[0-9]*")}
     for process in parents:
@@ -84,7 +85,7 @@ def process_sizes(driver: int) -> tuple[int, int]:
             command = (folder / "cmdline").read_bytes()
             if ancestor != driver:
                 continue
-            if process == driver or b"_Scorer" in command:
+            if process == driver or b"_Scorer" in command or b"crackbatch.images.decoder" in command:
                 ours += proportional_size(folder)
             elif command.startswith(b"ray::"):
                 rest += proportional_size(folder)

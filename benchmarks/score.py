@@ -5,7 +5,8 @@
 All parts use the same images in one run, and each part has its own process. Only the ratios are meaningful.
 
 ceiling     reading, decoding and the network in a plain loop, with one thread per core; measured before and after
-crackbatch  `crackbatch score FOLDER --out OUT`
+crackbatch  `crackbatch score FOLDER --out OUT --engine ray`
+this process  the same with `--engine local`
 recipe      `read_images(size=…)` → `map_batches` → `write_parquet`, with one actor, the most that two cores allow
             (with two actors, its readers never get a CPU)
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +27,8 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+
+from crackbatch.machine import num_cores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "metu.zip"
 
@@ -55,15 +57,18 @@ def main() -> None:
 def compare(scratch: Path, num_images: int, device: str) -> None:
     folder = scratch / "images"
     make_images(folder, num_images)
-    print(f"{num_images:,} images, {os.cpu_count()} cores, {device}", flush=True)
+    print(f"{num_images:,} images, {num_cores()} cores, {device}", flush=True)
     before = run_part("ceiling", folder, device)["images_per_s"]
     ours = run_crackbatch(folder, scratch / "results")
+    here = run_crackbatch(folder, scratch / "here", engine="local")
     after = run_part("ceiling", folder, device)["images_per_s"]
     best = (before + after) / 2
     print_row("", "steady images/s", "of ceiling", "end to end images/s", "whole process s")
     print_row("ceiling", f"{best:.1f}", "1.00", "", "")
     print_row("crackbatch", f"{ours['steady']:.1f}", f"{ours['steady'] / best:.2f}", f"{num_images / ours['wall']:.1f}",
               f"{ours['wall']:.1f}")  # fmt: skip
+    print_row("this process", f"{here['steady']:.1f}", f"{here['steady'] / best:.2f}",
+              f"{num_images / here['wall']:.1f}", f"{here['wall']:.1f}")  # fmt: skip
     if device == "cuda":
         for part in ("decode", "model"):
             print_row(f"{part} ceiling", f"{run_part(part, folder, device)['images_per_s']:.1f}", "", "", "")
@@ -103,10 +108,11 @@ def run_part(part: str, folder: Path, device: str, *more: str) -> dict[str, floa
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def run_crackbatch(folder: Path, out: Path, limit: int | None = None) -> dict[str, float]:
+def run_crackbatch(folder: Path, out: Path, limit: int | None = None, engine: str = "ray") -> dict[str, float]:
     import pyarrow.parquet as pq
 
     command = [str(Path(sys.executable).with_name("crackbatch")), "score", str(folder), "--out", str(out)]
+    command += ["--engine", engine]
     began, clock = time.time(), time.perf_counter()
     subprocess.run([*command, *(["--limit", str(limit)] if limit else [])], check=True, capture_output=True)
     wall = time.perf_counter() - clock
@@ -146,7 +152,7 @@ def ceiling(folder: Path, device: str) -> float:
     torch.set_num_threads(1)
     model = load_model(device=device)
     files = sorted(folder.iterdir())
-    threads = os.cpu_count() or 1
+    threads = num_cores()
     model.logits(np.zeros((model.batch_size, model.bundle.input_size, model.bundle.input_size, 3), np.uint8))
 
     def work(mine: list[Path]) -> None:
@@ -159,6 +165,7 @@ def ceiling(folder: Path, device: str) -> float:
 
 def stage_ceiling(folder: Path, device: str, stage: str) -> float:
     """Images/s of only decoding, on all cores, or of only the network, on decoded pixels."""
+    from crackbatch.images.decoders import Decoders
     from crackbatch.images.picture import read_image, to_input
     from crackbatch.models.model import load_model
 
@@ -166,13 +173,13 @@ def stage_ceiling(folder: Path, device: str, stage: str) -> float:
     size = model.bundle.input_size
     data = [path.read_bytes() for path in sorted(folder.iterdir())]
     if stage == "decode":
-        threads = os.cpu_count() or 1
-
-        def work(mine: list[bytes]) -> None:
-            for item in mine:
-                to_input(read_image(item), size)
-
-        return len(data) / timed_threads(work, [data[index::threads] for index in range(threads)])
+        with Decoders(size, batch_size=256, num_batches=8) as decoders:
+            batches = [data[start : start + 256] for start in range(0, len(data), 256)]
+            next(decoders.decode(batches))  # they have started
+            began = time.perf_counter()
+            for _ in decoders.decode(batches):
+                pass
+            return len(data) / (time.perf_counter() - began)
     pixels = np.stack([to_input(read_image(item), size) for item in data[: model.batch_size]])
     model.logits(pixels)
     began = time.perf_counter()
