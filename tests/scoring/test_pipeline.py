@@ -79,7 +79,7 @@ def test_a_cluster_that_begins_without_workers_is_waited_for_and_nodes_that_join
         add_node()
         wait_for(lambda: list((tmp_path / "out").glob("runs/*/parts/*.part")), run)
         add_node()
-        output, errors = run.communicate(timeout=280)
+        _, errors = run.communicate(timeout=280)
     finally:
         nodes.communicate()
     assert run.returncode == 0, errors
