@@ -137,7 +137,11 @@ class Normalisation:
 
         # torch's channels-last format is NHWC memory viewed as NCHW, so this makes no copy.
         images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return (images.float() - self._mean) / self._std
+        return self.scale(images.float())
+
+    def scale(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the same for images (batch, 3, height, width) from 0 to 255 that are already on the device."""
+        return (images - self._mean) / self._std
 
 
 def default_device() -> str:

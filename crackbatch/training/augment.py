@@ -1,17 +1,21 @@
-"""Augmentation: changes a training picture as another camera, distance, light or surface would change it.
+"""Augmentation: changes training pictures as another camera, distance, light or surface would change them.
 
-All changes depend only on (seed, epoch, place in the epoch, number of the image), not on the thread. So two runs with
-the same seed see the same pictures.
+It works on batches of tensors, with the same code on CPUs and GPUs. The changes of a picture depend only on (seed,
+epoch, place in the epoch, number of the image), not on its batch. So two runs with the same seed see the same pictures.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import PIL.Image
 
-# Training pictures are stored this much larger than the network's input, so that crops need no enlarging.
+if TYPE_CHECKING:
+    import torch
+
+# Training pictures are stored this much larger than the network's input, so that crops need little enlarging. Nothing
+# is reduced by more than this, so bilinear sampling skips no pixel and needs no smoothing before it.
 MARGIN = 8 / 7
 
 
@@ -32,47 +36,222 @@ _RANGES = {
     "light": _Ranges((0.8, 1.0), (0.95, 1 / 0.95), (0.8, 1.2), (0.5, 1.25), 0.05),
 }
 AUGMENTATIONS = tuple(_RANGES)
+_SIGMA = (0.3, 1.2)  # of the blur, in pixels
+_QUALITY = (40, 91)  # of JPEG, without the last
+
+# Weights of red, green and blue in grey (ITU-R BT.601, as in JPEG and torchvision).
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
+# Y, Cb and Cr of red, green and blue, all around 0 (ITU-T T.871, section 7).
+_YCBCR = np.array([
+    [_RED, _GREEN, _BLUE],
+    [-_RED / 1.772, -_GREEN / 1.772, 0.5],
+    [0.5, -_GREEN / 1.402, -_BLUE / 1.402],
+])  # fmt: skip
+# Quantisation steps of Y, and of Cb and Cr, at quality 50 (ITU-T T.81, tables K.1 and K.2).
+_STEPS = np.array([
+    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51,
+     87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101,
+     72, 92, 95, 98, 112, 100, 103, 99],
+    [17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66,
+     *[99] * 38],
+])  # fmt: skip
 
 
 class Augmentation:
     """Random crop and scale, flips, quarter turns, light, colour, blur and JPEG noise, for one input size."""
 
-    def __init__(self, size: int, seed: int, strength: str) -> None:
-        self._size = size
-        self._seed = seed
-        self._ranges = _RANGES[strength]
+    def __init__(self, size: int, seed: int, strength: str, device: str = "cpu") -> None:
+        import torch
 
-    def __call__(self, pixels: np.ndarray, epoch: int, place: int, number: int) -> np.ndarray:
-        """(size, size, 3) uint8 from pixels (height, width, 3) uint8."""
-        from torchvision.transforms.v2 import functional
+        self._seed, self._ranges = seed, _RANGES[strength]
+        self.device = torch.device(device)
+        # Centres of the output's pixels, from -1 to 1. They mirror each other exactly, so flipped pictures do too.
+        self._centres = torch.tensor((2 * np.arange(size) + 1 - size) / size, dtype=torch.float32, device=device)
+        self._saved_as_jpeg = _Jpeg(self.device)
 
-        random = np.random.default_rng((self._seed, epoch, place, number))
-        ranges = self._ranges
-        image = PIL.Image.fromarray(pixels)
-        crop = _draw_crop(image, ranges, random)
-        image = functional.resized_crop(image, *crop, [self._size, self._size], antialias=True)
-        if random.random() < 0.5:
-            image = functional.horizontal_flip(image)
-        if turns := int(random.integers(4)):
-            image = functional.rotate(image, 90 * turns)
-        image = functional.adjust_brightness(image, random.uniform(*ranges.light))
-        image = functional.adjust_contrast(image, random.uniform(*ranges.light))
-        image = functional.adjust_saturation(image, random.uniform(*ranges.saturation))
-        noise = random.random(2)
-        if noise[0] < ranges.noise:
-            sigma = random.uniform(0.3, 1.2)
-            image = functional.gaussian_blur(image, [5, 5], [sigma, sigma])
-        if noise[1] < ranges.noise:
-            image = functional.to_pil_image(
-                functional.jpeg(functional.pil_to_tensor(image), int(random.integers(40, 91)))
-            )
-        return np.asarray(image)
+    def __call__(self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
+        """(batch, 3, size, size) float32 from 0 to 255, from images (batch, side, side, 3) uint8.
+
+        `places` in the epoch and `numbers` of the images are (batch,). The result is on the device, channels-last.
+        """
+        import torch
+
+        drawn = _draw(self._ranges, _uniforms((self._seed, epoch, places, numbers), _NUM_DRAWS))
+        changes = _Changes(*send(np.stack(drawn).astype(np.float32), self.device))
+        pictures = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        pictures = _relit(_cropped(pictures, self._centres, changes), changes)
+        if len(blurred := np.flatnonzero(drawn.sigma)):
+            which = send(blurred, self.device)
+            pictures[which] = _blurred(pictures[which], changes.sigma[which])
+        if len(noisy := np.flatnonzero(drawn.quality)):
+            which = send(noisy, self.device)
+            pictures[which] = self._saved_as_jpeg(pictures[which], changes.quality[which])
+        return pictures.contiguous(memory_format=torch.channels_last)
 
 
-def _draw_crop(image: PIL.Image.Image, ranges: _Ranges, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop with a random area and aspect (Szegedy et al. 2015, section 6)."""
-    area = random.uniform(*ranges.crop_area) * image.width * image.height
-    ratio = np.exp(random.uniform(*np.log(ranges.crop_ratio)))
-    width = min(image.width, round(float(np.sqrt(area * ratio))))
-    height = min(image.height, round(float(np.sqrt(area / ratio))))
-    return int(random.integers(image.height - height + 1)), int(random.integers(image.width - width + 1)), height, width
+def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy values to a device. A GPU does not stop for it, since they lie in memory that it reads by itself."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+_Values = TypeVar("_Values")
+
+
+class _Changes(NamedTuple, Generic[_Values]):
+    """The changes of the pictures of a batch: arrays or tensors, each (batch,)."""
+
+    width: _Values  # of the crop, as a share of the picture's
+    height: _Values
+    x: _Values  # centre of the crop: -1 is the left edge of the picture, 1 the right edge
+    y: _Values
+    mirror_x: _Values  # -1 or 1
+    mirror_y: _Values
+    is_turned: _Values  # 0 or 1: rows become columns
+    brightness: _Values
+    contrast: _Values
+    saturation: _Values
+    sigma: _Values  # 0: no blur
+    quality: _Values  # 0: no JPEG noise
+
+
+_NUM_DRAWS = 14
+
+
+def _draw(ranges: _Ranges, shares: np.ndarray) -> _Changes[np.ndarray]:
+    """The changes, as arrays, from (draws, batch) numbers from 0 to 1.
+
+    Crops have a random area and aspect (Szegedy et al. 2015, section 6). Two flips and the exchange of rows and columns
+    make the eight orientations, all equally often.
+    """
+    area, ratio, x, y, mirror_x, mirror_y, turn, brightness, contrast, saturation, blur, sigma, jpeg, quality = shares
+    area, ratio = _between(ranges.crop_area, area), np.exp(_between(tuple(np.log(ranges.crop_ratio)), ratio))
+    width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
+    return _Changes(
+        width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height),
+        np.where(mirror_x < 0.5, -1, 1), np.where(mirror_y < 0.5, -1, 1), turn < 0.5,
+        _between(ranges.light, brightness), _between(ranges.light, contrast), _between(ranges.saturation, saturation),
+        np.where(blur < ranges.noise, _between(_SIGMA, sigma), 0),
+        np.where(jpeg < ranges.noise, np.floor(_between(_QUALITY, quality)), 0),
+    )  # fmt: skip
+
+
+def _between(limits: Sequence[float], shares: np.ndarray) -> np.ndarray:
+    return limits[0] + (limits[1] - limits[0]) * shares
+
+
+def _uniforms(key: Sequence[int | np.ndarray], num: int) -> np.ndarray:
+    """(num, batch) float64 from 0 to 1: SplitMix64 (Steele et al. 2014) from a key for each image.
+
+    numpy's generators would take 12 us an image to start, these take 1 us for all numbers of an image.
+    """
+    state = np.zeros(1, np.uint64)
+    for word in key:
+        state = _mixed(state + _GAMMA ^ np.asarray(word).astype(np.uint64))
+    steps = np.arange(1, num + 1, dtype=np.uint64)[:, None] * _GAMMA
+    shares: np.ndarray = (_mixed(state + steps) >> np.uint64(11)) * 2.0**-53
+    return shares
+
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """The output function of SplitMix64; products keep their lowest 64 bits."""
+    bits = (bits ^ bits >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ bits >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = bits ^ bits >> np.uint64(31)
+    return mixed
+
+
+def _cropped(pictures: torch.Tensor, centres: torch.Tensor, changes: _Changes[torch.Tensor]) -> torch.Tensor:
+    """Crops, scaled to the output's size, flipped and turned; each pixel is sampled between four pixels."""
+    import torch
+
+    x = changes.x[:, None] + changes.width[:, None] * changes.mirror_x[:, None] * centres  # (batch, size)
+    y = changes.y[:, None] + changes.height[:, None] * changes.mirror_y[:, None] * centres
+    is_turned = changes.is_turned.bool()[:, None, None]
+    columns = torch.where(is_turned, x[:, :, None], x[:, None, :])
+    rows = torch.where(is_turned, y[:, None, :], y[:, :, None])
+    grid = torch.stack([columns, rows], -1)  # (batch, size, size, 2)
+    return torch.nn.functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def _relit(pictures: torch.Tensor, changes: _Changes[torch.Tensor]) -> torch.Tensor:
+    """Change brightness, contrast and saturation, as torchvision defines them."""
+    import torch
+
+    brightness, contrast, saturation = (
+        factor.view(-1, 1, 1, 1) for factor in (changes.brightness, changes.contrast, changes.saturation)
+    )
+    pictures = (pictures * brightness).clamp_(0, 255)
+    pictures = torch.lerp(_grey(pictures).mean((1, 2, 3), keepdim=True), pictures, contrast).clamp_(0, 255)
+    return torch.lerp(_grey(pictures), pictures, saturation).clamp_(0, 255)
+
+
+def _grey(pictures: torch.Tensor) -> torch.Tensor:
+    """(batch, 1, height, width)."""
+    return _RED * pictures[:, :1] + _GREEN * pictures[:, 1:2] + _BLUE * pictures[:, 2:]
+
+
+def _blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Blur with a Gaussian of 5 x 5 pixels; `sigma` is (pictures,)."""
+    import torch
+
+    offsets = torch.arange(-2, 3, device=sigma.device)
+    weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).T[..., None, None, None]  # (5, pictures, 1, 1, 1)
+    height, width = pictures.shape[2:]
+    padded = torch.nn.functional.pad(pictures, (2, 2, 2, 2), mode="reflect")
+    rows = torch.stack([weights[at] * padded[:, :, at : at + height] for at in range(5)]).sum(0)
+    return torch.stack([weights[at] * rows[..., at : at + width] for at in range(5)]).sum(0)
+
+
+class _Jpeg:
+    """Saves pictures as JPEG and loads them again, as libjpeg does it, with colour at half the resolution (4:2:0)."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        def constant(values: np.ndarray) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self._to_ycbcr, self._to_rgb = constant(_YCBCR), constant(np.linalg.inv(_YCBCR))
+        self._steps = constant(_STEPS)
+        # Cosines of 8 points (ITU-T T.81, section A.3.3); in two dimensions a row for each of 64 waves.
+        cosines = np.cos(np.pi / 16 * np.outer(np.arange(8), 2 * np.arange(8) + 1)) / 2
+        cosines[0] /= np.sqrt(2)
+        self._waves = constant(np.kron(cosines, cosines))
+
+    def __call__(self, pictures: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+        """Pictures (pictures, 3, height, width) from 0 to 255; `quality`, (pictures,), is libjpeg's."""
+        import torch
+        from torch.nn.functional import avg_pool2d, interpolate, pad
+
+        height, width = pictures.shape[2:]
+        padded = pad(pictures.round() - 128, (0, -width % 16, 0, -height % 16), mode="replicate")
+        ycbcr = torch.einsum("ij,njhw->nihw", self._to_ycbcr, padded).round()
+        of_light, of_colour = self._scaled_steps(quality)
+        light = self._quantised(ycbcr[:, :1], of_light)
+        colour = self._quantised(avg_pool2d(ycbcr[:, 1:], 2).round(), of_colour)
+        colour = interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
+        rgb = torch.einsum("ij,njhw->nihw", self._to_rgb, torch.cat([light, colour], 1))
+        return (rgb[..., :height, :width] + 128).round().clamp(0, 255)
+
+    def _scaled_steps(self, quality: torch.Tensor) -> torch.Tensor:
+        """(2, pictures, 1, 1, 1, 64): the steps at a quality, as in libjpeg's jpeg_quality_scaling (jcparam.c)."""
+        import torch
+
+        percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
+        steps = ((self._steps[:, None] * percent[:, None] + 50) / 100).floor().clamp(1, 255)
+        return steps[:, :, None, None, None]
+
+    def _quantised(self, planes: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Round the waves of each block of 8 x 8 pixels to multiples of their steps."""
+        num, channels, height, width = planes.shape
+        blocks = planes.reshape(num, channels, height // 8, 8, width // 8, 8).transpose(3, 4).flatten(4)
+        waves = ((blocks @ self._waves.T) / steps).round() * steps  # (num, channels, rows, columns, 64)
+        blocks = (waves @ self._waves).round().reshape(num, channels, height // 8, width // 8, 8, 8)
+        return blocks.transpose(3, 4).reshape(planes.shape)

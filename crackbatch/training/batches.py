@@ -1,25 +1,29 @@
-"""Batches of augmented pictures for an epoch. Threads make them while the network works on earlier batches."""
+"""Batches of augmented pictures for an epoch, on the device that trains."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from crackbatch.datasets.pixels import Marks, Pixels, fits_memory, hold
-from crackbatch.training.augment import MARGIN, Augmentation
+from crackbatch.training.augment import MARGIN, Augmentation, send
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import Sampler
 
+if TYPE_CHECKING:
+    import torch
+
+# Images (batch, 3, size, size) float32 from 0 to 255 and labels (batch,) int64, both on the device that trains.
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+
 _AHEAD = 3  # batches that wait for the network
 _BUFFER_BYTES = 512 << 20
-
-# Images (batch, size, size, 3) uint8 and labels (batch,) int64.
-Batch = tuple[np.ndarray, np.ndarray]
+_DEVICE_SHARE = 0.5  # of a GPU's free memory, for pictures; the network and its activations need the rest
 
 
 def stored_size(recipe: Recipe) -> int:
@@ -28,7 +32,12 @@ def stored_size(recipe: Recipe) -> int:
 
 
 def make_batches(
-    recipe: Recipe, workers: Sequence[Marks], rank: int, neighbours: int, stream: Callable[[], Iterable[Pixels]]
+    recipe: Recipe,
+    workers: Sequence[Marks],
+    rank: int,
+    neighbours: int,
+    stream: Callable[[], Iterable[Pixels]],
+    device: str,
 ) -> HeldBatches | StreamedBatches:
     """The batches of worker `rank`; every worker has the same number. `stream` gives its pictures, of `stored_size`.
 
@@ -42,40 +51,47 @@ def make_batches(
     shown = sum(map(len, samplers))
     batch_size = max(2, min(recipe.batch_size, shown) // len(workers))
     num_steps = max(1, shown // (batch_size * len(workers)))
-    augmentation = Augmentation(recipe.image_size, recipe.seed + rank, recipe.augmentation)
+    augmentation = Augmentation(recipe.image_size, recipe.seed + rank, recipe.augmentation, device)
     if fits_memory(len(workers[rank]), stored_size(recipe), neighbours):
         pixels = hold(stream(), workers[rank])
         return HeldBatches(pixels, samplers[rank], augmentation, batch_size, num_steps)
     return StreamedBatches(stream, samplers[rank], augmentation, batch_size, num_steps, recipe.seed + rank)
 
 
-class _Shown(NamedTuple):
-    """One picture to augment: its pixels, label and number."""
+class _Chosen(NamedTuple):
+    """The images of a batch before they are augmented."""
 
-    pixels: np.ndarray
-    label: int
-    number: int
+    images: torch.Tensor  # (batch, side, side, 3) uint8
+    labels: np.ndarray  # (batch,) int64
+    numbers: np.ndarray  # (batch,) int64
 
 
 class HeldBatches:
     """The batches of each epoch, from pixels in memory: `num_steps` batches of `batch_size`.
 
-    A worker with fewer images than the others shows some images again.
+    The pixels are held in the memory of the device if they fit there. A worker with fewer images than the others shows
+    some images again.
     """
 
     def __init__(
         self, pixels: Pixels, sampler: Sampler, augmentation: Augmentation, batch_size: int, num_steps: int
     ) -> None:
-        self._pixels, self._sampler, self._augmentation = pixels, sampler, augmentation
+        self._images = _held(pixels.images, augmentation.device)
+        self._labels, self._numbers = pixels.labels, pixels.numbers
+        self._sampler, self._augmentation = sampler, augmentation
         self.batch_size, self.num_steps = batch_size, num_steps
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""
         order = np.resize(self._sampler.order(epoch), (self.num_steps, self.batch_size))
-        return _augmented(([self._shown(index) for index in members] for members in order), self._augmentation, epoch)
+        batches: Iterator[_Chosen] = map(self._choose, order)
+        if self._images.device.type != self._augmentation.device.type:
+            batches = _ahead(batches)
+        return _augmented(batches, self._augmentation, epoch)
 
-    def _shown(self, index: int) -> _Shown:
-        return _Shown(self._pixels.images[index], int(self._pixels.labels[index]), int(self._pixels.numbers[index]))
+    def _choose(self, members: np.ndarray) -> _Chosen:
+        images = self._images.index_select(0, send(members, self._images.device))
+        return _Chosen(_pinned(images, self._augmentation.device), self._labels[members], self._numbers[members])
 
 
 class StreamedBatches:
@@ -100,57 +116,92 @@ class StreamedBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""
-        return _augmented(self._batches(epoch), self._augmentation, epoch)
+        return _augmented(_ahead(islice(self._drawn(epoch), self.num_steps)), self._augmentation, epoch)
 
-    def _batches(self, epoch: int) -> Iterator[list[_Shown]]:
-        batch: list[_Shown] = []
-        steps = 0
-        while steps < self.num_steps:  # repeats only if this worker has fewer images than the others
-            for shown in self._shuffled(epoch):
-                batch.append(shown)
-                if len(batch) == self.batch_size:
-                    yield batch
-                    batch, steps = [], steps + 1
-                    if steps == self.num_steps:
-                        return
+    def _drawn(self, epoch: int) -> Iterator[_Chosen]:
+        """Batches without end, drawn from the buffer in a seeded random order.
 
-    def _shuffled(self, epoch: int) -> Iterator[_Shown]:
-        """Each picture as often as the sampler says, drawn from the buffer in a seeded random order."""
+        Each pass over the stream shows each picture as often as the sampler says. Pictures that fill no batch wait in
+        the buffer for the next pass. Only a worker that has fewer images than the others needs one.
+        """
         random = np.random.default_rng((self._seed, epoch))
-        buffer: list[_Shown] = []
-        for block in self._stream():
-            room = max(1, _BUFFER_BYTES // block.images[0].nbytes)
-            times = self._sampler.times(block.labels, block.sources, random)
-            for index in np.repeat(np.arange(len(block)), times):
-                shown = _Shown(block.images[index].copy(), int(block.labels[index]), int(block.numbers[index]))
-                if len(buffer) < room:
-                    buffer.append(shown)
-                else:
-                    at = int(random.integers(room))
-                    yield buffer[at]
-                    buffer[at] = shown
-        for at in random.permutation(len(buffer)):
-            yield buffer[at]
+        buffer = _Buffer(self.batch_size)
+        while True:
+            for block in self._stream():
+                times = self._sampler.times(block.labels, block.sources, random)
+                waiting = np.repeat(np.arange(len(block)), times)
+                while len(waiting := buffer.put(block, waiting)):
+                    yield self._take(buffer, random)
+            while len(buffer) >= self.batch_size:
+                yield self._take(buffer, random)
+
+    def _take(self, buffer: _Buffer, random: np.random.Generator) -> _Chosen:
+        import torch
+
+        images, labels, numbers = buffer.draw(self.batch_size, random)
+        return _Chosen(_pinned(torch.from_numpy(images), self._augmentation.device), labels, numbers)
 
 
-def _augmented(batches: Iterable[list[_Shown]], augmentation: Augmentation, epoch: int) -> Iterator[Batch]:
-    """Batches of augmented pictures; a few are made in advance."""
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="augment") as threads:
-        waiting: deque[tuple[list[_Shown], list[Future[np.ndarray]]]] = deque()
-        place = 0
-        for batch in batches:
-            made = [
-                threads.submit(augmentation, shown.pixels, epoch, place + index, shown.number)
-                for index, shown in enumerate(batch)
-            ]
-            place += len(batch)
-            waiting.append((batch, made))
-            if len(waiting) > _AHEAD:
-                yield _stacked(*waiting.popleft())
-        while waiting:
-            yield _stacked(*waiting.popleft())
+class _Buffer:
+    """Pictures of a stream that wait to be drawn. There is room for half a gigabyte, at least for a batch."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._images = np.empty((0, 0, 0, 3), np.uint8)
+        self._labels = self._numbers = np.empty(0, np.int64)
+        self._is_taken = np.empty(0, bool)
+
+    def __len__(self) -> int:
+        return int(self._is_taken.sum())
+
+    def put(self, block: Pixels, members: np.ndarray) -> np.ndarray:
+        """Copy members of a block, as many as there is room for, and return the others."""
+        if not self._images.size:
+            room = max(self._batch_size, _BUFFER_BYTES // block.images[0].nbytes)
+            self._images = np.empty((room, *block.images.shape[1:]), np.uint8)
+            self._labels, self._numbers = np.empty(room, np.int64), np.empty(room, np.int64)
+            self._is_taken = np.zeros(room, bool)
+        places = np.flatnonzero(~self._is_taken)[: len(members)]
+        put = members[: len(places)]
+        self._images[places], self._labels[places] = block.images[put], block.labels[put]
+        self._numbers[places], self._is_taken[places] = block.numbers[put], True
+        return members[len(places) :]
+
+    def draw(self, num: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take out `num` pictures at random: their images, labels and numbers."""
+        places = random.choice(np.flatnonzero(self._is_taken), num, replace=False)
+        self._is_taken[places] = False
+        return self._images[places], self._labels[places], self._numbers[places]
 
 
-def _stacked(batch: list[_Shown], made: list[Future[np.ndarray]]) -> Batch:
-    images = np.stack([picture.result() for picture in made])
-    return images, np.array([shown.label for shown in batch], np.int64)
+def _held(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The images in the memory of the device if they fit there, else where they are."""
+    import torch
+
+    tensor = torch.from_numpy(images)
+    if device.type == "cuda" and tensor.nbytes <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return tensor.to(device)
+    return tensor
+
+
+def _pinned(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images in memory that the device reads by itself."""
+    return images.pin_memory() if device.type == "cuda" and images.device.type == "cpu" else images
+
+
+def _ahead(batches: Iterator[_Chosen]) -> Iterator[_Chosen]:
+    """The same batches; a thread makes a few in advance."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(_AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
+
+
+def _augmented(batches: Iterator[_Chosen], augmentation: Augmentation, epoch: int) -> Iterator[Batch]:
+    place = 0
+    for batch in batches:
+        places = np.arange(place, place + len(batch.labels))
+        place += len(places)
+        images = augmentation(batch.images, epoch, places, batch.numbers)
+        yield images, send(batch.labels, augmentation.device)

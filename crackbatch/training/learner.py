@@ -5,14 +5,13 @@ The same code runs in this process and in each worker of Ray Train.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from crackbatch.datasets.pixels import Pixels
 from crackbatch.errors import RunError
@@ -24,8 +23,6 @@ from crackbatch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-
-    _Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 # One row of metrics.parquet.
 Figures = dict[str, float]
@@ -56,7 +53,6 @@ class Learner:
         wrap: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
     ) -> None:
         import torch
-        from torch.optim.swa_utils import AveragedModel
 
         self._recipe = recipe
         self._device = torch.device(device)
@@ -67,9 +63,11 @@ class Learner:
         if recipe.freeze:
             for name, parameter in self._network.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{head}."))
-        self._average = AveragedModel(self._network, multi_avg_fn=self._blend, use_buffers=True).eval()
-        self._average.n_averaged.fill_(1)  # the average starts with the initial weights
+        self._average = copy.deepcopy(self._network).eval()
         self._module = wrap(self._network) if wrap else self._network
+        both = list(zip(self._average.state_dict().values(), self._network.state_dict().values(), strict=True))
+        self._blended = [pair for pair in both if pair[0].is_floating_point()]
+        self._copied = [pair for pair in both if not pair[0].is_floating_point()]
         self._optimizer = _optimizer(self._network, recipe)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _rate(step, recipe.epochs * num_steps)
@@ -91,7 +89,7 @@ class Learner:
             self._optimizer.step()
             self._schedule.step()
             self._step += 1
-            self._average.update_parameters(self._network)
+            self._update_average()
             total += loss.detach()
             num += 1
             if num % _CHECK_STEPS == 0 and self._module is self._network:  # several workers must stop together
@@ -125,13 +123,13 @@ class Learner:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The averaged weights."""
-        return {name: value.detach().cpu() for name, value in self._average.module.state_dict().items()}
+        return {name: value.detach().cpu() for name, value in self._average.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that is needed to continue from this point, as plain values and tensors."""
         return {
             "network": self._network.state_dict(),
-            "average": self._average.module.state_dict(),
+            "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": {"last_epoch": self._schedule.last_epoch},
             "step": self._step,
@@ -140,19 +138,17 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self._network.load_state_dict(state["network"])
-        self._average.module.load_state_dict(state["average"])
+        self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.last_epoch = state["schedule"]["last_epoch"]
         self._step = state["step"]
 
-    def _loss(self, images: np.ndarray, labels: np.ndarray) -> torch.Tensor:
-        import torch
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         from torch.nn.functional import cross_entropy
 
         with self._precision():
-            outputs = self._module(self._to_input(images))
-        answers = torch.from_numpy(labels).to(self._device)
-        return cross_entropy(outputs.float(), answers, label_smoothing=self._recipe.label_smoothing)
+            outputs = self._module(self._to_input.scale(images))
+        return cross_entropy(outputs.float(), labels, label_smoothing=self._recipe.label_smoothing)
 
     def _precision(self) -> Any:
         import torch
@@ -168,16 +164,17 @@ class Learner:
             torch.distributed.all_reduce(total)
         return float(total)
 
-    def _blend(self, average: _Tensors, new: _Tensors, _: object) -> None:
-        """Move averaged weights towards the new ones, all of one type; copy counters, which are not averaged."""
+    def _update_average(self) -> None:
+        """Move the averaged weights towards the new ones, and copy counters, which are not averaged.
+
+        torch's AveragedModel would wait for the GPU in each step, because it counts on the CPU.
+        """
         import torch
 
         decay = min(_AVERAGE_DECAY, (1 + self._step) / (10 + self._step))
-        with torch.no_grad():
-            if average[0].is_floating_point():
-                torch._foreach_lerp_(average, new, 1 - decay)
-            else:
-                torch._foreach_copy_(average, new)
+        torch._foreach_lerp_([average for average, _ in self._blended], [new for _, new in self._blended], 1 - decay)
+        for average, new in self._copied:
+            average.copy_(new)
 
 
 def _optimizer(network: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

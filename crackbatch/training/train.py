@@ -282,7 +282,7 @@ def _fit_here(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
     stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], stored_size(recipe))
-    batches = make_batches(recipe, [marks_of(rows)], 0, 1, stream)
+    batches = make_batches(recipe, [marks_of(rows)], 0, 1, stream, device)
     if isinstance(batches, StreamedBatches):
         _say("the images do not fit in memory, so they are read and decoded again in every epoch")
     learner = Learner(built.network, built.head, recipe, batches.num_steps, device)

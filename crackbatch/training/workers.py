@@ -176,7 +176,7 @@ def _train(job: Job) -> None:
     workers = len(job.train)
     device = str(ray.train.torch.get_device()) if job.device == "cuda" else job.device
     stream = partial(_stream, job.train[rank], stored_size(recipe), cores)
-    batches = make_batches(recipe, [part.marks for part in job.train], rank, neighbours, stream)
+    batches = make_batches(recipe, [part.marks for part in job.train], rank, neighbours, stream, device)
     network, head, _ = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
     wrap = ray.train.torch.prepare_model if workers > 1 else None
     learner = Learner(network, head, recipe, batches.num_steps, device, wrap)
