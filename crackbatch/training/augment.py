@@ -36,6 +36,11 @@ _RANGES = {
     "light": _Ranges((0.8, 1.0), (0.95, 1 / 0.95), (0.8, 1.2), (0.5, 1.25), 0.05),
 }
 AUGMENTATIONS = tuple(_RANGES)
+
+# The intermediate results of so few images stay in memory that is used again and again. Those of a whole batch would
+# cost as much time in page faults as in computing (benchmarks/LOG.md).
+_CPU_PART = 8
+
 _SIGMA = (0.3, 1.2)  # of the blur, in pixels
 _QUALITY = (40, 91)  # of JPEG, without the last
 
@@ -76,10 +81,18 @@ class Augmentation:
         """
         import torch
 
+        images = images.to(self.device, non_blocking=True)
+        num = _CPU_PART if self.device.type == "cpu" else len(images)
+        parts = [slice(start, start + num) for start in range(0, len(images), num)]
+        return torch.cat([self._changed(images[part], epoch, places[part], numbers[part]) for part in parts])
+
+    def _changed(self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
+        import torch
+
         drawn = _draw(self._ranges, _uniforms((self._seed, epoch, places, numbers), _NUM_DRAWS))
         changes = _Changes(*send(np.stack(drawn).astype(np.float32), self.device))
-        pictures = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        pictures = _relit(_cropped(pictures, self._centres, changes), changes)
+        pictures = _cropped(images.permute(0, 3, 1, 2).float(), self._centres, changes)
+        pictures = _relit(pictures, changes)
         if len(blurred := np.flatnonzero(drawn.sigma)):
             which = send(blurred, self.device)
             pictures[which] = _blurred(pictures[which], changes.sigma[which])
@@ -253,5 +266,6 @@ class _Jpeg:
         num, channels, height, width = planes.shape
         blocks = planes.reshape(num, channels, height // 8, 8, width // 8, 8).transpose(3, 4).flatten(4)
         waves = ((blocks @ self._waves.T) / steps).round() * steps  # (num, channels, rows, columns, 64)
-        blocks = (waves @ self._waves).round().reshape(num, channels, height // 8, width // 8, 8, 8)
+        # Even blocks often fall halfway between two whole numbers; libjpeg rounds up, `round` to the even one.
+        blocks = (waves @ self._waves + 0.5).floor().reshape(num, channels, height // 8, width // 8, 8, 8)
         return blocks.transpose(3, 4).reshape(planes.shape)
