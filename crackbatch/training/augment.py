@@ -69,10 +69,10 @@ class Augmentation:
         import torch
 
         self._seed, self._ranges = seed, _RANGES[strength]
-        self.device = torch.device(device)
         # Centres of the output's pixels, from -1 to 1. They mirror each other exactly, so flipped pictures do too.
         self._centres = torch.tensor((2 * np.arange(size) + 1 - size) / size, dtype=torch.float32, device=device)
-        self._saved_as_jpeg = _Jpeg(self.device)
+        self._saved_as_jpeg = _Jpeg(device)
+        self.device = self._centres.device
 
     def __call__(self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
         """(batch, 3, size, size) float32 from 0 to 255, from images (batch, side, side, 3) uint8.
@@ -225,7 +225,7 @@ def _blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 class _Jpeg:
     """Saves pictures as JPEG and loads them again, as libjpeg does it, with colour at half the resolution (4:2:0)."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: str) -> None:
         import torch
 
         def constant(values: np.ndarray) -> torch.Tensor:

@@ -85,7 +85,7 @@ class HeldBatches:
         """The batches of one epoch."""
         order = np.resize(self._sampler.order(epoch), (self.num_steps, self.batch_size))
         batches: Iterator[_Chosen] = map(self._choose, order)
-        if self._images.device.type != self._augmentation.device.type:
+        if self._images.device != self._augmentation.device:
             batches = _ahead(batches)
         return _augmented(batches, self._augmentation, epoch)
 
@@ -186,7 +186,12 @@ def _held(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def _pinned(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Images in memory that the device reads by itself."""
-    return images.pin_memory() if device.type == "cuda" and images.device.type == "cpu" else images
+    import torch
+
+    if images.device == device:
+        return images
+    with torch.cuda.device(device):  # each thread has its own current GPU
+        return images.pin_memory()
 
 
 def _ahead(batches: Iterator[_Chosen]) -> Iterator[_Chosen]:

@@ -144,7 +144,7 @@ def test_jpeg_noise_is_that_of_pillow_at_the_same_quality(tiles: torch.Tensor, q
     pixels = (tiles + grain).clamp(0, 255)[:, :side, :side].byte()
     expected = torch.stack([_saved_by_pillow(picture, quality) for picture in pixels.numpy()]).float()
     pictures = pixels.permute(0, 3, 1, 2).float()
-    found = augment._Jpeg(torch.device("cpu"))(pictures, torch.full((24,), float(quality))).permute(0, 2, 3, 1)
+    found = augment._Jpeg("cpu")(pictures, torch.full((24,), float(quality))).permute(0, 2, 3, 1)
     assert (expected - pixels).abs().mean() > 3
     assert (found - expected).abs().mean() < 0.5  # libjpeg computes in whole numbers
 
