@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,15 @@ class Model:
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
         self._to_input = Normalisation(bundle.mean, bundle.std, self.device)
+        self._streams = threading.local()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the streams of `logits` do not wait for the weights
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Return crack logits before calibration, (batch,) float32, for RGB pixels (batch, size, size, 3) uint8."""
         import torch
 
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode(), self._precision(), self._own_stream():
             outputs = self._network(self._to_input(pixels)).float()
             crack: np.ndarray = (outputs[:, 1] - outputs[:, 0]).cpu().numpy()
         return crack
@@ -115,10 +119,21 @@ class Model:
             probabilities.extend(float(next(scores)) if is_ok else None for is_ok in are_ok)
         return probabilities
 
-    def _precision(self) -> Any:
+    def _precision(self) -> AbstractContextManager[Any]:
         import torch
 
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
+        # No cache of converted weights: threads would share it, and a stream could read what another still writes.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False)
+
+    def _own_stream(self) -> AbstractContextManager[Any]:
+        """Let a GPU work for this thread while it works for others: it copies one batch and computes another."""
+        import torch
+
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._streams, "mine"):
+            self._streams.mine = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams.mine)
 
 
 class Normalisation:
@@ -133,15 +148,20 @@ class Normalisation:
 
     def __call__(self, pixels: np.ndarray) -> torch.Tensor:
         """Return (batch, 3, height, width) float32 on the device, for RGB pixels (batch, height, width, 3) uint8."""
-        import torch
-
         # torch's channels-last format is NHWC memory viewed as NCHW, so this makes no copy.
-        images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return self.scale(images.float())
+        return self.scale(send(pixels, self._device).permute(0, 3, 1, 2).float())
 
     def scale(self, images: torch.Tensor) -> torch.Tensor:
         """Return the same for images (batch, 3, height, width) from 0 to 255 that are already on the device."""
         return (images - self._mean) / self._std
+
+
+def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy values to a device. A GPU does not stop for it, since they lie in memory that it reads by itself."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def default_device() -> str:

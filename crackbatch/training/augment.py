@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from crackbatch.models.model import send
+
 if TYPE_CHECKING:
     import torch
 
@@ -100,14 +102,6 @@ class Augmentation:
             which = send(noisy, self.device)
             pictures[which] = self._saved_as_jpeg(pictures[which], changes.quality[which])
         return pictures.contiguous(memory_format=torch.channels_last)
-
-
-def send(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy values to a device. A GPU does not stop for it, since they lie in memory that it reads by itself."""
-    import torch
-
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 _Values = TypeVar("_Values")

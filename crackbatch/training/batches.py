@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from crackbatch.datasets.pixels import Marks, Pixels, fits_memory, hold
-from crackbatch.training.augment import MARGIN, Augmentation, send
+from crackbatch.models.model import send
+from crackbatch.training.augment import MARGIN, Augmentation
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import Sampler
 
