@@ -56,7 +56,7 @@ def test_cores_are_those_of_the_containers_quota_and_not_of_its_host(
     group: str, name: str, limits: str, cores: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / group
-    (own / name).parent.mkdir(parents=True)
+    (own / name).parent.mkdir(parents=True, exist_ok=True)
     (own / name).write_text(limits)
     (own / name).with_name("cpu.cfs_period_us").write_text("100000")
     monkeypatch.setattr("crackbatch.machine._GROUPS", tmp_path)

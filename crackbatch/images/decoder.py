@@ -117,10 +117,10 @@ def _limit_memory(length: int, max_megapixels: float, beside: int) -> int:
     """Limit this process to its share of half the free memory, and return the limit in bytes.
 
     Beyond it, an allocation fails here. Without it, the system might end the parent or another process. `length` is
-    the encoded size of the largest image, of which the process holds two copies for a moment.
+    the encoded size of the largest image, of which the process holds a few copies for a moment.
     """
     pixels = int(max_megapixels * 1e6) * _BYTES_PER_PIXEL
-    most = _BASE_BYTES + 2 * length + min(pixels, max(0, free_memory() // 2 // (beside + 1) - _BASE_BYTES))
+    most = _BASE_BYTES + 3 * length + min(pixels, max(0, free_memory() // 2 // (beside + 1) - _BASE_BYTES))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     return most

@@ -44,11 +44,14 @@ def read_exif(image: PIL.Image.Image) -> Exif:
         found = found._replace(captured_at=captured_at)
         found = found._replace(camera=_camera(exif.get(0x010F), exif.get(0x0110)))
         place = exif.get_ifd(0x8825)
+        if str(place.get(9)).strip("\x00 ").upper() == "V":  # the receiver had no fix
+            return found
         latitude = _degrees(place.get(2), place.get(1), "S", 90)
         longitude = _degrees(place.get(4), place.get(3), "W", 180)
     except Exception:  # damaged EXIF does not mean damaged pixels; keep what was read so far
         return found
-    if latitude is None or longitude is None:
+    # Cameras and drones without a fix write zeros. The place itself is in the sea, 600 km off Africa.
+    if latitude is None or longitude is None or latitude == longitude == 0:
         return found
     return found._replace(latitude=latitude, longitude=longitude)
 

@@ -6,9 +6,19 @@ from functools import cache
 
 import PIL.Image
 
-EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".bmp", ".webp", ".heic", ".heif", ".avif", ".gif"]
-)
+# The usual names of all formats that can be read.
+_NAMES = """
+    jpg jpeg jpe jfif jif jfi pjpeg pjp jps mpo png apng tif tiff btf tf8 bmp dib webp gif heic heif hif heics heifs
+    avif avifs jp2 j2k j2c jpc jpf jpx ppm pgm pbm pnm ico tga pcx sgi rgb rgba bw
+"""
+# The usual names of camera raws, which cannot be read.
+_RAW_NAMES = """
+    3fr ari arw bay cap cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef nrw orf ori pef ptx
+    pxn r3d raf raw rw2 rwl rwz sr2 srf srw x3f
+"""
+EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+RAW_EXTENSIONS = frozenset(f".{name}" for name in _RAW_NAMES.split())
+_COMMON = ".jpg, .png, .tif, .webp, .heic"
 
 # Pillow's plug-ins that may read untrusted bytes. This leaves out plug-ins that start other programs (EPS) or follow
 # paths written in the file.
@@ -46,8 +56,33 @@ _KNOWN_BUT_UNSUPPORTED: tuple[tuple[bytes, int, str], ...] = (
     (b"ftypcrx ", 4, "cr3"),
     (b"FUJIFILMCCD-RAW", 0, "raf"),
     (b"IIRO", 0, "orf"),
+    (b"IIRS", 0, "orf"),
+    (b"MMOR", 0, "orf"),
     (b"IIU\x00", 0, "rw2"),
+    (b"HEAPCCDR", 6, "crw"),
+    (b"FOVb", 0, "x3f"),
+    (b"\x00MRM", 0, "mrw"),
+    (b"IIII", 0, "iiq"),
+    (b"MMMM", 0, "iiq"),
 )
+
+
+class Refused(Exception):
+    """The image is refused. The arguments are its status, its error text, and its format if that is known better."""
+
+
+def unsupported(name: str) -> str:
+    """Return the error text for an image of a known format that is not supported."""
+    if f".{name}" in RAW_EXTENSIONS:
+        return f"the camera raw format {name} is not supported: export JPEGs from it"
+    return f"the format {name} is not supported"
+
+
+def describe_extensions(extensions: frozenset[str]) -> str:
+    """Return the file extensions for a message; of the many that are usual, only the commonest."""
+    own = sorted(extensions - EXTENSIONS)
+    usual = f"{_COMMON} and other usual names" if extensions >= EXTENSIONS else ", ".join(sorted(extensions - set(own)))
+    return ", ".join(filter(None, [usual, *own]))
 
 
 def recognize(data: bytes) -> str | None:

@@ -10,7 +10,6 @@ import io
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 
 import numpy as np
 import pi_heif
@@ -18,17 +17,19 @@ import PIL.Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from crackbatch.images.exif import read_exif, turn_upright
-from crackbatch.images.formats import describe_start, name_of, pillow_formats, recognize, recognize_unsupported
-from crackbatch.images.integrity import (
-    BITS_PER_SAMPLE,
-    PHOTOMETRIC,
-    PLANAR,
-    WHITE_IS_ZERO,
+from crackbatch.images.formats import (
     Refused,
-    check_structure,
-    is_cut,
-    unknown_kind,
+    describe_start,
+    name_of,
+    pillow_formats,
+    recognize,
+    recognize_unsupported,
+    unsupported,
 )
+from crackbatch.images.integrity import check_structure, is_cut, unknown_kind
+from crackbatch.images.jpeg import decode_jpeg
+from crackbatch.images.png import pixels_only
+from crackbatch.images.tiff import BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, check_tiff, photo_page, raw_kind
 
 DEFAULT_MAX_MEGAPIXELS = 200.0
 NO_MEMORY = "not enough memory to decode it"
@@ -67,11 +68,11 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
     if not data:
         return Picture("empty", "the image has no bytes")
     known = recognize(data)
-    if known is None and (other := recognize_unsupported(data)):
-        return Picture("unsupported", f"the format {other} is not supported", format=other)
-    picture = Picture(format=known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd EXIF; `read_exif` tolerates it
+        if other := raw_kind(data) if known == "tiff" else None if known else recognize_unsupported(data):
+            return Picture("unsupported", unsupported(other), format=other)
+        picture = Picture(format=known)
         try:
             _decode(data, max_megapixels, picture)
         except Refused as refusal:
@@ -124,8 +125,12 @@ def picture_hash(picture: Picture) -> bytes | None:
 
 
 def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
+    if picture.format == "png":
+        data = pixels_only(data)
     with PIL.Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
         picture.format = name_of(image.format)
+        if picture.format == "tiff" and (page := photo_page(data)):
+            image.seek(page)
         _note_size(picture, image)
         if (megapixels := image.width * image.height / 1e6) > max_megapixels:
             raise Refused(
@@ -138,16 +143,20 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
         check_structure(data, picture.format)
         for name, value in read_exif(image)._asdict().items():
             setattr(picture, name, value)
-        _load(image, picture)
+        pixels = decode_jpeg(data, *image.size) if picture.format == "jpeg" else None
+        _load(image, picture, pixels)
 
 
-def _load(image: PIL.Image.Image, picture: Picture) -> None:
-    """Set the upright RGB pixels and their size in the `Picture`."""
+def _load(image: PIL.Image.Image, picture: Picture, pixels: np.ndarray | None = None) -> None:
+    """Set the upright RGB pixels and their size in the `Picture`. `pixels` are the image's if they are known."""
     if isinstance(image, TiffImageFile):
-        _check_tiff(image)
-    image.load()
+        check_tiff(image)
+    if pixels is None:
+        image.load()
+        shallow = _to_eight_bits(image) if image.mode.startswith("I;16") else image
+    else:
+        shallow = PIL.Image.fromarray(pixels)
     turn = turn_upright(image)
-    shallow = _to_eight_bits(image) if image.mode.startswith("I;16") else image
     upright = shallow.transpose(turn) if turn is not None else shallow
     _note_size(picture, upright)
     picture.pixels = _to_rgb(upright)
@@ -159,37 +168,22 @@ def _note_size(picture: Picture, image: PIL.Image.Image) -> None:
         picture.width, picture.height = image.size
 
 
-def _check_tiff(image: TiffImageFile) -> None:
-    """Refuse a TIFF that Pillow opens but cannot decode, or decodes to wrong pixels."""
-    compression, tags = image.info.get("compression"), image.tag_v2
-    if not _has_codec(compression):
-        raise Refused("unsupported", f"the installed Pillow cannot decode a TIFF with compression {compression}")
-    # In such planes, Pillow takes each byte for a sample.
-    if compression == "raw" and tags.get(PLANAR) == 2 and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8:
-        raise Refused("unsupported", "a TIFF with uncompressed planes of more than 8 bits per sample is not supported")
-
-
-@cache
-def _has_codec(compression: object) -> bool:
-    """Whether Pillow's libtiff has the codec. Some codecs are optional: writing a tiny TIFF shows if they are there."""
-    if compression not in ("lzma", "zstd", "webp"):
-        return True
-    try:
-        PIL.Image.new("RGB", (1, 1)).save(io.BytesIO(), "TIFF", compression=compression)
-    except OSError:
-        return False
-    return True
-
-
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Convert any 8-bit Pillow mode to RGB, with transparent pixels on white; refuse 32-bit modes."""
     if image.mode in ("I", "F"):
         raise Refused("unsupported", f"32-bit samples (Pillow mode {image.mode}) have no defined white level")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return PIL.Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+    laid, opaque = PIL.Image.alpha_composite(white, image).convert("RGB"), image.convert("RGB")
+    # Some programs leave the alpha channel at 0 everywhere, so it says nothing.
+    return opaque if _is_flat(laid) and not _is_flat(opaque) else laid
+
+
+def _is_flat(image: PIL.Image.Image) -> bool:
+    """Whether all pixels have the same colour."""
+    return all(low == high for low, high in image.getextrema())  # type: ignore[misc]  # pairs, for several channels
 
 
 def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import PIL.Image
 import pytest
+from PIL.TiffImagePlugin import IFDRational
 
 from builders.pictures import encode, gradient, pixels
 from crackbatch.images.picture import read_image
@@ -52,6 +53,26 @@ def test_senseless_exif_costs_nothing_but_itself() -> None:
     picture = read_image(encode(gradient(), "JPEG", exif=exif))
     assert picture.status == "ok"
     assert (picture.captured_at, picture.latitude, picture.longitude) == (None, None, None)
+
+
+def test_no_fix_is_no_position() -> None:
+    here, zero, nothing = (48.0, 8.0, 12.0), (0.0, 0.0, 0.0), (IFDRational(0, 0),) * 3
+    for latitude, longitude, status in ((zero, zero, None), (nothing, nothing, None), (here, here, "V")):
+        exif = PIL.Image.Exif()
+        exif[0x010F] = "DJI"
+        place = exif.get_ifd(0x8825)
+        place.update({1: "N", 2: latitude, 3: "E", 4: longitude})
+        if status:
+            place[9] = status
+        picture = read_image(encode(gradient(), "JPEG", exif=exif))
+        assert (picture.latitude, picture.longitude, picture.camera) == (None, None, "DJI")
+
+
+def test_a_place_on_the_equator_is_a_position() -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8825).update({1: "N", 2: (0.0, 0.0, 0.0), 3: "W", 4: (78.0, 30.0, 0.0), 9: "A"})
+    picture = read_image(encode(gradient(), "JPEG", exif=exif))
+    assert (picture.latitude, picture.longitude) == (0, -78.5)
 
 
 def test_a_senseless_exif_tag_beside_the_orientation_costs_nothing() -> None:

@@ -86,6 +86,21 @@ def test_transparency_is_laid_on_white() -> None:
     assert (pixels(read_image(encode(palette, "PNG", transparency=3, bits=8))) == 255).all()
 
 
+def test_an_alpha_channel_that_says_nothing_does_not_hide_the_picture() -> None:
+    original = gradient()
+    hidden = original.copy()
+    hidden.putalpha(0)
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True}), ("TGA", {})):
+        assert np.array_equal(pixels(read_image(encode(hidden, kind, **options))), np.asarray(original)), kind
+    # A bitmap of 32 bits whose header names a mask for alpha (BITMAPV4HEADER), as camera software writes it.
+    flipped = np.asarray(original)[::-1, :, ::-1]
+    samples = np.concatenate([flipped, np.zeros((48, 64, 1), np.uint8)], 2).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 108, 64, 48, 1, 32, 3, len(samples), 2835, 2835, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    bitmap = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(samples), 0, 0, 14 + len(header)) + header + samples
+    assert np.array_equal(pixels(read_image(bitmap)), np.asarray(original))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_other_colour_modes_become_rgb(mode: str) -> None:
     original = gradient().convert(mode)
