@@ -14,6 +14,7 @@ from typing import Any
 import fsspec.utils
 
 from crackbatch.errors import CrackbatchError, RunError, SourceError
+from crackbatch.images.formats import RAW_EXTENSIONS, describe_extensions
 from crackbatch.sources.manifest import Manifest, read_manifest
 from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, Object, is_hidden, kind_of
 from crackbatch.storage import locations, objects
@@ -72,7 +73,10 @@ def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:
 def pass_over_name(name: str, listing: Listing) -> None:
     """Count a file that is not an image, by its extension."""
     suffix = os.path.splitext(name)[1].lower()
-    listing.pass_over(f"{suffix} files" if suffix and len(suffix) <= 16 else "files without an extension")
+    if suffix in RAW_EXTENSIONS:
+        listing.pass_over(f"{suffix} files (camera raws: export JPEGs from them)")
+    else:
+        listing.pass_over(f"{suffix} files" if suffix and len(suffix) <= 16 else "files without an extension")
 
 
 def _list_local(
@@ -178,10 +182,9 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
             yield manifest
             return
     if not interesting:
-        known = ", ".join(sorted(extensions))
         raise SourceError(
-            f"{redact(source)} is neither an image ({known}), an archive (.zip, .tar, .tar.gz, …, .parquet)"
-            " nor a manifest (.csv); add its extension with --extensions"
+            f"{redact(source)} is neither an image ({describe_extensions(extensions)}),"
+            " an archive (.zip, .tar, .tar.gz, …, .parquet) nor a manifest (.csv); add its extension with --extensions"
         )
     yield make(location, kind)
 

@@ -30,6 +30,11 @@ MAX_IMAGE_BYTES = 1 << 30
 # Images are read and passed on in blocks of about this many encoded bytes.
 MAX_BLOCK_BYTES = 32 << 20
 LINKS = "links and special files in archives"  # the name under which they are counted
+# Folders in which systems keep thumbnails, deleted files and their own data: Synology, QNAP, Windows, macOS, Linux.
+_SYSTEM_FOLDERS = frozenset(
+    ["@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "$recycle.bin", "recycler",
+     "recycled", "system volume information", "__macosx", "network trash folder", "temporary items", "lost+found"]
+)  # fmt: skip
 
 
 class Object(NamedTuple):
@@ -88,8 +93,9 @@ def kind_of(name: str) -> str | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of a relative name starts with a dot or is `__MACOSX` (written by macOS)."""
-    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+    """Whether a part of a relative name starts with a dot or is the name of a system's own folder."""
+    parts = name.split("/")
+    return any((part[:1] == "." and part not in (".", "..")) or part.lower() in _SYSTEM_FOLDERS for part in parts)
 
 
 def too_large(size: int) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.errors import RunError, SourceError
+from crackbatch.images.formats import describe_extensions
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
 from crackbatch.sources.members import Listing, Object, is_hidden, kind_of
@@ -113,7 +114,7 @@ def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[s
         return f"no images in {where}: {listing.problems[0]}"
     found = ", ".join(f"{count:,} {reason}" for reason, count in listing.passed_over.most_common(_SHOWN_REASONS))
     what = f"found only {found}" if found else "found no files"
-    return f"no images in {where}: {what}; images end in {', '.join(sorted(extensions))} (see --extensions)"
+    return f"no images in {where}: {what}; images end in {describe_extensions(extensions)} (see --extensions)"
 
 
 class _Planner:

@@ -121,7 +121,10 @@ def test_a_prefix_without_objects_is_an_error(listed_bucket: str, source: str) -
 def test_a_folder_with_everything_in_it(tmp_path: Path, tiles: dict[str, bytes]) -> None:
     data = tiles["tile-00.jpg"]
     images = {"a.JPG": data, "deep/er/b.jpeg": data, "c.TIFF": data, "d.jpe": data, "e.heic": data}
+    images |= {"f.jfif": data, "g.JP2": data, "h.hif": data, "i.dib": data, "@2x.jpg": data, "recycle/j.jpg": data}
     others = {".f.jpg": b"x", "._g.jpg": b"x", "__MACOSX/h.jpg": b"x", ".git/i.jpg": b"x", "j.txt": b"x", "noext": b"x"}
+    others |= {"@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg": b"x", "#recycle/k.jpg": b"x", "$RECYCLE.BIN/S-1/$RA.JPG": b"x"}
+    others |= {"System Volume Information/l.jpg": b"x", "m.DNG": b"x", "n.dng": b"x", "o.NEF": b"x"}
     write_files(tmp_path, {**images, **others})
     (tmp_path / "deep" / "inside.zip").write_bytes(zip_with(0, tiles))
     plan = plan_of(tmp_path)
@@ -130,7 +133,9 @@ def test_a_folder_with_everything_in_it(tmp_path: Path, tiles: dict[str, bytes])
     assert plan.table.num_rows == len(images) + len(tiles)
     assert plan.num_archives == 1
     passed = dict(plan.listing.passed_over)
-    assert passed == {"hidden files": 2, "hidden folders": 2, ".txt files": 1, "files without an extension": 1}
+    raws = {f"{name} files (camera raws: export JPEGs from them)": num for name, num in ((".dng", 2), (".nef", 1))}
+    others = {"hidden files": 2, "hidden folders": 6, ".txt files": 1, "files without an extension": 1}
+    assert passed == {**others, **raws}
 
 
 def test_symbolic_links_are_followed_once_and_loops_end(tmp_path: Path, tiles: dict[str, bytes]) -> None:

@@ -95,7 +95,7 @@ def test_every_uri_opens_its_image(tmp_path: Path, tiles: dict[str, bytes]) -> N
     ("files", "source", "message"),
     [
         ({}, "nowhere", "no such file or folder"),
-        ({"a.txt": b"x"}, ".", "found only 1 .txt files; images end in .avif, "),
+        ({"a.txt": b"x"}, ".", "found only 1 .txt files; images end in .jpg, "),
         ({".a.jpg": b"x", "b.txt": b"x", ".c.jpg": b"x"}, ".", "found only 2 hidden files, 1 .txt files; "),
         ({}, ".", "found no files; "),
         ({"a.docx": b"x"}, "a.docx", "--extensions"),
