@@ -15,8 +15,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import PurePosixPath
 
+from crackbatch.archives.kinds import kind_of
 from crackbatch.errors import OptionError
-from crackbatch.sources.members import kind_of
 
 # Folder names in published crack datasets, and names that people choose themselves. SDNET2018 uses (C)racked and
 # (U)ncracked (D)ecks, (P)avements and (W)alls, or these words in full.

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content
+from crackbatch.archives.parquet import parquet_cells
+from crackbatch.archives.zips import unzip
 from crackbatch.errors import RunError
-from crackbatch.sources.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content
-from crackbatch.sources.parquet import parquet_cells
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
-from crackbatch.sources.zips import unzip
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import retrying

@@ -13,10 +13,11 @@ from typing import Any
 
 import fsspec.utils
 
+from crackbatch.archives.kinds import kind_of, why_unopened
+from crackbatch.archives.members import ARCHIVE_SCHEMES, Listing, Object, is_hidden
 from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.images.formats import RAW_EXTENSIONS, describe_extensions
 from crackbatch.sources.manifest import Manifest, read_manifest
-from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, Object, is_hidden, kind_of
 from crackbatch.storage import locations, objects
 from crackbatch.storage.buckets import Entry, list_objects
 from crackbatch.storage.redaction import reason_of, redact
@@ -68,6 +69,15 @@ def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:
     if kind := kind_of(name):
         return True, kind
     return os.path.splitext(name)[1].lower() in extensions, None
+
+
+def _pass_over(location: str, listing: Listing) -> None:
+    """Count a file that is not an image; note an archive that is not opened."""
+    name = locations.file_name(location)
+    if unopened := why_unopened(name):
+        listing.leave_unopened(location.removesuffix(name[len(unopened[0]) :]), unopened[1])
+    else:
+        pass_over_name(name, listing)
 
 
 def pass_over_name(name: str, listing: Listing) -> None:
@@ -147,7 +157,7 @@ def _walk_local(
             else:
                 interesting, kind = _classify(entry.name, extensions)
                 if not interesting:
-                    pass_over_name(entry.name, listing)
+                    _pass_over(entry.path, listing)
                 elif not os.path.exists(entry.path) or entry.is_file():
                     yield _local_object(entry.path, kind, entry)
                 else:
@@ -181,6 +191,8 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
         if manifest is not None:
             yield manifest
             return
+    if not interesting and (unopened := why_unopened(name)):
+        raise SourceError(f"{redact(source)}: {unopened[1]}")
     if not interesting:
         raise SourceError(
             f"{redact(source)} is neither an image ({describe_extensions(extensions)}),"
@@ -199,7 +211,7 @@ def _from_glob(
     elif interesting:
         yield _local_object(location, kind)
     else:
-        pass_over_name(locations.file_name(location), listing)
+        _pass_over(location, listing)
 
 
 def root_of(source: str) -> str:
@@ -316,7 +328,7 @@ def _keep(entry: Entry, location: str, relative: str, extensions: frozenset[str]
     elif interesting:
         yield _remote_object(location, entry.size, entry.version, archive)
     else:
-        pass_over_name(locations.file_name(location), listing)
+        _pass_over(location, listing)
 
 
 def _is_file(filesystem: Any, path: str, is_file_name: bool) -> bool:

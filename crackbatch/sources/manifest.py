@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from crackbatch.archives.kinds import kind_of
+from crackbatch.archives.members import ARCHIVE_SCHEMES, Listing
 from crackbatch.errors import SourceError
-from crackbatch.sources.members import ARCHIVE_SCHEMES, Listing, kind_of
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import as_text, redact

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crackbatch.archives.kinds import VOLUME, kind_of, why_unopened
+from crackbatch.archives.members import Listing, Object, is_hidden
 from crackbatch.errors import RunError, SourceError
 from crackbatch.images.formats import describe_extensions
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
-from crackbatch.sources.members import Listing, Object, is_hidden, kind_of
 from crackbatch.sources.rows import CARRIED, IDENTITY, SCHEMA, Rows, add_loose, identity_keys, list_archive
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
@@ -166,12 +167,14 @@ class _Planner:
                 self.listing.problems.extend(listing.problems)
                 for reason, count in listing.passed_over.items():
                     self.listing.pass_over(reason, count)
+                self.listing.unopened.update(listing.unopened)
                 self._num_archives += 1
             tables.append(done)
         # If an image is listed twice, its first row is kept. This should be the row with the columns of a manifest.
         tables = sorted(tables, key=lambda table: len(table.column_names) == len(SCHEMA))
         try:
             table = pa.concat_tables(tables, promote_options="default")
+            self.listing.problems += _left_unopened(self.listing)
         except pa.ArrowException as error:
             raise SourceError(f"two manifests give one column different types ({error}); use one type") from None
         return Plan(_drop_repeated(table, self.listing, apart), self.listing, self._num_archives)
@@ -186,14 +189,23 @@ class _Planner:
             raise RunError("the listing of sources was stopped")  # not shown: the error that stopped it is raised
         if is_hidden(name):
             listing.pass_over("hidden files")
-        elif kind_of(name):
-            listing.pass_over("archives inside archives")
+        elif kind_of(name) or why_unopened(name):
+            listing.leave_unopened(name, "")
         elif os.path.splitext(name)[1].lower() in self._extensions:
             self._tally.count()
             return True
         else:
             pass_over_name(name, listing)
         return False
+
+
+def _left_unopened(listing: Listing) -> Iterable[str]:
+    """Return a problem for each archive that was not opened, one for all volumes of a split archive."""
+    told = [problem.partition(f": {VOLUME}")[0] for problem in listing.problems if f": {VOLUME}" in problem]
+    for (archive, why), num in listing.unopened.items():
+        shown = redact(archive)
+        if f"{shown}.zip" not in told:  # the last volume of a zip has the name of the whole
+            yield f"{shown}: {why}" + (f" ({num:,} volumes)" if num > 1 else "")
 
 
 def _sort(table: pa.Table) -> pa.Table:

@@ -11,14 +11,15 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crackbatch.archives.kinds import HEAD_BYTES, kind_inside, why_no_archive
+from crackbatch.archives.members import MAX_IMAGE_BYTES, Listing, Member, Object, too_large
+from crackbatch.archives.parquet import list_parquet
+from crackbatch.archives.tars import list_tar
+from crackbatch.archives.zips import list_zip
 from crackbatch.errors import CrackbatchError, RunError, SourceError
-from crackbatch.sources.members import MAX_IMAGE_BYTES, Listing, Member, Object, too_large
-from crackbatch.sources.parquet import list_parquet
-from crackbatch.sources.tars import list_tar
-from crackbatch.sources.zips import list_zip
 from crackbatch.storage import atomic, locations, objects, ranges
 from crackbatch.storage.redaction import as_text, reason_of, redact
-from crackbatch.storage.retry import is_transient
+from crackbatch.storage.retry import is_transient, retrying
 
 SCHEMA = pa.schema(
     [
@@ -44,6 +45,7 @@ IDENTITY = ["image_uri", "version"]
 CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
+_SHOWN_NAMES = 3
 _PROCESS_LOCAL = ("memory",)  # other processes cannot see these, so their images are copied to the scratch folder
 
 
@@ -123,8 +125,13 @@ def list_archive(
 ) -> tuple[pa.Table, Listing] | None:
     """List the images of one archive as rows; return None for a Parquet file without images."""
     listing = Listing()
+    shown, location, container_version = redact(found.location), found.location, found.version
+    head = _head(found)
+    if (kind := kind_inside(head)) is None and (other := why_no_archive(head)) is not None:
+        listing.problems.append(f"{shown}: it is {other}")
+        return Rows().table(), listing
+    found = found._replace(kind=kind or found.kind)
     assert found.kind is not None
-    location, container_version = found.location, found.version
     if scratch is not None and locations.scheme(location) in _PROCESS_LOCAL and not found.kind.startswith("tar."):
         location, container_version = _copy_to_scratch(found, scratch), ""
     rows = _ArchiveRows(found, location, container_version)
@@ -144,9 +151,24 @@ def list_archive(
             listing.problems.append(_why_unread(error, found.location))
         except Exception as error:  # from a reader, for a file that is not an archive
             listing.problems.append(f"cannot be read: {reason_of(error)}")
-    shown = redact(found.location)
+    if inner := [name for name, _ in listing.unopened]:
+        names = ", ".join(as_text(name) for name in inner[:_SHOWN_NAMES]) + (", …" if len(inner) > _SHOWN_NAMES else "")
+        listing.problems.append(f"{len(inner):,} archives inside it are not opened ({names}): unpack it")
+        listing.unopened.clear()
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
     return _check_unpacked(found, rows.table()) if is_unpacked else rows.table(), listing
+
+
+def _head(found: Object) -> bytes:
+    """Return the first bytes of a file; none if they cannot be read, which will be told when its members are listed."""
+    try:
+        if locations.is_local(found.location):
+            with open(found.location, "rb") as file:
+                return file.read(HEAD_BYTES)
+        filesystem, path = objects.filesystem(found.location)
+        return retrying(lambda: ranges.read_range(filesystem, path, 0, min(HEAD_BYTES, found.size or 0)))
+    except Exception:  # each storage has its own exceptions
+        return b""
 
 
 def _check_unpacked(found: Object, table: pa.Table) -> pa.Table:

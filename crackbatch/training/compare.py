@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from crackbatch.archives.members import Listing
 from crackbatch.cluster import Cluster, cause_of
 from crackbatch.errors import OptionError, RunError, SourceError
 from crackbatch.evaluation.evaluate import ALL, evaluate
@@ -23,7 +24,6 @@ from crackbatch.images.formats import EXTENSIONS
 from crackbatch.models.bundle import absolute, check_threshold
 from crackbatch.models.model import Model, load_model
 from crackbatch.sources.listing import check_sources, list_source
-from crackbatch.sources.members import Listing
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import redact

@@ -16,10 +16,10 @@ from builders.credentials import ACCOUNT_KEY, KEY
 from builders.faulty import Faults
 from builders.plans import contents, fetch_all, names, plan_of
 from builders.servers import Place, put, refusing, serving
+from crackbatch.archives.members import Listing
 from crackbatch.errors import RunError, SourceError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.sources.listing import check_sources, list_source
-from crackbatch.sources.members import Listing
 from crackbatch.sources.plan import make_plan
 from crackbatch.storage import atomic, locations, objects
 

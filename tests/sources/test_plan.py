@@ -13,9 +13,9 @@ import pytest
 
 from builders.archives import tar_of, write_files, zip_with
 from builders.plans import contents, plan_of
+from crackbatch.archives.members import Object
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
-from crackbatch.sources.members import Object
 from crackbatch.sources.plan import _Planner, local_roots, subtract
 
 
@@ -33,7 +33,7 @@ def test_two_objects_whose_shown_urls_are_the_same_are_two_images() -> None:
     memory.pipe({"/twice/img[1].jpg": b"first", "/twice/img1.jpg": b"other"})
     plan = plan_of("memory://twice")
     assert contents(plan) == {"/twice/img[1].jpg": b"first", "/twice/img1.jpg": b"other"}
-    from crackbatch.sources.members import Listing
+    from crackbatch.archives.members import Listing
     from crackbatch.sources.plan import _drop_repeated
 
     shown = pa.array(["https://host/get"] * 2)

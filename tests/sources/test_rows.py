@@ -17,11 +17,11 @@ from builders.archives import archive_of, tar_of, zip_with
 from builders.faulty import Faults
 from builders.plans import plan_of_archive
 from builders.servers import WholeFiles, deleted, grown, put, replaced, serving
+from crackbatch.archives.members import Listing
 from crackbatch.errors import RunError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.listing import list_source
-from crackbatch.sources.members import Listing
 from crackbatch.sources.plan import make_plan
 from crackbatch.sources.rows import list_archive
 from crackbatch.storage.retry import num_retries

@@ -27,4 +27,4 @@ def test_a_wheel_holds_every_file_and_the_models(tmp_path: Path) -> None:
     assert any(name.endswith("/model.safetensors") for name in files)
     assert not files - names
     assert "crackbatch = crackbatch.cli.commands:main" in stated
-    assert "parquet = crackbatch.sources.parquet.ParquetFileSystem" in stated
+    assert "parquet = crackbatch.archives.parquet.ParquetFileSystem" in stated

@@ -10,15 +10,23 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+import zstandard
+
+from crackbatch.archives.members import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
 from crackbatch.errors import RunError
-from crackbatch.sources.members import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
 from crackbatch.storage.redaction import as_text
 
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
-    "tar.gz": lambda file: _GzipFile(None, "rb", fileobj=file), "tar.bz2": bz2.open, "tar.xz": lzma.open
+    "tar.gz": lambda file: _GzipFile(None, "rb", fileobj=file), "tar.bz2": bz2.open, "tar.xz": lzma.open,
+    "tar.zst": lambda file: zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
+        file, read_across_frames=True
+    ),
 }  # fmt: skip
+_ZSTD_WINDOW = 1 << 27  # bytes that such a stream may make this process allocate; the zstd command allows as much
 # tarfile raises ValueError, UnicodeError (a ValueError) and OverflowError for invalid numbers and names in headers.
-_STREAM_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, OverflowError)
+_STREAM_ERRORS = (
+    tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, ValueError, OverflowError
+)  # fmt: skip
 _CHUNK = 1 << 20
 _MAX_TAR_HEADER = 1 << 20
 # After its end marker, a tar fills its last record with zeros. Records of more than a megabyte (tar -b 2048) are rare,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.archive import AbstractArchiveFileSystem
 
-from crackbatch.sources.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Member, too_large
+from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Member, too_large
 
 _PARQUET_ROWS = 32
 

@@ -10,20 +10,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Suffix → kind. The first suffix that matches counts.
-KINDS = {
-    ".tar.gz": "tar.gz",
-    ".tar.bz2": "tar.bz2",
-    ".tar.xz": "tar.xz",
-    ".tgz": "tar.gz",
-    ".tbz2": "tar.bz2",
-    ".tbz": "tar.bz2",
-    ".txz": "tar.xz",
-    ".tar": "tar",
-    ".zip": "zip",
-    ".parquet": "parquet",
-}
-
 ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in archives, as in the table
 # No photo has more encoded bytes than this. An archive directory that gives a larger size is damaged or malicious.
 MAX_IMAGE_BYTES = 1 << 30
@@ -77,6 +63,14 @@ class Listing:
 
     passed_over: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    unopened: dict[tuple[str, str], int] = field(default_factory=dict)  # (archive, why) → its number of files
+
+    def leave_unopened(self, archive: str, why: str) -> None:
+        """Note a file that may hold images and is not opened; the volumes of a split archive count together."""
+        if (archive, why) in self.unopened or len(self.unopened) < 1000:
+            self.unopened[archive, why] = self.unopened.get((archive, why), 0) + 1
+        else:
+            self.pass_over("other archives that are not opened")
 
     def pass_over(self, reason: str, count: int = 1) -> None:
         """Count files that are not images. Reasons can come from file names, so their number is limited."""
@@ -84,12 +78,6 @@ class Listing:
         if reason not in self.passed_over and len(self.passed_over) >= 100:
             reason = "others"
         self.passed_over[reason] += count
-
-
-def kind_of(name: str) -> str | None:
-    """Return the kind of archive by the suffix of a file name, None if it is not an archive name."""
-    lower = name.lower()
-    return next((kind for suffix, kind in KINDS.items() if lower.endswith(suffix)), None)
 
 
 def is_hidden(name: str) -> bool:

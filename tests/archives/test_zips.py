@@ -228,3 +228,57 @@ def test_a_zip_of_100_000_members_takes_few_requests(
     assert sum(row["bytes"] == tile for row in fetch_all(plan)) == 100_000
     assert faults.requests.total() < 2000
     print(f"{faults.requests.total()} requests for {len(file.getvalue()) / 1e6:.0f} MB in 100,000 members")
+
+
+def finder_zip(path: Path, members: list[tuple[str, bytes | int]], shuffled: bool = False) -> None:
+    """A zip as Finder of macOS writes it: without zip64, whatever its size. A number stands for so many zeros."""
+    directory = []
+    with open(path, "wb") as file:
+        for name, content in members:
+            start, raw = file.tell(), name.encode()
+            data = zlib.compress(content, wbits=-15) if isinstance(content, bytes) else b""
+            method = 8 if data else 0
+            file.write(struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 8, method, 0, 0, 0, 0, 0, len(raw), 0) + raw)
+            size = content if isinstance(content, int) else len(content)
+            file.write(data)
+            if isinstance(content, int):
+                file.seek(content, os.SEEK_CUR)
+            packed, crc = (len(data), zlib.crc32(content)) if isinstance(content, bytes) else (size, 0)  # type: ignore[arg-type]
+            sizes = (crc, packed % 2**32, size % 2**32)
+            file.write(struct.pack("<IIII", 0x08074B50, *sizes))
+            entry = struct.pack("<IHHHHHH", 0x02014B50, 0x0315, 20, 8, method, 0, 0) + struct.pack("<III", *sizes)
+            entry += struct.pack("<HHHHHII", len(raw), 0, 0, 0, 0, 0x81A40000, start % 2**32) + raw
+            directory.append(entry)
+        start = file.tell()
+        blob = b"".join(directory[::-1] if shuffled else directory)
+        file.write(blob)
+        num = len(directory)
+        file.write(struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, num, num, len(blob), start % 2**32, 0))
+
+
+@pytest.mark.parametrize("films", [[3 << 30, 2 << 30], [5 << 30, 100], [9 << 30, 4 << 30], [(4 << 30) - 50, 1 << 20]])
+def test_a_zip_of_more_than_4_gib_without_zip64_gives_all_its_images(
+    films: list[int], tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    images = list(tiles.items())
+    members: list[tuple[str, bytes | int]] = [*images[:3], ("film-1.mov", films[0]), *images[3:6]]
+    members += [("film-2.mov", films[1]), *images[6:]]
+    finder_zip(tmp_path / "a.zip", members)
+    plan = plan_of_archive(tmp_path / "a.zip")
+    assert (contents(plan), plan.listing.problems) == (tiles, [])
+
+
+def test_a_member_that_cannot_be_found_again_is_one_problem(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    images = list(tiles.items())
+    finder_zip(tmp_path / "a.zip", [images[0], ("film.mov", 5 << 30), images[1], images[2]])
+    with open(tmp_path / "a.zip", "r+b") as file:
+        file.seek((5 << 30) - 100)
+        behind = file.read(1 << 20)
+        file.seek((5 << 30) - 100 + behind.index(b"PK\3\4"))
+        file.write(b"lost")
+    plan = plan_of_archive(tmp_path / "a.zip")
+    (problem,) = plan.listing.problems
+    assert "larger than 4 GiB and was written without zip64, as Finder of macOS does: 1 of its members" in problem
+    found = contents(plan)
+    assert found.pop(images[1][0]) == "corrupt"
+    assert found == dict([images[0], images[2]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import zipfile
@@ -9,7 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from crackbatch.sources.members import LINKS, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
+from crackbatch.archives.kinds import ZIP_VOLUME
+from crackbatch.archives.members import LINKS, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
 
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -19,13 +21,21 @@ _MAX_ZIP_END = 22 + 65_535  # size of an end record with the longest comment
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
 _CHUNK = 1 << 20
 _MAX_UNMEASURED = 20
+_WRAP = 1 << 32  # without zip64, this is where positions and sizes begin again at 0
 
 
 def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -> Iterator[Member]:
     """Yield the images of a zip in byte order; if the directory is lost, those that a scan of the file finds."""
     try:
         archive = zipfile.ZipFile(file)
+        if _is_last_volume(file):
+            listing.problems.append(ZIP_VOLUME)
+            return
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, UnicodeDecodeError) as error:
+        file.seek(0)
+        if file.read(4) == b"PK\x07\x08":
+            listing.problems.append(ZIP_VOLUME)
+            return
         found = 0
         for info, following in _scan_zip(file):
             if member := _zip_member(info, following, listing, wanted):
@@ -35,8 +45,13 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
             f"its directory cannot be read ({error}): {found:,} images were found by a scan, others may be missing"
         )
         return
-    infos = sorted(archive.filelist, key=lambda info: info.header_offset)
     end = archive.start_dir
+    if lost := _unwrap(file, archive.filelist, end):
+        listing.problems.append(
+            f"it is larger than 4 GiB and was written without zip64, as Finder of macOS does: {lost:,} of its members"
+            " cannot be found; unpack it on a Mac and give the folder"
+        )
+    infos = sorted(archive.filelist, key=lambda info: info.header_offset)
     begin = infos[0].header_offset if infos else end  # negative if the zip lost its first bytes
     if 0 < begin <= end and _follows_a_zip(file, begin):
         listing.problems.append(
@@ -53,6 +68,53 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
                 where = "the zip's directory gives it a position outside of the file"
                 member = member._replace(status="corrupt", error=where)
             yield member
+
+
+def _is_last_volume(file: IO[bytes]) -> bool:
+    """Whether the end record (APPNOTE.TXT 4.3.16) says that the zip began in another file."""
+    size = file.seek(0, io.SEEK_END)
+    begin = max(0, size - _MAX_ZIP_END)
+    file.seek(begin)
+    end = file.read(size - begin)
+    at = end.rfind(b"PK\x05\x06")
+    return at >= 0 and len(end) >= at + 8 and int(struct.unpack_from("<H", end, at + 4)[0]) not in (0, 0xFFFF)
+
+
+def _unwrap(file: IO[bytes], infos: list[zipfile.ZipInfo], end: int) -> int:
+    """Correct the positions in a zip of more than 4 GiB without zip64; return how many members cannot be found.
+
+    Such a zip gives the lowest 32 bits of its positions and sizes. `zipfile` finds the directory behind the place that
+    the end record gives, takes the difference for bytes in front of the zip, and adds it to all positions. `infos` are
+    in the order of the directory, which is that of the members.
+    """
+    first = min((info.header_offset for info in infos), default=0)
+    if min(first, end) < _WRAP or _is_member(file, first, infos[0]):
+        return 0
+    added, behind, lost = first // _WRAP * _WRAP, 0, 0
+    for info in infos:
+        low = (info.header_offset - added) % _WRAP
+        info.header_offset = -1
+        for place in range(behind + (low - behind) % _WRAP, end, _WRAP):
+            if _is_member(file, place, info):
+                info.header_offset, behind = place, place + 1
+                break
+        lost += info.header_offset < 0
+    found = sorted((info for info in infos if info.header_offset >= 0), key=lambda info: info.header_offset)
+    for info, following in zip(found, [*(info.header_offset for info in found[1:]), end], strict=True):
+        wraps = (following - info.header_offset - info.compress_size) // _WRAP * _WRAP
+        info.compress_size += wraps
+        info.file_size += wraps
+    return lost
+
+
+def _is_member(file: IO[bytes], place: int, info: zipfile.ZipInfo) -> bool:
+    """Whether the local header of the member stands at this place."""
+    file.seek(place)
+    head = file.read(LOCAL_HEADER.size)
+    if len(head) < LOCAL_HEADER.size or not head.startswith(LOCAL_MAGIC):
+        return False
+    name = file.read(int(LOCAL_HEADER.unpack(head)[-2]))
+    return name.decode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace") == info.orig_filename
 
 
 def _follows_a_zip(file: IO[bytes], start: int) -> bool:
