@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crackbatch.results.states import ListedRun, list_runs
     from crackbatch.results.summary import RunSummary
     from crackbatch.scoring.score import score
+    from crackbatch.sources.image import open_image
     from crackbatch.training.compare import Comparison, compare
     from crackbatch.training.train import TrainResult, train
 
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate",
     "list_runs",
     "load_model",
+    "open_image",
     "read_predictions",
     "score",
     "train",
@@ -57,6 +59,7 @@ _HOMES = {
     "describe_dataset": "datasets.overview",
     "evaluate": "evaluation.evaluate",
     "load_model": "models.model",
+    "open_image": "sources.image",
     "read_predictions": "results.predictions",
     "score": "scoring.score",
     "train": "training.train",

@@ -19,6 +19,12 @@ _REDRAW_EVERY_S = 1.0
 _FIRST_S = 0.8
 # Parts come every few seconds. After this time without a part, something may be wrong, so the line says so.
 _QUIET_S = 30.0
+_silenced = threading.Event()
+
+
+def silence() -> None:
+    """Show no more progress: the last message of a stopped command stays the last line."""
+    _silenced.set()
 
 
 class _Line:
@@ -48,6 +54,8 @@ class _Line:
         self._write(f"{REDRAW}{line}" if self._redraws else f"{line}\n")
 
     def _write(self, text: str) -> None:
+        if _silenced.is_set():
+            return
         self._stream.write(text)
         self._stream.flush()
 
@@ -115,7 +123,7 @@ class Progress(_Line):
             self._write("\n")
 
     def _line(self, now: float) -> str:
-        said = f"{self._done:,} of {self._total:,} images"
+        said = f"{self._done:,} of {counted(self._total, 'image')}"
         if self._done == self._first:
             return f"{said}, waiting for the first results for {duration(now - self._started)}"
         speed = (self._done - self._first) / max(now - self._started, 1e-9)
@@ -129,6 +137,11 @@ def say(text: str) -> None:
     """Print a line on standard error, in place of a progress line that a terminal shows."""
     redraw = REDRAW if sys.stderr.isatty() else ""
     print(f"{redraw}{text}", file=sys.stderr, flush=True)
+
+
+def counted(num: int, noun: str) -> str:
+    """Return a number and its noun: `1 image`, `1,200 images`."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

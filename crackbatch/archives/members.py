@@ -6,6 +6,7 @@ a damaged archive gives the members that can still be found, and `Listing.proble
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +16,7 @@ ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in arch
 MAX_IMAGE_BYTES = 1 << 30
 # Images are read and passed on in blocks of about this many encoded bytes.
 MAX_BLOCK_BYTES = 32 << 20
+_ABSOLUTE = re.compile(r"::(?=/|~|[a-z][a-z0-9+.-]*://)")
 LINKS = "links and special files in archives"  # the name under which they are counted
 # Folders in which systems keep thumbnails, deleted files and their own data: Synology, QNAP, Windows, macOS, Linux.
 _SYSTEM_FOLDERS = frozenset(
@@ -63,6 +65,7 @@ class Listing:
 
     passed_over: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # how something was understood
     unopened: dict[tuple[str, str], int] = field(default_factory=dict)  # (archive, why) → its number of files
 
     def leave_unopened(self, archive: str, why: str) -> None:
@@ -78,6 +81,24 @@ class Listing:
         if reason not in self.passed_over and len(self.passed_over) >= 100:
             reason = "others"
         self.passed_over[reason] += count
+
+
+def split_uri(uri: str) -> tuple[str, str, str] | None:
+    """Return (scheme, member, archive) of the URI of an image in an archive, None for another URI.
+
+    Names can contain `::`. The archive begins behind the last one before an absolute location, or behind the last.
+    """
+    scheme, _, rest = uri.partition("://")
+    if scheme not in ARCHIVE_SCHEMES or "::" not in rest:
+        return None
+    absolute = list(_ABSOLUTE.finditer(rest))
+    at = absolute[-1].start() if absolute else rest.rindex("::")
+    return scheme, rest[:at], rest[at + 2 :]
+
+
+def member_path(name: str) -> str:
+    """Return the name of a member with `/` between its folders; some programs for Windows write `\\`."""
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def is_hidden(name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -16,22 +17,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.archive import AbstractArchiveFileSystem
 
-from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Member, too_large
+from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
 
 _PARQUET_ROWS = 32
+# Columns of images in published data sets: img2dataset, webdataset, Hugging Face and others.
+_IMAGE_NAME = re.compile(r"(image|img|photo|picture|pic|jpe?g|png|webp|tiff?)([._ -]?(bytes|data|content|raw))?$", re.I)
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Return the column with encoded images: `image`, `bytes` or any struct<bytes, path>; None if there is none."""
-    for name in ("image", "bytes", *schema.names):
-        if name not in schema.names:
-            continue
-        kind = schema.field(name).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type):
-            return str(name)
-        if name in ("image", "bytes") and _is_binary(kind):
-            return str(name)
-    return None
+    """Return the column with encoded images, None if there is none or if it is not clear which it is.
+
+    It is `image` or `bytes`, else a struct<bytes, path>, else a binary column with the name of an image, else the only
+    binary column.
+    """
+    own = [name for name in ("image", "bytes") if name in schema.names and _holds_bytes(schema.field(name).type)]
+    columns = binary_columns(schema)
+    structs = [name for name in columns if pa.types.is_struct(schema.field(name).type)]
+    named = [name for name in columns if _IMAGE_NAME.match(name)]
+    for found in (own, structs):
+        if found:
+            return found[0]
+    return next((found[0] for found in (named, columns) if len(found) == 1), None)
+
+
+def binary_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that may hold encoded images: binary, or a struct<bytes, path>."""
+    return [str(field.name) for field in schema if _holds_bytes(field.type)]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    return _is_binary(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -40,12 +57,17 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def list_parquet(file: IO[bytes]) -> Iterator[Member] | None:
-    """Yield a member `column/row` for each row; return None if the Parquet file has no image column."""
+def list_parquet(file: IO[bytes], listing: Listing) -> Iterator[Member] | None:
+    """Yield a member `column/row` for each row; return None if the Parquet file has no column that can hold images."""
     parquet = pq.ParquetFile(file)
-    column = image_column(parquet.schema_arrow)
-    if column is None:
+    column, columns = image_column(parquet.schema_arrow), binary_columns(parquet.schema_arrow)
+    if not columns:
         return None
+    if column is None:
+        listing.problems.append(f"any of its columns {', '.join(columns)} may hold the images: rename one to image")
+        return iter(())
+    if column not in ("image", "bytes"):
+        listing.notes.append(f"the images are read from its column {column}")
     return _parquet_members(parquet.metadata, column)
 
 

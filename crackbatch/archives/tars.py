@@ -14,6 +14,7 @@ import zstandard
 
 from crackbatch.archives.members import LINKS, MAX_IMAGE_BYTES, Listing, Member, too_large
 from crackbatch.errors import RunError
+from crackbatch.progress import counted
 from crackbatch.storage.redaction import as_text
 
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
@@ -71,8 +72,8 @@ def list_tar(
                 raise tarfile.ReadError("unexpected end of data")
     except _STREAM_ERRORS as error:
         listing.problems.append(
-            f"it is damaged or cut off ({str(error) or type(error).__name__}): {found:,} images were found before that,"
-            " later ones are missing"
+            f"it is damaged or cut off ({str(error) or type(error).__name__}): it gave {counted(found, 'image')} before"
+            " that, later ones are missing"
         )
 
 

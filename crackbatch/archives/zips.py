@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from crackbatch.archives.kinds import ZIP_VOLUME
 from crackbatch.archives.members import LINKS, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
+from crackbatch.progress import counted
 
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -42,7 +43,7 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
                 found += 1
                 yield member
         listing.problems.append(
-            f"its directory cannot be read ({error}): {found:,} images were found by a scan, others may be missing"
+            f"its directory cannot be read ({error}): a scan found {counted(found, 'image')}, others may be missing"
         )
         return
     end = archive.start_dir

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from crackbatch.errors import Interrupted
-from crackbatch.progress import REDRAW
+from crackbatch.progress import REDRAW, silence
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE_S = 2.5  # `ray job stop` kills after three
@@ -26,6 +26,7 @@ def interruptible(mend: str) -> Iterator[None]:
         for number in (*_STOPPING, signal.SIGALRM):
             signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
         signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
+        silence()
         redraw = REDRAW if os.isatty(terminal) else ""  # replaces the progress line
         with suppress(OSError):  # with `2>&1 | tee log`, the same Ctrl-C has ended tee
             os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())

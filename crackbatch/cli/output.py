@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from crackbatch.progress import duration
+from crackbatch.progress import counted, duration
 from crackbatch.storage.redaction import redact
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ _BOUNDS = {"value": "", "low": "_low", "high": "_high"}
 
 def print_plan(summary: RunSummary) -> None:
     """Print what a dry run found."""
-    archives = f", {summary.archives:,} archives opened" if summary.archives else ""
-    print(f"{summary.images:,} images, {_bytes(summary.size_bytes)}{archives}")
+    archives = f", {counted(summary.archives, 'archive')} opened" if summary.archives else ""
+    print(f"{counted(summary.images, 'image')}, {_bytes(summary.size_bytes)}{archives}")
     for reason, count in summary.passed_over.items():
         print(f"skipped: {count:,} {reason}")
     for problem in summary.problems:
@@ -43,13 +43,13 @@ def print_summary(summary: RunSummary) -> None:
     """Print the summary of a run, and the reason for exit code 3."""
     if summary.added:
         speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
-        print(f"run {summary.run_id}: {summary.added:,} images in {summary.seconds:,.1f} s{speed}")
+        print(f"run {summary.run_id}: {counted(summary.added, 'image')} in {summary.seconds:,.1f} s{speed}")
     elif summary.stopped_early:
-        print(f"run {summary.run_id}: no images scored, {summary.images:,} images already have rows")
+        print(f"run {summary.run_id}: no images scored; rows of {counted(summary.images, 'image')} are there already")
     elif not summary.images:
         print(f"run {summary.run_id}: nothing new, every image already has a row from an earlier run")
     else:
-        print(f"run {summary.run_id}: nothing left to do, all {summary.images:,} images have rows")
+        print(f"run {summary.run_id}: nothing left to do; rows of all {counted(summary.images, 'image')} are there")
     if summary.statuses:
         print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
     if summary.passed_over:
@@ -101,7 +101,7 @@ def print_overview(overview: Overview) -> None:
     table = _table("source", "label", *(f">{split}" for split in _SPLITS))
     for (source, label), by_split in counts.items():
         cells = (by_split.get(split, (0, 0)) for split in _SPLITS)
-        table.add_row(source, label, *(f"{images:,} in {groups:,} groups" for images, groups in cells))
+        table.add_row(source, label, *(f"{images:,} in {counted(groups, 'group')}" for images, groups in cells))
     _print_table(table)
     for line in [*overview.notes, *map(redact, overview.files)]:
         print(line)

@@ -29,7 +29,7 @@ NEGATIVE = (
 # pandas writes 1 as 1.0 if its column has an empty cell.
 _WORDS = {
     **dict.fromkeys(["1", "1.0", "true", "yes", *POSITIVE], 1),
-    **dict.fromkeys(["0", "0.0", "false", "no", "none", *NEGATIVE], 0),
+    **dict.fromkeys(["0", "0.0", "false", "no", *NEGATIVE], 0),  # not "none": pandas writes None for no label
 }
 
 # SDNET2018: the surface, a folder of cracked or uncracked tiles (perhaps in an archive of the same name), then
@@ -42,6 +42,9 @@ _SDNET = re.compile(
 # Each of METU's photos gave about 44 of 20,000 tiles; longer blocks keep most photos in one piece.
 _MAX_BLOCK = 100
 _MIN_BLOCKS = 50
+_SMALL_BLOCK, _FEW_BLOCKS = 10, 5  # in small folders: so many images, or so many blocks
+# Roboflow's exports hold several augmented copies of each image: NAME.rf.HASH.jpg.
+_ROBOFLOW = re.compile(r"([^/]+)\.rf\.[0-9A-Za-z]{8,}\.\w+$")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class LabelRules:
             found = re.search(self.group_pattern, path)
         else:
             *folders, name = (above, *path.split("/"))
-            found = _SDNET.search("/".join([*map(_without_archive_suffix, folders), name]))
+            found = _SDNET.search("/".join([*map(_without_archive_suffix, folders), name])) or _ROBOFLOW.search(path)
         if found is None:
             return None
         return "/".join(part or "" for part in found.groups()) if found.groups() else found[0]
@@ -130,7 +133,7 @@ def name_blocks(paths: Iterable[str]) -> list[str]:
         folders[folder].append((_natural(name), index))
         groups.append(folder)
     for members in folders.values():
-        size = max(1, min(_MAX_BLOCK, len(members) // _MIN_BLOCKS))
+        size = max(1, min(_SMALL_BLOCK, len(members) // _FEW_BLOCKS), min(_MAX_BLOCK, len(members) // _MIN_BLOCKS))
         for place, (_, index) in enumerate(sorted(members)):
             groups[index] += f"/block-{place // size:05d}"
     return groups

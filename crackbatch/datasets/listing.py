@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from crackbatch.archives.members import member_path, split_uri
 from crackbatch.datasets.labels import LabelRules, name_blocks, parse_label
 from crackbatch.datasets.report import GUESS, Report
 from crackbatch.errors import SourceError
@@ -135,15 +136,15 @@ def _paths(uris: list[str], root: str, name: str) -> tuple[list[str], list[str]]
     Both begin with the source's name. An archive counts as a folder. If images are outside the source (as a manifest's
     may be), the first path continues with the folder that contains them all, because folders above it are not labels.
     """
-    split = [uri.rpartition("::") for uri in uris]
-    places = [location for _, _, location in split]
+    split = [split_uri(uri) for uri in uris]
+    places = [inner[2] if inner else uri for inner, uri in zip(split, uris, strict=True)]
     if all(location == root or location.startswith(f"{root.rstrip('/')}/") for location in places):
         whole = below = [location.removeprefix(root).strip("/") for location in places]
     else:
         whole = [(location.partition("://")[2] or location).strip("/") for location in places]
         above = posixpath.dirname(posixpath.commonpath(list(map(posixpath.dirname, whole))))
         below = [path.removeprefix(above).strip("/") for path in whole]
-    members = [member.partition("://")[2] for member, _, _ in split]
+    members = [member_path(inner[1]) if inner else "" for inner in split]
     named, wholly = (
         ["/".join(part for part in (name, path, member) if part) for path, member in zip(paths, members, strict=True)]
         for paths in (below, whole)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from crackbatch.progress import counted
+
 _MAX_EXAMPLES = 5
 _MAX_WORD = 40
 GUESS = "blocks of neighbouring names"  # how images are grouped if nothing names their photos
@@ -36,7 +38,8 @@ class Report:
         """Return a line for each way in which images are grouped; it says if the groups are only a guess."""
         doubt = {GUESS: ", because nothing names their photos: this is a guess (see --group-pattern)"}
         return [
-            f"{count:,} images are grouped by {name}{doubt.get(name, '')}" for name, count in self.grouped.most_common()
+            f"{_images(count, 'is', 'are')} grouped by {name}{doubt.get(name, '')}"
+            for name, count in self.grouped.most_common()
         ]
 
     def unknown_words(self) -> str:
@@ -51,19 +54,22 @@ class Report:
         """Return the report as lines of text; none if there is nothing to report."""
         said = []
         if self.unlabelled:
-            said.append(f"{self.unlabelled:,} images without a label were skipped{self.unknown_words()}")
+            what = _images(self.unlabelled, "without a label was", "without a label were")
+            said.append(f"{what} skipped{self.unknown_words()}")
         if self.listed_twice:
-            said.append(
-                f"{self.listed_twice:,} images are listed twice in a manifest: only the first line of each was used"
-            )
+            what = _images(self.listed_twice, "is", "are")
+            said.append(f"{what} listed twice in a manifest: only the first line of each was used")
         if self.unreadable:
             statuses = ", ".join(f"{name} {count:,}" for name, count in self.unreadable.most_common())
-            said.append(f"{self.unreadable.total():,} images cannot be read and were skipped ({statuses})")
+            what = _images(self.unreadable.total(), "that cannot be read was", "that cannot be read were")
+            said.append(f"{what} skipped ({statuses})")
         if self.duplicates:
-            said.append(f"{self.duplicates:,} exact duplicates were dropped")
+            said.append(f"{counted(self.duplicates, 'exact duplicate')} dropped")
         if self.contradictions:
             examples = "; ".join(self.contradictions[:_MAX_EXAMPLES])
-            said.append(f"{len(self.contradictions):,} images have both labels and were dropped: {examples}")
+            said.append(
+                f"{_images(len(self.contradictions), 'has', 'have')} both labels and cannot be used: {examples}"
+            )
         if self.near_duplicates:
             where = "are each kept together in the split" if self.cut == [] else "were found"
             said.append(f"{self.near_duplicates:,} sets of near-duplicates ({self.alike:,} images) {where}")
@@ -74,3 +80,7 @@ class Report:
                 " good; leave out --split to draw a split that keeps them together"
             )
         return said + [f"damaged: {problem}" for problem in self.problems]
+
+
+def _images(num: int, one: str, several: str) -> str:
+    return f"{counted(num, 'image')} {one if num == 1 else several}"

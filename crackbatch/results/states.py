@@ -4,8 +4,7 @@
     running      a process holds its lease
     failed       failure.json exists: the last attempt ended with an error
     published    summary.json exists
-    interrupted  there are parts, and no process works on it
-    planned      run.json exists, but no part yet
+    interrupted  no process works on it, and none of the others
 
 An output location can be a bucket that holds other files too. A folder below `runs/` belongs to a run if its run.json
 (or summary.json) says so. If both are missing, it belongs to a run if all its files have names that only runs use.
@@ -183,7 +182,7 @@ def _judge(
     if summary is not None:
         seconds = _get(summary, "summary.json", "seconds", float)
         return ListedRun(**known, state="published", seconds=seconds, exit_code=summary.get("exit_code"))
-    return ListedRun(**known, state="planned" if asked is not None and not folder.parts else "interrupted")
+    return ListedRun(**known, state="interrupted")
 
 
 def _count_rows(folder: RunFolder, date: str) -> dict[str, Any]:

@@ -66,11 +66,14 @@ RESERVED = frozenset([*COLUMNS.names, "date"])
 def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:
     """Return the schema with a manifest's columns and `about` as metadata; raise SourceError if a name is reserved."""
     carried = list(carried)
-    if taken := [field.name for field in carried if field.name in RESERVED]:
-        raise SourceError(
-            f"the manifest's column {taken[0]!r} has the same name as a column of the results;"
-            " rename it in the manifest"
-        )
+    seen = {name.lower(): name for name in RESERVED}
+    for name in (field.name for field in carried):  # for DuckDB and others, upper and lower case are the same
+        if (other := seen.setdefault(name.lower(), name)) is not name:
+            whose = "a column of the results" if name.lower() in RESERVED else f"its column {other!r}"
+            raise SourceError(
+                f"the manifest's column {name!r} has the same name as {whose}; rename it in the manifest"
+                " (upper and lower case do not count)"
+            )
     metadata = {"crackbatch.schema_version": str(SCHEMA_VERSION)}
     for name, value in (about or {}).items():
         metadata[f"crackbatch.{name}"] = value if isinstance(value, str) else json.dumps(value)

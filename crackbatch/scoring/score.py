@@ -28,7 +28,7 @@ from crackbatch.cluster import Cluster, is_at_hand
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
-from crackbatch.progress import Progress, Step
+from crackbatch.progress import Progress, Step, counted, say
 from crackbatch.results.parts import count_failed, count_statuses, read_done, read_scored
 from crackbatch.results.publish import publish
 from crackbatch.results.run import Run, check_names, choose_run
@@ -43,6 +43,8 @@ from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import giving_up, num_retries
+
+_SHOWN_NOTES = 5
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,21 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
     try:
         planning = planner.submit(_plan, request, run.scratch_folder, tally)
         planning.add_done_callback(lambda _: tally.close())
-        with Step("planning", lambda: f" {tally.num:,} images found" if tally.num else ""):
+        with Step("planning", lambda: f" {counted(tally.num, 'image')} found" if tally.num else ""):
             tally.wait()
         with Cluster(request.address) as cluster:
             # A new run needs Ray, so Ray starts during planning. A run that continues may have nothing left to do.
             if is_new and tally.is_reached and _may_use_ray(request) and not _failed(planning):
                 _start(cluster)
             try:
-                with Step("planning", lambda: f" {tally.num:,} images found") if not planning.done() else nullcontext():
+                with (
+                    Step("planning", lambda: f" {counted(tally.num, 'image')} found")
+                    if not planning.done()
+                    else nullcontext()
+                ):
                     plan = planning.result()
+                for note in plan.listing.notes[:_SHOWN_NOTES]:
+                    say(note)
                 schema = schema_with(plan.carried_fields, request.table_metadata())
             except Exception:
                 if is_new:

@@ -196,7 +196,8 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
     if not interesting:
         raise SourceError(
             f"{redact(source)} is neither an image ({describe_extensions(extensions)}),"
-            " an archive (.zip, .tar, .tar.gz, …, .parquet) nor a manifest (.csv); add its extension with --extensions"
+            " an archive (.zip, .tar, .tar.gz, …, .parquet) nor a manifest (.csv);"
+            " if it is an image, add its extension with --extensions"
         )
     yield make(location, kind)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from crackbatch.archives.kinds import kind_of
-from crackbatch.archives.members import ARCHIVE_SCHEMES, Listing
+from crackbatch.archives.members import Listing, split_uri
 from crackbatch.errors import SourceError
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
 from crackbatch.storage import locations, objects, ranges
@@ -26,6 +29,8 @@ from crackbatch.storage.redaction import as_text, redact
 URI_COLUMN = "image_uri"
 # If a quote is not closed, everything after it would become one cell.
 _MAX_LINE_CHARACTERS = 1 << 20
+_SEPARATOR_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
+_INDEX = re.compile(r"__index_level_\d+__")  # the numbers of rows, which pandas writes beside the columns
 _LOOKED_AT = 10_000
 _LOOKING_THREADS = 8
 
@@ -59,6 +64,7 @@ def read_manifest(location: str) -> Manifest | None:
             raise
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
     table = table.cast(pa.schema([_decoded(field) for field in table.schema]))
+    table = table.drop_columns([name for name in table.column_names if _INDEX.fullmatch(name)])
     _check_manifest(table, shown)
     uris = table.column(URI_COLUMN).cast(pa.string())
     return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
@@ -98,11 +104,13 @@ def _read_csv(data: bytes, shown: str) -> pa.Table:
         data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"manifest {shown} is not valid UTF-8 (byte {error.start:,}); save it as CSV UTF-8") from None
-    first_line = data[:65_536].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
+    if separator := _SEPARATOR_LINE.match(data):  # Excel reads and writes it
+        data = data[separator.end() :]
+    first_line = re.split(b"[\r\n]", data[:65_536], maxsplit=1)[0].decode("utf-8-sig", "replace")
     if not first_line.strip():
         raise SourceError(f"manifest {shown} is empty; its first line must name the columns, including {URI_COLUMN}")
     try:
-        delimiter = csv.Sniffer().sniff(first_line, ",;\t").delimiter
+        delimiter = separator[1].decode() if separator else csv.Sniffer().sniff(first_line, ",;\t").delimiter
     except csv.Error:
         delimiter = ","
     _check_lines(data, delimiter, shown)
@@ -115,7 +123,9 @@ def _read_csv(data: bytes, shown: str) -> pa.Table:
     convert = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
     )
-    return pyarrow.csv.read_csv(io.BytesIO(data), read, parse, convert)
+    table = pyarrow.csv.read_csv(io.BytesIO(data), read, parse, convert)
+    nulls = [column.is_null() for column in table.columns]
+    return table.filter(pc.invert(functools.reduce(pc.and_, nulls)))  # spreadsheets leave empty rows
 
 
 def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
@@ -142,9 +152,8 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
     loose: list[tuple[int, str]] = []
     inside: dict[str, dict[str, list[int]]] = {}  # archive → member name → manifest rows
     for row, uri in enumerate(manifest.table.column(URI_COLUMN).to_pylist()):
-        protocol, _, rest = uri.partition("://")
-        if "::" in uri and protocol in ARCHIVE_SCHEMES:
-            name, _, container = rest.partition("::")
+        if inner := split_uri(uri):
+            _, name, container = inner
             inside.setdefault(_absolute(container, folder), {}).setdefault(name, []).append(row)
         else:
             loose.append((row, _absolute(uri, folder)))
@@ -169,9 +178,11 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
 
 
 def _absolute(uri: str, folder: str) -> str:
-    if locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~")):
-        return locations.normalize(locations.join(folder, uri))
-    return locations.normalize(uri)
+    is_relative = locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~", "file:/"))
+    location = locations.normalize(locations.join(folder, uri) if is_relative else uri)
+    if "\\" in uri and locations.is_local(location) and not os.path.lexists(location):  # written on Windows
+        return location.replace("\\", "/")
+    return location
 
 
 def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
@@ -183,12 +194,13 @@ def _pick_members(container: str, names: Collection[str], listing: Listing, scra
     if found.status is None:
 
         def wanted(name: str, _: Listing) -> bool:
-            return name in names
+            return as_text(name) in names
 
         result = list_archive(found, wanted, scratch)
         if result is not None:
             table, own = result
             listing.problems.extend(own.problems)
+            listing.notes.extend(own.notes)
             if own.problems:  # a member that was not found may still be in it
                 found = found._replace(status="unreadable", error=own.problems[0])
             keep = [_member_name(uri) in names for uri in table.column("image_uri").to_pylist()]
@@ -207,4 +219,6 @@ def _pick_members(container: str, names: Collection[str], listing: Listing, scra
 
 
 def _member_name(uri: str) -> str:
-    return uri.partition("://")[2].partition("::")[0]
+    inner = split_uri(uri)
+    assert inner is not None
+    return inner[1]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.archives.kinds import VOLUME, kind_of, why_unopened
-from crackbatch.archives.members import Listing, Object, is_hidden
+from crackbatch.archives.members import Listing, Object, is_hidden, member_path
 from crackbatch.errors import RunError, SourceError
 from crackbatch.images.formats import describe_extensions
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
@@ -165,6 +165,7 @@ class _Planner:
                     continue
                 done, listing = result
                 self.listing.problems.extend(listing.problems)
+                self.listing.notes.extend(listing.notes)
                 for reason, count in listing.passed_over.items():
                     self.listing.pass_over(reason, count)
                 self.listing.unopened.update(listing.unopened)
@@ -187,7 +188,7 @@ class _Planner:
     def _wanted(self, name: str, listing: Listing) -> bool:
         if self._is_stopped:
             raise RunError("the listing of sources was stopped")  # not shown: the error that stopped it is raised
-        if is_hidden(name):
+        if is_hidden(member_path(name)):
             listing.pass_over("hidden files")
         elif kind_of(name) or why_unopened(name):
             listing.leave_unopened(name, "")

@@ -156,6 +156,7 @@ def list_archive(
         listing.problems.append(f"{len(inner):,} archives inside it are not opened ({names}): unpack it")
         listing.unopened.clear()
     listing.problems = [f"{shown}: {problem}" for problem in listing.problems]
+    listing.notes = [f"{shown}: {note}" for note in listing.notes]
     return _check_unpacked(found, rows.table()) if is_unpacked else rows.table(), listing
 
 
@@ -163,6 +164,8 @@ def _head(found: Object) -> bytes:
     """Return the first bytes of a file; none if they cannot be read, which will be told when its members are listed."""
     try:
         if locations.is_local(found.location):
+            if not os.path.isfile(found.location):  # a pipe can be read once only
+                return b""
             with open(found.location, "rb") as file:
                 return file.read(HEAD_BYTES)
         filesystem, path = objects.filesystem(found.location)
@@ -247,7 +250,7 @@ def _members(
         if found.kind == "zip":
             yield from list_zip(file, listing, want)
         elif found.kind == "parquet":
-            members = list_parquet(file)
+            members = list_parquet(file, listing)
             if members is None:
                 raise _NoImageColumn
             yield from members

@@ -11,7 +11,7 @@ import re
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from crackbatch.storage.redaction import AZURE, as_text, redact_url
 
@@ -19,6 +19,7 @@ Location = str | os.PathLike[str]
 S3 = ("s3", "s3a")
 # The schemes of the clouds, and the extra of crackbatch that installs the library for each.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_FILE_URL = re.compile(r"^(?:file|local)://(?:localhost(?=/))?|^file:(?=/(?!/))", re.IGNORECASE)
 GONE = (404, 410)  # HTTP statuses for a file that does not exist
 
 
@@ -39,10 +40,16 @@ def is_web(location: str) -> bool:
 
 
 def normalize(location: str) -> str:
-    """Return the one spelling of a location: absolute if local, no trailing slash, scheme in lower case."""
+    """Return the one spelling of a location: absolute if local, no trailing slash, scheme in lower case.
+
+    A file URL (RFC 8089) may be written with `%20` for a space, or as fsspec does, with the name as it is.
+    """
     location = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda found: found[0].lower(), location)
     if is_local(location):
-        return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", location)))
+        path = _FILE_URL.sub("", location)
+        if path != location and "%" in path and not os.path.lexists(path):
+            path = unquote(path)
+        return os.path.abspath(os.path.expanduser(path))
     return location.rstrip("/") if "?" not in location else location
 
 

@@ -15,7 +15,7 @@ from crackbatch.errors import RunError, SourceError
 from crackbatch.storage.buckets import list_objects
 from crackbatch.storage.locations import EXTRAS, GONE, S3, is_local, is_temporary, is_web, join, normalize, scheme
 from crackbatch.storage.redaction import reason_of, redact
-from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, retrying
+from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, lacks_credentials, retrying
 
 
 def filesystem(location: str) -> tuple[Any, str]:
@@ -91,6 +91,8 @@ def check_credentials(error: BaseException, location: str) -> None:
             error = told
     if is_credential(error):
         shown = f"{redact(location)} ({reason_of(error)})"
+        if lacks_credentials(error):
+            raise RunError(f"there are no credentials for {shown}; set them as its own tools expect, and run again")
         raise RunError(f"the storage refuses this job's credentials at {shown}; renew them and run again")
 
 

@@ -131,6 +131,11 @@ def is_credential(error: BaseException) -> bool:
     )
 
 
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether a cloud's library found no credentials at all."""
+    return any(type(cause).__name__ in ("NoCredentialsError", "DefaultCredentialsError") for cause in _chain(error))
+
+
 def is_unexplained(error: BaseException) -> bool:
     """Whether a store refused a HEAD request. The answer to such a request has no body that says why."""
     return any(_status(cause) in (400, 401, 403) and (_code(cause) or "").isdigit() for cause in _chain(error))

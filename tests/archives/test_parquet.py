@@ -66,3 +66,30 @@ def test_a_struct_whose_bytes_are_no_bytes_is_no_image_column(tmp_path: Path) ->
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="no images in"):
         plan_of_archive(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "taken"),
+    [
+        ({"url": ["u"], "key": ["k"], "jpg": [b"1"]}, "jpg"),
+        ({"image_bytes": [b"1"], "label": [1]}, "image_bytes"),
+        ({"content": [b"1"], "name": ["a"]}, "content"),
+        ({"geometry": [b"2"], "image.data": [b"1"]}, "image.data"),
+        ({"thumb": [b"2"], "img": [{"bytes": b"1", "path": "a.jpg"}]}, "img"),
+        ({"jpg": [b"2"], "image": [b"1"]}, None),
+    ],
+)
+def test_images_in_a_column_of_another_name_are_found_and_the_name_is_said(
+    columns: dict, taken: str | None, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    plan = plan_of_archive(tmp_path / "a.parquet")
+    assert list(contents(plan).values()) == [b"1"]
+    expected = [f"{tmp_path}/a.parquet: the images are read from its column {taken}"] if taken else []
+    assert plan.listing.notes == expected
+
+
+def test_columns_of_which_any_may_hold_the_images_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"any of its columns left, right may hold the images: rename one to image"):
+        plan_of_archive(tmp_path / "a.parquet")

@@ -103,7 +103,23 @@ def test_blocks_never_span_folders() -> None:
     ("cell", "label"),
     [("crack", 1), ("no_crack", 0), (1, 1), (0, 0), (1.0, 1), ("0", 0), (True, 1), (False, 0), ("Negative ", 0),
      ("1.0", 1), ("0.0", 0), (0.0, 0), ("1.5", None), (float("nan"), None),
-     ("maybe", None), (None, None), (2, None), (0.5, None)],
+     ("maybe", None), (None, None), ("None", None), ("none", None), ("nan", None), (2, None), (0.5, None)],
 )  # fmt: skip
 def test_a_manifests_cell_is_a_label_or_none(cell: object, label: int | None) -> None:
     assert parse_label(cell) == label
+
+
+def test_augmented_copies_of_roboflow_are_one_group() -> None:
+    rules = LabelRules()
+    copies = [f"a/train/crack/DJI_0001_JPG.rf.{hash_}.jpg" for hash_ in ("0123456789abcdef" * 2, "f" * 32)]
+    assert {rules.group(path) for path in copies} == {"DJI_0001_JPG"}
+    assert rules.group("a/train/crack/DJI_0002_JPG.rf.0123456789abcdef.jpg") == "DJI_0002_JPG"
+    assert rules.group("a/train/crack/DJI_0002.jpg") is None
+
+
+@pytest.mark.parametrize(("num", "size", "blocks"), [(60, 10, 6), (20, 4, 5), (99, 10, 10), (400, 10, 40), (3, 1, 3)])
+def test_neighbours_stay_together_in_small_folders_too(num: int, size: int, blocks: int) -> None:
+    found = name_blocks([f"a/{number}.jpg" for number in range(num)])
+    assert len(set(found)) == blocks
+    assert found.count(found[0]) == size
+    assert found == sorted(found)

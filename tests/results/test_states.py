@@ -44,7 +44,7 @@ def test_every_state_is_known_from_what_lies_there(out: str) -> None:
         "broken": "failed",
         "whole": "published",
         "stopped": "interrupted",
-        "planned": "planned",
+        "planned": "interrupted",
     }
     assert list(found) == ["0", "1", "planning", "garbled", "broken", "whole", "stopped", "planned"], "newest last"
     assert found["whole"] == crackbatch.ListedRun(

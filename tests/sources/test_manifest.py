@@ -229,3 +229,48 @@ def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,pier\na.jpg,1\n")
     with pytest.raises(SourceError, match=r"no column 'image_uri' \(its columns: path, pier\)"):
         plan_of(tmp_path / "m.csv")
+
+
+def test_manifests_as_spreadsheets_write_them(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path / "my photos", tiles)
+    rows = [f"my photos/{name};{number};Brücke {number}" for number, name in enumerate(tiles)]
+    for name, lines in {
+        "separator.csv": ["sep=;", "image_uri;nr;name", *rows],
+        "quoted-separator.csv": ['"sep=;"', "image_uri;nr;name", *rows],
+        "tabs.csv": ["sep=\t", *(line.replace(";", "\t") for line in ["image_uri;nr;name", *rows])],
+        "empty-rows.csv": ["image_uri;nr;name", *rows, ";;", ";;"],
+        "windows.csv": ["image_uri;nr;name", *(row.replace("/", "\\") for row in rows)],
+    }.items():
+        for end in ("\r\n", "\r"):
+            (tmp_path / name).write_bytes(("\ufeff" + end.join(lines) + end).encode())
+            plan = plan_of(tmp_path / name)
+            assert contents(plan) == {f"{tmp_path}/my photos/{tile}": data for tile, data in tiles.items()}, name
+            assert plan.table["carried:name"].to_pylist() == [f"Brücke {number}" for number in range(len(tiles))]
+
+
+def test_a_row_with_other_cells_and_no_image_is_still_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("image_uri,pier\na.jpg,1\n,2\n,\n")
+    with pytest.raises(SourceError, match="1 rows have no image_uri"):
+        plan_of(tmp_path / "m.csv")
+
+
+def test_the_row_numbers_of_pandas_are_not_carried(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path, tiles)
+    table = pd.DataFrame({"image_uri": list(tiles), "pier": 7})
+    table[table.index != 2].to_parquet(tmp_path / "m.parquet")
+    plan = plan_of(tmp_path / "m.parquet")
+    assert [field.name for field in plan.carried_fields] == ["pier"]
+    assert plan.table.num_rows == len(tiles) - 1
+
+
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_file_urls_are_understood_however_they_are_written(host: str, tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    names = ["Pier 1 süd.jpg", "100%20.jpg", "a#b?.jpg"]
+    folder = write_files(tmp_path / "my photos", dict(zip(names, tiles.values(), strict=False)))
+    expected = {str(folder / name): data for name, data in zip(names, tiles.values(), strict=False)}
+    as_uri = [(folder / name).as_uri().replace("file://", f"file://{host}") for name in names]
+    literal = [f"file://{host}{folder}/{name}" for name in names]
+    for uris in (as_uri, literal):
+        pq.write_table(pa.table({"image_uri": uris}), tmp_path / "m.parquet")
+        assert contents(plan_of(tmp_path / "m.parquet")) == expected
+    assert contents(plan_of(folder.as_uri().replace("file://", f"file://{host}"))) == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from crackbatch.storage import locations
@@ -44,3 +46,14 @@ def test_what_a_storage_lists_is_located_on_the_host_it_was_listed_on(path: str,
 )
 def test_the_name_of_a_file_ends_before_the_query_of_a_url(location: str, name: str) -> None:
     assert locations.file_name(location) == name
+
+
+def test_a_new_folder_of_a_file_url_has_the_name_that_the_url_means(tmp_path: Path) -> None:
+    meant = tmp_path / "my results"
+    assert locations.normalize(meant.as_uri()) == str(meant)
+    assert locations.normalize(f"file:{meant}") == str(meant)
+    assert locations.normalize(f"FILE://localhost{meant}") == str(meant)
+    literal = tmp_path / "100%20"
+    assert locations.normalize(str(literal)) == str(literal)
+    literal.mkdir()
+    assert locations.normalize(f"file://{literal}") == str(literal)
