@@ -110,10 +110,14 @@ def print_overview(overview: Overview) -> None:
 def print_evaluation(found: Evaluation) -> None:
     """Print the most important figures for each source; metrics.json has all of them."""
     metrics = found.metrics
-    others = {"same_photos": "other images of the same photos", "near_duplicates": "near-duplicates of these images"}
+    reasons = {
+        "train": f"on which {metrics['model_id']}, or a model that it began from, was trained",
+        "validation": f"on which {metrics['model_id']}, or a model that it began from, was tuned",
+        "same_photos": "that are other parts of the same photos",
+        "near_duplicates": "that look the same as these",
+    }
     for why, count in metrics["left_out"].items():
-        what = others.get(why) or f"images of the {why} split of {metrics['model_id']}"
-        print(f"left out: {count:,} {what} (--include-seen keeps them)")
+        print(f"left out: {counted(count, 'image')} {reasons[why]} (--include-seen keeps them)")
     for line in metrics["notes"]:
         print(line)
     print(f"{metrics['model_id']} at threshold {metrics['threshold']:.3f}, with 95 % intervals")

@@ -24,7 +24,7 @@ from crackbatch.archives.members import Listing, split_uri
 from crackbatch.errors import SourceError
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
 from crackbatch.storage import locations, objects, ranges
-from crackbatch.storage.redaction import as_text, redact
+from crackbatch.storage.redaction import as_text, from_text, redact
 
 URI_COLUMN = "image_uri"
 # If a quote is not closed, everything after it would become one cell.
@@ -180,8 +180,9 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
 def _absolute(uri: str, folder: str) -> str:
     is_relative = locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~", "file:/"))
     location = locations.normalize(locations.join(folder, uri) if is_relative else uri)
-    if "\\" in uri and locations.is_local(location) and not os.path.lexists(location):  # written on Windows
-        return location.replace("\\", "/")
+    if "\\" in uri and locations.is_local(location):  # as it is, from a row of the table, or written on Windows
+        spellings = (location, from_text(location), location.replace("\\", "/"))
+        return next(filter(os.path.lexists, spellings), location)
     return location
 
 

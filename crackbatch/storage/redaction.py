@@ -42,6 +42,13 @@ def as_text(name: str) -> str:
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def from_text(text: str) -> str:
+    """Return the file name of which `as_text` made this text, if no other name gives the same text."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode()).decode(
+        "utf-8", "surrogateescape"
+    )
+
+
 def redact_url(url: str) -> str:
     """Return a URL without credentials: no user, no password, and no parameter with the name of a secret."""
     if "::" in url:

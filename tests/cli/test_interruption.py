@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,3 +78,29 @@ def test_a_run_that_is_stopped_while_its_sources_are_listed_says_so(options: tup
                 assert asking.recv(100)
                 assert interrupted(process, signal.SIGTERM) == STOPPED
     assert not (tmp_path / "out").exists()
+
+
+def test_on_a_terminal_what_a_stopped_command_says_stays_its_last_line() -> None:
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import os, time\n"
+         "from crackbatch.cli.interruption import Interrupted, interruptible\n"
+         "from crackbatch.progress import Progress\n"
+         "try:\n"
+         "    with interruptible('mend'), Progress(9): print(flush=True); time.sleep(60)\n"
+         "except Interrupted as error: os._exit(error.exit_code)"],
+        stdout=subprocess.PIPE, stderr=terminal,
+    )  # fmt: skip
+    os.close(terminal)
+    assert process.stdout is not None
+    process.stdout.read(1)
+    said = b""
+    while b"0 of 9 images" not in said:
+        said += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    with suppress(OSError):  # the other end is closed
+        while more := os.read(ours, 4096):
+            said += more
+    os.close(ours)
+    assert said.decode().rstrip().splitlines()[-1].endswith("crackbatch: interrupted; mend")

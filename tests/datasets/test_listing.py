@@ -6,6 +6,7 @@ import csv
 import zipfile
 from pathlib import Path, PurePosixPath
 
+import fsspec
 import pandas as pd
 import pytest
 
@@ -178,3 +179,16 @@ def test_a_group_pattern_keeps_what_it_names_together(tmp_path: Path) -> None:
     dataset = with_split(read_dataset([str(tmp_path / "site")], LabelRules(group_pattern=r"flight\d+")))
     assert set(sides(dataset, "group")) == {f"site/flight{flight}" for flight in range(8)}
     assert all(len(splits) == 1 for splits in sides(dataset, "group").values())
+
+
+def test_folders_in_a_zip_of_windows_are_labels(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for index in range(20):
+            name = f"tiles\\{'crack' if index % 2 else 'no_crack'}\\{index:03d}.jpg"
+            archive.writestr(name, draw_tile(index, cracked=index % 2 == 1))
+        archive.writestr("__MACOSX\\tiles\\._0.jpg", b"x")
+    table = read_dataset([str(tmp_path / "tiles.zip")]).table
+    assert sorted(table["label"].to_pylist()) == [0] * 10 + [1] * 10
+    for uri in table["image_uri"].to_pylist():
+        with fsspec.open(uri) as file:
+            assert file.read(2) == b"\xff\xd8"

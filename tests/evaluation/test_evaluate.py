@@ -163,7 +163,7 @@ def test_a_near_duplicate_of_what_a_model_has_seen_says_nothing_of_it_either(pho
     assert found["images"] == images["test"] + 1, "only the test split's own twin is one to measure on"
     arguments = ["evaluate", str(photos), str(again.parent), "--model", str(model), "--out", str(tmp_path / "out")]
     shown = CliRunner().invoke(app, arguments, catch_exceptions=False).output
-    assert "left out: 2 near-duplicates of these images" in shown
+    assert "left out: 2 images that look the same as these" in shown
 
 
 def test_other_tiles_of_a_photo_that_a_model_has_seen_say_nothing_of_it_either(photos: Path, tmp_path: Path) -> None:

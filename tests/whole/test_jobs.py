@@ -94,4 +94,4 @@ def test_a_submitted_training_on_two_workers_leaves_a_model(tmp_path: Path, head
     bundle = crackbatch.load_model(str(tmp_path / "model")).bundle
     assert bundle.model_id in said
     said = submit(head, "jobs/evaluate.py", photos, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"))
-    assert f"left out: {bundle.training['images']['train']} images of the train split" in said
+    assert f"left out: {bundle.training['images']['train']} images on which" in said
