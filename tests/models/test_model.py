@@ -16,7 +16,7 @@ from crackbatch.cli.demo import draw_tile
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.models.bundle import read_bundle_and_weights
-from crackbatch.models.model import Model, build_network, calibrated, load_model
+from crackbatch.models.model import Model, build_network, calibrated, load_model, runs_bfloat16
 
 
 def test_weights_of_another_network_are_refused(bundle: Path) -> None:
@@ -38,12 +38,12 @@ def test_folding_changes_no_probability() -> None:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (found.mean, found.std))
     with torch.inference_mode():
         expected = torch.softmax(plain((images - mean) / std), 1)[:, 1].numpy()
-    model = Model(found, weights)
+    model = Model(found, weights, bfloat16=False)
     assert np.abs(model.probability(model.logits(pixels) * found.temperature) - expected).max() < 1e-4
 
 
 def test_float16_on_disk_and_bfloat16_at_work_change_no_probability_by_a_hundredth(shared_data: Path) -> None:
-    """The second is what a GPU computes in; here the same network is run so on the CPU."""
+    """GPUs compute in bfloat16, and processors that have it; the same network runs so on any CPU."""
     import torch
     from safetensors.torch import load, save
 
@@ -52,17 +52,24 @@ def test_float16_on_disk_and_bfloat16_at_work_change_no_probability_by_a_hundred
         data = [metu.read(name) for name in metu.namelist()[::400]]
         data += [sdnet.extractfile(member).read() for member in sdnet.getmembers()[::200] if member.isfile()]
     pixels = np.stack([to_input(read_image(item), bundle.input_size) for item in data])
-    model = Model(bundle, weights)
+    model = Model(bundle, weights, bfloat16=False)
     expected = model.probability(model.logits(pixels))
     random = torch.Generator().manual_seed(0)
     full = {name: value.float() if value.is_floating_point() else value for name, value in load(weights).items()}
     for value in full.values():  # as float32 weights are before they are rounded: about half a step away
         if value.is_floating_point():
             value *= 1 + (torch.rand(value.shape, generator=random) - 0.5) * 2**-11
-    unrounded = Model(bundle, save(full))
+    unrounded = Model(bundle, save(full), bfloat16=False)
     assert np.abs(unrounded.probability(unrounded.logits(pixels)) - expected).max() < 0.01
     short = Model(bundle, weights, bfloat16=True)
     assert np.abs(short.probability(short.logits(pixels)) - expected).max() < 0.01
+
+
+def test_only_hardware_that_has_bfloat16_computes_in_it() -> None:
+    asked = runs_bfloat16("cpu")
+    assert load_model()._bfloat16 is asked
+    if not asked:
+        assert not any(name in Path("/proc/cpuinfo").read_text() for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _file(index: int):
