@@ -123,6 +123,7 @@ class Cluster:
                 starting = self._starter.submit(
                     ray.init,
                     address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                    **_kept_apart(self._is_own),
                 )  # fmt: skip
                 starting.result()
         except Exception as error:  # Ray also raises plain `Exception`
@@ -297,6 +298,19 @@ def _check_answers(address: str) -> None:
             f"no Ray cluster answers at {address} ({error}); give its head node's address as --address or in"
             " RAY_ADDRESS, or remove both to start Ray on this machine"
         ) from None
+
+
+def _kept_apart(is_own: bool) -> dict[str, Any]:
+    """Return the arguments of `ray.init` that keep others' code and others' machines away.
+
+    Ray would add the current folder to the modules of its workers, and an archive that a user works in may hold a file
+    torch.py. A submitted job brings its folder on purpose. A Ray for one machine listens on that machine only.
+    """
+    from ray.job_config import JobConfig
+
+    # Ray adds the folder unless it takes the job for one of its remote clients.
+    apart = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"job_config": JobConfig(_client_job=True)}
+    return {**apart, **({"_node_ip_address": "127.0.0.1"} if is_own else {})}
 
 
 @contextmanager
