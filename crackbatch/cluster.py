@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         self._address = address
         self._is_ours = self._is_own = False
+        self._ending = ExitStack()
         self.is_started = False
         # Ray starts in a thread for two reasons. Ctrl-C then cannot interrupt the start, where Python loses the
         # exception of a signal handler (whenever it forks). And Ray then sets no handler for SIGTERM, which would end
@@ -94,6 +95,7 @@ class Cluster:
             import ray
 
             ray.shutdown()
+        self._ending.close()
         self._starter.shutdown(wait=False)
 
     def start(self) -> None:
@@ -114,6 +116,8 @@ class Cluster:
         if ray.is_initialized():
             return
         self._is_own = not is_at_hand(self._address)
+        if self._is_own:
+            self._ending.enter_context(_on_this_machine_only())
         address = self._address or os.environ.get("RAY_ADDRESS", "")
         _check_answers(address)
         importing.start()
@@ -123,7 +127,7 @@ class Cluster:
                 starting = self._starter.submit(
                     ray.init,
                     address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                    **_kept_apart(self._is_own),
+                    **_without_folder(),
                 )  # fmt: skip
                 starting.result()
         except Exception as error:  # Ray also raises plain `Exception`
@@ -300,17 +304,33 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _kept_apart(is_own: bool) -> dict[str, Any]:
-    """Return the arguments of `ray.init` that keep others' code and others' machines away.
+def _without_folder() -> dict[str, Any]:
+    """Return the arguments of `ray.init` that leave the current folder out of the modules of Ray's workers.
 
-    Ray would add the current folder to the modules of its workers, and an archive that a user works in may hold a file
-    torch.py. A submitted job brings its folder on purpose. A Ray for one machine listens on that machine only.
+    An archive in which a user works may hold a file torch.py. A submitted job brings its folder on purpose.
     """
     from ray.job_config import JobConfig
 
-    # Ray adds the folder unless it takes the job for one of its remote clients.
-    apart = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"job_config": JobConfig(_client_job=True)}
-    return {**apart, **({"_node_ip_address": "127.0.0.1"} if is_own else {})}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {"job_config": JobConfig(_client_job=True)}  # Ray adds no folder for one of its remote clients
+
+
+@contextmanager
+def _on_this_machine_only() -> Iterator[None]:
+    """Let a Ray that starts inside listen on the loopback interface only, as it always does on Windows and macOS."""
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # for Ray's processes; this process has read it already
+    before, given = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if given is not None:
+            os.environ[name] = given
 
 
 @contextmanager
