@@ -17,6 +17,7 @@ from crackbatch.datasets.labels import LabelRules, name_blocks, parse_label
 from crackbatch.datasets.report import GUESS, Report
 from crackbatch.errors import SourceError
 from crackbatch.images.formats import EXTENSIONS
+from crackbatch.progress import counted
 from crackbatch.sources.listing import root_of
 from crackbatch.sources.plan import make_plan
 from crackbatch.sources.rows import CARRIED
@@ -55,7 +56,7 @@ def list_labelled(
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise SourceError(
-            f"no labelled images in {', '.join(map(redact, sources))}: {report.unlabelled:,} images"
+            f"no labelled images in {', '.join(map(redact, sources))}: {counted(report.unlabelled, 'image')}"
             f"{report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack; name your"
             " folders with --positive and --negative, or give a manifest with a column label"
         )

@@ -1,6 +1,6 @@
 """A Ray that counts a GPU which the machine does not have, and runs on it: its networks sit on the CPU.
 
-python gpu.py FOLDER score|train    works on what is there, and prints what came of it as JSON
+python gpu.py FOLDER score|refuse|train    works on what is there, and prints what came of it as JSON
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from crackbatch import cluster
 from crackbatch.errors import RunError
 
 
-def score(folder: str) -> dict[str, str]:
-    """Score what is in the folder, and first with a torch that finds no GPU."""
-    told = {}
+def score(folder: str) -> dict[str, int]:
+    """Score what is in the folder."""
+    cluster.GPU_DEVICE = "cpu"
+    return {"scored": crackbatch.score(f"{folder}/in", f"{folder}/out", batch_size=64).added}
+
+
+def refuse(folder: str) -> dict[str, str]:
+    """Score with a torch that finds no GPU."""
     try:
         crackbatch.score(f"{folder}/in", f"{folder}/out")
     except RunError as error:
-        told["without a GPU"] = str(error)
-    cluster.GPU_DEVICE = "cpu"
-    crackbatch.score(f"{folder}/in", f"{folder}/out", batch_size=64)
-    return told
+        return {"refused": str(error)}
+    return {}
 
 
 def train(folder: str) -> dict[str, int]:
@@ -37,4 +40,4 @@ def train(folder: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    print(json.dumps({"score": score, "train": train}[sys.argv[2]](sys.argv[1])))
+    print(json.dumps({"score": score, "refuse": refuse, "train": train}[sys.argv[2]](sys.argv[1])))

@@ -60,7 +60,7 @@ WRONG = [
     ("score ftpx://host/a.zip --out OUT", "ftpx"),
     ("train nowhere --out OUT", "no such file or folder: nowhere"),
     ("train FOLDER", "--out is missing"),
-    ("train FOLDER --out OUT", "no labelled images in FOLDER: 1 images, none in a folder such as Positive"),
+    ("train FOLDER --out OUT", "no labelled images in FOLDER: 1 image, none in a folder such as Positive"),
     ("train FOLDER --out OUT --epochs 0", "--epochs must be 1 or more, got 0"),
     ("train FOLDER --out OUT --weight much", "--weight must be written as SOURCE=0.5, got 'much'"),
     ("train FOLDER --out OUT --group-pattern (", "--group-pattern '(' is not a valid regular expression"),
@@ -132,7 +132,7 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path: Path, im
     (image.parent / "notes.txt").write_text("x")
     result = run("score", image.parent, "--out", tmp_path / "out", "--dry-run")
     assert result.returncode == 0
-    assert "1 images" in result.stdout
+    assert "1 image" in result.stdout
     assert "1 .txt files" in result.stdout
     assert not (tmp_path / "out").exists()
 

@@ -17,8 +17,8 @@ from crackbatch.errors import OptionError, RunError
 def test_small_work_is_scored_without_ray_and_it_is_said_at_once_what_is_done(image: Path, tmp_path: Path) -> None:
     done = run_main(["score", str(image), "--out", str(tmp_path / "out")], "assert 'ray' not in loaded")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(("planning …", "0 of 1 images, waiting for the first results"))
-    assert "1 images in" in done.stdout
+    assert done.stderr.startswith(("planning …", "0 of 1 image, waiting for the first results"))
+    assert "1 image in" in done.stdout
 
 
 def test_a_run_leaves_neither_processes_nor_settings_of_torch(tiles: dict[str, bytes], tmp_path: Path) -> None:

@@ -29,16 +29,22 @@ def run(folder: Path, what: str) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.xdist_group("ray")
-def test_scoring_on_gpus_gives_the_rows_of_cpus_and_a_torch_that_cannot_use_them_is_named(tmp_path: Path) -> None:
+def test_scoring_on_gpus_gives_the_rows_of_cpus(tmp_path: Path) -> None:
     make_photos(tmp_path / "in", 24)
-    told, _ = run(tmp_path, "score")
-    assert re.search(r"has a GPU that torch cannot use: torch .* is built .*; install the torch", told["without a GPU"])
+    assert run(tmp_path, "score")[0] == {"scored": 96}
     table = crackbatch.read_predictions(str(tmp_path / "out"))
     assert len(table) == 96
     assert set(table["status"]) == {"ok"}
     assert crackbatch.score(str(tmp_path / "in"), str(tmp_path / "here"), engine="local").images == 96
     expected = crackbatch.read_predictions(str(tmp_path / "here")).set_index("image_uri")["crack_probability"]
     assert (table.set_index("image_uri")["crack_probability"] - expected).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_torch_that_cannot_use_the_gpus_of_a_cluster_is_named(tmp_path: Path) -> None:
+    make_photos(tmp_path / "in", 4)
+    told, _ = run(tmp_path, "refuse")
+    assert re.search(r"has a GPU that torch cannot use: torch .* is built .*; install the torch", told["refused"])
 
 
 @pytest.mark.slow
