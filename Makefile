@@ -43,7 +43,7 @@ demo: .venv/user
 	$(BIN)/python -m crackbatch.cli.demo
 
 test: setup emulators
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

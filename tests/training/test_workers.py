@@ -23,6 +23,7 @@ from crackbatch.training.recipe import Recipe
 from crackbatch.training.workers import _Watch, describe_device
 
 
+@pytest.mark.slow
 def test_ray_train_gives_the_same_weights_from_relative_locations(
     trained: Path,
     photos: str,
