@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from crackbatch.storage.redaction import printable
+
 ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in archives, as in the table
 # No photo has more encoded bytes than this. An archive directory that gives a larger size is damaged or malicious.
 MAX_IMAGE_BYTES = 1 << 30
@@ -77,7 +79,7 @@ class Listing:
 
     def pass_over(self, reason: str, count: int = 1) -> None:
         """Count files that are not images. Reasons can come from file names, so their number is limited."""
-        reason = reason.encode("ascii", "backslashreplace").decode()
+        reason = printable(reason.encode("ascii", "backslashreplace").decode())
         if reason not in self.passed_over and len(self.passed_over) >= 100:
             reason = "others"
         self.passed_over[reason] += count

@@ -12,7 +12,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from crackbatch.progress import counted, duration
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import printable, redact
 
 if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview
@@ -36,7 +36,7 @@ def print_plan(summary: RunSummary) -> None:
     for reason, count in summary.passed_over.items():
         print(f"skipped: {count:,} {reason}")
     for problem in summary.problems:
-        print(f"damaged: {problem}")
+        print(f"damaged: {printable(problem)}")
 
 
 def print_summary(summary: RunSummary) -> None:
@@ -55,9 +55,9 @@ def print_summary(summary: RunSummary) -> None:
     if summary.passed_over:
         print("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
     for problem in summary.problems:
-        print(f"damaged: {problem}")
+        print(f"damaged: {printable(problem)}")
     for file in summary.files:
-        print(f"table: {file}")
+        print(f"table: {printable(file)}")
     if summary.retries:
         print(f"retries: storage requests were repeated {summary.retries:,} times")
     if summary.stopped_early:

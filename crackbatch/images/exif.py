@@ -20,6 +20,9 @@ _UPRIGHT = {
 }
 
 
+_MAX_CAMERA = 100  # characters; the field itself may have megabytes
+
+
 class Exif(NamedTuple):
     """The EXIF fields in the table: the camera's local time, its name, and its position in degrees (WGS 84).
 
@@ -80,7 +83,8 @@ def _camera(make: object, model: object) -> str | None:
     maker, name = (str(part or "").strip("\x00 ") for part in (make, model))
     if maker and name.lower().startswith(maker.lower()):  # "Canon" + "Canon EOS 5D"
         maker = ""
-    return f"{maker} {name}".strip() or None
+    whole = f"{maker} {name}".strip()
+    return "".join(filter(str.isprintable, whole))[:_MAX_CAMERA] or None
 
 
 def _degrees(value: object, reference: object, negative: str, limit: int) -> float | None:

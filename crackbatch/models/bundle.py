@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ DEFAULT_OPERATING_POINT = "balanced"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 _SHIPPED = Path(__file__).parent
+_NAME = re.compile(r"\w[\w.-]{0,127}")
 _MAX_DESCRIPTION_BYTES = 4 << 20
 _MAX_WEIGHTS_BYTES = 4 << 30
 
@@ -209,6 +211,12 @@ def _check_values(bundle: Bundle) -> None:
         raise ValueError(f"input_size must be from 16 to 4096, got {bundle.input_size}")
     if not (math.isfinite(bundle.temperature) and bundle.temperature > 0):
         raise ValueError(f"temperature must be finite and above 0, got {bundle.temperature}")
+    if bundle.classes != ("no_crack", "crack"):
+        raise ValueError(f"classes must be no_crack and crack, in this order, got {bundle.classes}")
+    if not _NAME.fullmatch(bundle.name):
+        raise ValueError(f"name must be 1 to 128 letters, digits, '.', '_' and '-', got {bundle.name!r}")
+    if not all(math.isfinite(value) for value in bundle.mean):
+        raise ValueError(f"mean must be finite, got {bundle.mean}")
     if not all(math.isfinite(value) and value > 0 for value in bundle.std):
         raise ValueError(f"std must be finite and above 0, got {bundle.std}")
     for name, point in bundle.operating_points.items():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from crackbatch.errors import OptionError
+from crackbatch.errors import OptionError, OutputError
 from crackbatch.storage import locations, objects
 from crackbatch.storage.documents import read_json, write_json
 from crackbatch.storage.redaction import redact
@@ -115,7 +115,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
         return unfinished
     today = datetime.now(UTC).date().isoformat()
     run_id = run_id or f"{date or today}-{fingerprint[:8]}"
-    known = read_json(locations.join(out, "runs", run_id, "run.json"))
+    known = read_about(out, run_id)
     if known is not None:
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
@@ -126,6 +126,28 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
             raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; give another --run-id")
         date = known["date"]
     return Run(out, run_id, date or today)
+
+
+def read_about(out: str, run_id: str) -> dict[str, Any] | None:
+    """Return the run.json of a run, None if it does not exist. Raises OutputError if no run has written it so."""
+    file = locations.join(out, "runs", run_id, "run.json")
+    about = read_json(file)
+    if about is not None:
+        check_about(about, file, run_id)
+    return about
+
+
+def check_about(about: dict[str, Any], file: str, run_id: str) -> None:
+    """Raise OutputError unless run.json (or summary.json) has the name of its run and a date: both name other files."""
+    shown, date = redact(file), about.get("date")
+    if about.get("run_id") != run_id:
+        raise OutputError(f"{shown} belongs to run {about.get('run_id')!r}; remove it and run again")
+    try:
+        is_date = isinstance(date, str) and check_names(date, None) == date
+    except OptionError:
+        is_date = False
+    if not is_date:
+        raise OutputError(f"{shown} has {date!r} instead of a date such as 2026-11-20; remove it and run again")
 
 
 def check_names(date: str | None, run_id: str | None) -> str | None:
@@ -151,5 +173,6 @@ def _unfinished(out: str, fingerprint: str) -> Run | None:
         if name == "run.json" and run_id not in finished:
             known = read_json(file)
             if known is not None and known.get("fingerprint") == fingerprint:
-                candidates.append((str(known["created_at"]), Run(out, run_id, str(known["date"]))))
+                check_about(known, file, run_id)
+                candidates.append((str(known.get("created_at")), Run(out, run_id, known["date"])))
     return max(candidates, key=lambda item: item[0])[1] if candidates else None

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from crackbatch.errors import OutputError
 from crackbatch.results.parts import by_frequency, read_part, values_of
-from crackbatch.results.run import RUN_ID, Run
+from crackbatch.results.run import RUN_ID, Run, check_about
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.documents import read_json
 from crackbatch.storage.lease import read_lease
@@ -153,12 +153,8 @@ def _describe(folder: RunFolder, file: str, about: dict[str, Any]) -> dict[str, 
     """Return the main values of run.json or summary.json; raise OutputError if it was copied from another run."""
     if not about:
         return {"date": ""}
-    if about["run_id"] != folder.run_id:
-        raise OutputError(f"{file} belongs to run {about['run_id']}")
-    date = _get(about, file, "date", str)
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
-        raise OutputError(f"{file} has {date!r} instead of a date")
-    return {"date": date, **{name: about.get(name) for name in ("model_id", "threshold", "created_at")}}
+    check_about(about, file, folder.run_id)
+    return {"date": about["date"], **{name: about.get(name) for name in ("model_id", "threshold", "created_at")}}
 
 
 def _judge(

@@ -55,8 +55,12 @@ class Predictor:
                 column.extend(decoded.facts[name])
             if len(decoded.pixels):
                 logits.append(self._model().logits(decoded.pixels))
+        found = np.concatenate(logits)
+        _refuse_no_numbers(facts, found)
         known = pa.table({name: pa.array(facts[name], COLUMNS.field(name).type) for name in _FROM_IMAGE})
-        known = known.append_column("crack_logit", _spread(np.concatenate(logits), np.array(facts["status"]) == "ok"))
+        known = known.append_column(
+            "crack_logit", _spread(found[np.isfinite(found)], np.array(facts["status"]) == "ok")
+        )
         return self._rows(block, known if len(rows) == block.num_rows else _with_others(block, known, rows))
 
     def _rows(self, block: pa.Table, known: pa.Table) -> pa.Table:
@@ -83,6 +87,15 @@ class Predictor:
         columns += [block.column(field.name) for field in carried]
         schema = [*COLUMNS, *(field.with_name(field.name.removeprefix(CARRIED)) for field in carried)]
         return pa.Table.from_arrays(columns, schema=pa.schema(schema))
+
+
+def _refuse_no_numbers(facts: dict[str, list[Any]], logits: np.ndarray) -> None:
+    """Mark the images for which the network gives infinity or no number as failed: they have no probability."""
+    if np.isfinite(logits).all():
+        return
+    scored = np.flatnonzero(np.array(facts["status"]) == "ok")
+    for row in scored[~np.isfinite(logits)].tolist():
+        facts["status"][row], facts["error"][row] = "failed", "the network gives no number for it"
 
 
 def _batches(encoded: pa.ChunkedArray, rows: np.ndarray, size: int) -> Iterator[list[bytes]]:

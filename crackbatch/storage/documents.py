@@ -25,7 +25,7 @@ def read_json(location: str) -> dict[str, Any] | None:
         value = json.loads(objects.read_bytes(location))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OutputError(f"{redact(location)} is damaged ({error}); remove it and run again") from None
     if not isinstance(value, dict):
         raise OutputError(f"{redact(location)} is damaged (not a JSON object); remove it and run again")

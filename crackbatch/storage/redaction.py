@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+# Control and format characters, separators of lines and paragraphs, and what is no character (Unicode 16, 4.5).
+_UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs", "Cn")
 AZURE = ("az", "abfs", "abfss")
 _SECRET_PARAMETERS = re.compile(
     r"signature|credential|token|secret|passw|^pwd$|^pass$|api_?key|access_?key|key-pair|^policy$|^sig$|^sas$|^jwt$"
@@ -25,10 +28,21 @@ _URLS_AND_SECRETS = re.compile(
 def redact(shown: str) -> str:
     """Return the text without credentials: user names, passwords, signatures, keys and tokens, in URLs and elsewhere.
 
-    The result is valid Unicode: bytes of a file name that are not UTF-8 become \\xNN.
+    The result is valid Unicode and printable: bytes of a file name that are not UTF-8 and control characters, which a
+    terminal would obey, become \\xNN.
     """
     shown = _CONNECTION_SECRETS.sub(r"\1=***", as_text(shown))
-    return _URLS_AND_SECRETS.sub(_hide, shown)
+    return printable(_URLS_AND_SECRETS.sub(_hide, shown))
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for characters that cannot be printed, also those that turn the writing direction."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNPRINTABLE else character
+        for character in text
+    )
 
 
 def reason_of(error: BaseException) -> str:

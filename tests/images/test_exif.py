@@ -82,3 +82,13 @@ def test_a_senseless_exif_tag_beside_the_orientation_costs_nothing() -> None:
     upright = gradient()
     picture = read_image(encode(upright.transpose(PIL.Image.Transpose.ROTATE_90), "PNG", exif=exif))
     assert np.array_equal(pixels(picture), np.asarray(upright))
+
+
+def test_the_name_of_a_camera_is_short_and_printable() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x010F], exif[0x0110] = "\x1b[31mDJI\n", "X" * 60_000
+    camera = read_image(encode(gradient(), "JPEG", exif=exif)).camera
+    assert camera is not None
+    assert camera.isprintable()
+    assert camera.startswith("[31mDJI X")
+    assert len(camera) == 100

@@ -18,6 +18,7 @@ from crackbatch.models.bundle import (
     shipped_models,
     write_bundle,
 )
+from crackbatch.storage.redaction import redact
 
 
 def test_the_shipped_model_is_there_and_named_after_its_weights() -> None:
@@ -73,3 +74,22 @@ def test_a_bundle_that_is_written_anew_is_whole_for_who_reads_it(bundle: Path) -
 def test_a_location_means_the_same_everywhere(location: str, expected: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute(location, ["none"]) == expected.format(here=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["crack", "no_crack"]}, "classes must be no_crack and crack, in this order"),
+        ({"classes": ["dog", "cat"]}, "classes must be no_crack and crack"),
+        ({"name": "two\nlines"}, "name must be"),
+        ({"name": "\x1b[31mred"}, "name must be"),
+        ({"name": "x" * 200}, "name must be"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "mean must be finite"),
+        ({"std": [0.5, float("inf"), 0.5]}, "std must be finite"),
+    ],
+)
+def test_a_description_that_cannot_be_right_is_refused_in_one_line(changes: dict, message: str, bundle: Path) -> None:
+    edit(bundle, **changes)
+    with pytest.raises(BundleError, match=message) as raised:
+        read_bundle(str(bundle))
+    assert redact(str(raised.value)).isprintable()

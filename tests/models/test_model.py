@@ -109,3 +109,14 @@ def test_the_most_extreme_logits_have_probabilities_and_nothing_is_warned_of() -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert calibrated(np.array([-1e30, -800, 0, 800, 1e30], np.float32), 0.5).tolist() == [0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_network_that_gives_no_number_is_refused(value: float) -> None:
+    from safetensors.torch import load, save
+
+    bundle, weights = read_bundle_and_weights()
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load(weights).items()}
+    tensors["fc.weight"][:] = value
+    with pytest.raises(BundleError, match="its network gives no number for a picture; train it again"):
+        Model(bundle, save(tensors))

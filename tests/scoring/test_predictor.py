@@ -74,3 +74,23 @@ def test_a_block_without_any_image_has_rows_too(block: pa.Table, model: Model) -
         assert predict(block.slice(13)).column("status").to_pylist() == ["missing"]
         assert predict(block.slice(12, 1)).column("status").to_pylist() == ["not_an_image"]
         assert predict(block.slice(0, 0)).num_rows == 0
+
+
+def test_an_image_for_which_the_network_gives_no_number_is_failed(
+    block: pa.Table, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = model.logits
+
+    def without_some(pixels: np.ndarray) -> np.ndarray:
+        logits = given(pixels)
+        logits[:2] = np.nan, np.inf
+        return logits
+
+    monkeypatch.setattr(model, "logits", without_some)
+    with Decoders(model.bundle.input_size, batch_size=20) as decoders:
+        rows = Predictor(lambda: model, STAMP, decoders)(block).to_pylist()
+    for row in rows[:2]:
+        assert (row["status"], row["error"]) == ("failed", "the network gives no number for it")
+        assert row["crack_probability"] is row["crack_logit"] is row["label"] is None
+    assert [row["status"] for row in rows[2:12]] == ["ok"] * 10
+    assert all(0 <= row["crack_probability"] <= 1 for row in rows[2:12])

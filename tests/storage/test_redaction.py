@@ -37,3 +37,17 @@ def test_credentials_are_taken_out_of_what_is_shown(shown: str, left: str | None
     assert not any(secret in found for secret in (KEY, SIGNATURE, TOKEN))
     if left is not None:
         assert found == left
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("pier\x1b[2Jhidden.jpg", "pier\\x1b[2Jhidden.jpg"),
+        ("two\nlines\r.zip", "two\\nlines\\r.zip"),
+        ("photo\u202egpj.exe", "photo\\u202egpj.exe"),
+        ("c1\x9b31m", "c1\\x9b31m"),
+        ("Brücke 橋\u3000✓.jpg", "Brücke 橋\u3000✓.jpg"),
+    ],
+)
+def test_what_is_shown_can_be_printed(name: str, shown: str) -> None:
+    assert redact(name) == shown
