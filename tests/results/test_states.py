@@ -87,8 +87,8 @@ def test_a_part_that_cannot_be_read_is_named_and_stays(out: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("run.json", {"run_id": "another", "fingerprint": "f", "date": "2026-01-01"}, "belongs to run another"),
-        ("run.json", {"run_id": "r", "fingerprint": "f"}, "run.json has None as date"),
+        ("run.json", {"run_id": "another", "fingerprint": "f", "date": "2026-01-01"}, "belongs to run 'another'"),
+        ("run.json", {"run_id": "r", "fingerprint": "f"}, "run.json has None instead of a date"),
         ("run.json", {"run_id": "r", "fingerprint": "f", "date": "../.."}, "run.json has '../..' instead of a date"),
         ("summary.json", {"run_id": "r", "images": "many"}, "summary.json has 'many' as images"),
         ("failure.json", {"error": None}, "failure.json has None as error"),
