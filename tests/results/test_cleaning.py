@@ -201,7 +201,7 @@ def test_the_command_removes_only_with_yes(out: str) -> None:
     before = contents(out)
     shown = crackbatch_says("clean", out)
     assert shown.returncode == 0, shown.stderr
-    assert "skipped: bad is damaged: run.json belongs to run other" in shown.stdout
+    assert "skipped: bad is damaged: run.json belongs to run 'other'" in shown.stdout
     assert "3 scored rows that are not published\nnothing was removed; give --yes" in shown.stdout
     assert all(len(line) <= 100 for line in shown.stdout.splitlines())
     assert contents(out) == before
