@@ -3,7 +3,7 @@
 The options of a command have the names and defaults of the function's parameters, and are passed to it unchanged.
 
 Exit codes: 0 done; 1 failed, run again to continue; 2 the request is wrong; 3 published, but more images failed than
-allowed or an archive was damaged; 130 interrupted, run again to continue.
+allowed or an archive was damaged or not opened; 130 interrupted, run again to continue.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def print_plan(summary: RunSummary) -> None:
     for reason, count in summary.passed_over.items():
         print(f"skipped: {count:,} {reason}")
     for problem in summary.problems:
-        print(f"damaged: {printable(problem)}")
+        print(f"problem: {printable(problem)}")
 
 
 def print_summary(summary: RunSummary) -> None:
@@ -55,7 +55,7 @@ def print_summary(summary: RunSummary) -> None:
     if summary.passed_over:
         print("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
     for problem in summary.problems:
-        print(f"damaged: {printable(problem)}")
+        print(f"problem: {printable(problem)}")
     for file in summary.files:
         print(f"table: {printable(file)}")
     if summary.retries:
@@ -71,7 +71,7 @@ def print_summary(summary: RunSummary) -> None:
             f" more than --max-error-rate {summary.max_error_rate:.1%} allows"
         )
     elif summary.problems:
-        print("exit code 3: the rows are published, but archives were damaged and images may be missing")
+        print("exit code 3: the rows are published, but archives were damaged or not opened, so images may be missing")
     elif summary.exit_code:
         print("exit code 3: the rows are published, but more images failed than --max-errors allows")
 

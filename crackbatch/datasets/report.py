@@ -79,7 +79,7 @@ class Report:
                 " images or near-duplicates in more than one of train, validation and test, so results will look too"
                 " good; leave out --split to draw a split that keeps them together"
             )
-        return said + [f"damaged: {problem}" for problem in self.problems]
+        return said + [f"problem: {problem}" for problem in self.problems]
 
 
 def _images(num: int, one: str, several: str) -> str:

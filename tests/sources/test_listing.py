@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from builders.archives import write_files, zip_with
 from builders.credentials import ACCOUNT_KEY, KEY
 from builders.faulty import Faults
 from builders.plans import contents, fetch_all, names, plan_of
+from builders.processes import CRACKBATCH
 from builders.servers import Place, put, refusing, serving
 from crackbatch.archives.members import Listing
 from crackbatch.errors import RunError, SourceError
@@ -308,3 +310,14 @@ def test_a_wrong_key_is_refused_in_one_line_that_does_not_show_it(azure: str, mo
         assert "\n" not in str(raised.value)
         assert KEY not in str(raised.value)
     fsspec.get_filesystem_class("abfs").clear_instance_cache()
+
+
+def test_a_bucket_without_any_credentials_says_so(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [CRACKBATCH, "score", "s3://nobucket/", "--out", str(tmp_path / "out"), "--dry-run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "there are no credentials for s3://nobucket" in line
+    assert "renew" not in line
