@@ -284,11 +284,11 @@ def cause_of(error: BaseException) -> str:
     told = [cause for cause in nested if str(cause) and type(cause).__name__ not in _WRAPPERS]
     error = told[-1] if told else error
     # A stage's error comes back only as text, in front of the text of Ray Data's wrapper.
-    text, is_text, _ = redact(str(error)).partition(_DIRECT_CAUSE)
+    text, is_text, _ = str(error).partition(_DIRECT_CAUSE)
     lines = [line.strip() for line in _ADVICE.sub("", text).splitlines() if line.strip()]
     if is_text:
-        return lines[-1].removeprefix("crackbatch.errors.")
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+        return redact(lines[-1].removeprefix("crackbatch.errors."))
+    return f"{type(error).__name__}: {redact(lines[-1]) if lines else 'no message'}"
 
 
 def _check_answers(address: str) -> None:
