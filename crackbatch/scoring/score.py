@@ -134,7 +134,15 @@ def score(
 def _dry_run(request: Request, start: Start) -> RunSummary:
     """List what would be read; write nothing."""
     plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
+    _schema(request, plan)
     return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
+
+
+def _schema(request: Request, plan: Plan) -> pa.Schema:
+    """Return the schema of the results, and say how sources were understood. Raises SourceError for a taken name."""
+    for note in plan.listing.notes[:_SHOWN_NOTES]:
+        say(note)
+    return schema_with(plan.carried_fields, request.table_metadata())
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
@@ -170,9 +178,7 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
                     else nullcontext()
                 ):
                     plan = planning.result()
-                for note in plan.listing.notes[:_SHOWN_NOTES]:
-                    say(note)
-                schema = schema_with(plan.carried_fields, request.table_metadata())
+                schema = _schema(request, plan)
             except Exception:
                 if is_new:
                     holding.check()

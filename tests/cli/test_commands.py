@@ -137,6 +137,18 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path: Path, im
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_manifest_with_a_column_of_the_results_is_refused_before_anything_is_scored(
+    dry: list[str], tmp_path: Path, image: Path
+) -> None:
+    manifest = image.parent / "m.csv"
+    manifest.write_text(f"image_uri,Label\n{image.name},sound\n")
+    result = run("score", manifest, "--out", tmp_path / "out", *dry)
+    assert result.returncode == 2
+    assert "column 'Label' has the same name as a column of the results" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "predictions").exists()
+
+
 @pytest.mark.parametrize("option", ["--date=yesterday", "--run-id=///"])
 def test_a_dry_run_refuses_what_the_run_would(option: str, tmp_path: Path, image: Path) -> None:
     result = run("score", image, "--out", tmp_path / "out", "--dry-run", option)
