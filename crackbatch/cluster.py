@@ -309,9 +309,10 @@ def _without_folder() -> dict[str, Any]:
 
     An archive in which a user works may hold a file torch.py. A submitted job brings its folder on purpose.
     """
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
     from ray.job_config import JobConfig
 
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
         return {}
     return {"job_config": JobConfig(_client_job=True)}  # Ray adds no folder for one of its remote clients
 

@@ -115,8 +115,10 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
         return unfinished
     today = datetime.now(UTC).date().isoformat()
     run_id = run_id or f"{date or today}-{fingerprint[:8]}"
-    known = read_about(out, run_id)
+    file = locations.join(out, "runs", run_id, "run.json")
+    known = read_json(file)
     if known is not None:
+        check_about(known, file, run_id)
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
                 f"run {run_id} in {redact(out)} has other sources, another model or other options;"
@@ -126,15 +128,6 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
             raise OptionError(f"run {run_id} has the date {known['date']}, not {date}; give another --run-id")
         date = known["date"]
     return Run(out, run_id, date or today)
-
-
-def read_about(out: str, run_id: str) -> dict[str, Any] | None:
-    """Return the run.json of a run, None if it does not exist. Raises OutputError if no run has written it so."""
-    file = locations.join(out, "runs", run_id, "run.json")
-    about = read_json(file)
-    if about is not None:
-        check_about(about, file, run_id)
-    return about
 
 
 def check_about(about: dict[str, Any], file: str, run_id: str) -> None:

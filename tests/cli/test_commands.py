@@ -132,7 +132,7 @@ def test_a_dry_run_says_what_would_be_read_and_writes_nothing(tmp_path: Path, im
     (image.parent / "notes.txt").write_text("x")
     result = run("score", image.parent, "--out", tmp_path / "out", "--dry-run")
     assert result.returncode == 0
-    assert "1 image" in result.stdout
+    assert "1 image," in result.stdout
     assert "1 .txt files" in result.stdout
     assert not (tmp_path / "out").exists()
 
