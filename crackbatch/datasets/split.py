@@ -113,7 +113,7 @@ def read_split(location: str) -> dict[str, str]:
     except FileNotFoundError:
         raise SourceError(f"split file {shown} does not exist") from None
     except Exception as error:  # pyarrow and each storage raise their own exceptions
-        raise SourceError(f"{shown} cannot be read as a split ({redact(str(error))})") from None
+        raise SourceError(f"{shown} cannot be read as a split ({redact(str(error), location)})") from None
     if table.column_names != ["sha256", "split"] or (
         unknown := set(pc.unique(table.column("split")).to_pylist()) - set(SPLITS)
     ):

@@ -158,7 +158,7 @@ def _read(location: str, name: str, limit: int) -> bytes:
     except SourceError as error:
         raise BundleError(f"model {error}") from None
     except Exception as error:  # each cloud library raises its own exceptions
-        raise BundleError(f"model {shown} cannot be read: {redact(str(error) or repr(error))}") from None
+        raise BundleError(f"model {shown} cannot be read: {redact(str(error) or repr(error), location)}") from None
     if len(data) > limit:
         raise BundleError(f"model {shown}: {name} must have at most {limit:,} bytes, but is larger")
     return data

@@ -70,7 +70,7 @@ class Request:
     @property
     def fingerprint(self) -> str:
         """A digest of the sources, the model and the options that change rows: calls with the same one share a run."""
-        named = [redact(locations.normalize(source)) for source in self.sources]
+        named = [locations.public(locations.normalize(source)) for source in self.sources]
         return fingerprint_of(
             {
                 "sources": named if self.limit else sorted(named),  # a limit takes the first images: order matters

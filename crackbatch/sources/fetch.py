@@ -112,7 +112,7 @@ def _failure(error: BaseException, location: str) -> Content:
     objects.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return Content(None, "missing", f"it was removed since it was listed: {shown}")
-    return Content(None, "unreadable", f"{shown}: {reason_of(error)}")
+    return Content(None, "unreadable", f"{shown}: {reason_of(error, location)}")
 
 
 def _read_whole(rows: list[dict[str, Any]]) -> Iterable[Content]:

@@ -279,7 +279,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
     except CrackbatchError:
         raise
     except (TypeError, AttributeError) as error:
-        why = f"a URL alone does not open {locations.scheme(location)}:// ({reason_of(error)})"
+        why = f"a URL alone does not open {locations.scheme(location)}:// ({reason_of(error, source)})"
         raise SourceError(f"cannot read {redact(source)}: {why}") from None
     except Exception as error:  # each cloud library has its own exceptions
         raise _unlisted(error, location, source, is_known=False) from None
@@ -288,7 +288,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
 def _unlisted(error: BaseException, location: str, source: str, is_known: bool) -> CrackbatchError:
     """Return a SourceError for a source that cannot be listed, a RunError if it may be listed later."""
     objects.check_credentials(error, location)
-    why = f"cannot read {redact(source)}: {reason_of(error)}"
+    why = f"cannot read {redact(source)}: {reason_of(error, source)}"
     can_pass = is_transient(error) and (is_known or is_answer(error))
     return RunError(f"{why}; run again") if can_pass else SourceError(why)
 

@@ -20,6 +20,7 @@ from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.storage import atomic, locations, objects, ranges
 from crackbatch.storage.redaction import as_text, reason_of, redact
 from crackbatch.storage.retry import is_transient, retrying
+from crackbatch.storage.urls import is_partial
 
 SCHEMA = pa.schema(
     [
@@ -46,6 +47,7 @@ CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
 _SHOWN_NAMES = 3
+_PARTIAL = "its URL had a parameter that may be a secret and is not written down; give the whole URL"
 _PROCESS_LOCAL = ("memory",)  # other processes cannot see these, so their images are copied to the scratch folder
 
 
@@ -104,6 +106,8 @@ def add_loose(rows: Rows, found: Object, scratch: str | None) -> None:
 
 def look_at(location: str) -> Object:
     """Look up an object as it is now; its status is set if it cannot be read."""
+    if is_partial(location):
+        return Object(location, None, "", None, "unreadable", _PARTIAL)
     try:
         if locations.is_local(location):
             status = os.stat(location)
@@ -117,7 +121,7 @@ def look_at(location: str) -> Object:
         raise
     except Exception as error:  # each cloud library has its own exceptions
         objects.check_credentials(error, location)
-        return Object(location, None, "", None, "unreadable", reason_of(error))
+        return Object(location, None, "", None, "unreadable", reason_of(error, location))
 
 
 def list_archive(
@@ -150,7 +154,7 @@ def list_archive(
         except _Unread as error:
             listing.problems.append(_why_unread(error, found.location))
         except Exception as error:  # from a reader, for a file that is not an archive
-            listing.problems.append(f"cannot be read: {reason_of(error)}")
+            listing.problems.append(f"cannot be read: {reason_of(error, location)}")
     if inner := [name for name, _ in listing.unopened]:
         names = ", ".join(as_text(name) for name in inner[:_SHOWN_NAMES]) + (", …" if len(inner) > _SHOWN_NAMES else "")
         listing.problems.append(f"{len(inner):,} archives inside it are not opened ({names}): unpack it")
@@ -225,8 +229,8 @@ def _why_unread(error: _Unread, location: str) -> str:
     assert cause is not None
     objects.check_credentials(cause, location)
     if not locations.is_local(location) and is_transient(cause):
-        raise RunError(f"cannot read {redact(location)}: the storage fails ({reason_of(cause)}); run again") from cause
-    return f"cannot be read: {reason_of(cause)}"
+        raise RunError(f"cannot read {redact(location)}: the storage fails ({reason_of(cause, location)}); run again") from cause
+    return f"cannot be read: {reason_of(cause, location)}"
 
 
 def _members(

@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from crackbatch.storage.redaction import AZURE, as_text, redact_url
+from crackbatch.storage.redaction import as_text
+from crackbatch.storage.urls import AZURE, WEB, identity_url
 
 Location = str | os.PathLike[str]
 S3 = ("s3", "s3a")
@@ -36,7 +37,7 @@ def is_local(location: str) -> bool:
 
 def is_web(location: str) -> bool:
     """Whether the location is the URL of a web server."""
-    return scheme(location) in ("http", "https")
+    return scheme(location) in WEB
 
 
 def normalize(location: str) -> str:
@@ -115,8 +116,8 @@ def local_version(status: os.stat_result) -> str:
 
 
 def public(location: str) -> str:
-    """Return a location without credentials, as in a table. Spaces belong to it (for `redact`, they end a URL)."""
-    return as_text(location) if is_local(location) else redact_url(as_text(location))
+    """Return a location without credentials, as in a table; a digest keeps URLs apart that would look alike."""
+    return as_text(location) if is_local(location) else identity_url(as_text(location))
 
 
 def is_temporary(location: str) -> bool:

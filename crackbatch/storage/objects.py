@@ -34,7 +34,7 @@ def filesystem(location: str) -> tuple[Any, str]:
         mend = f"pip install 'crackbatch[{extra}]'" if extra else str(error)
         raise SourceError(f"{redact(location)}: reading {kind}:// needs another package: {mend}") from None
     except ValueError as error:
-        raise SourceError(f"{redact(location)}: {reason_of(error)}") from None
+        raise SourceError(f"{redact(location)}: {reason_of(error, location)}") from None
     return found, path
 
 
@@ -90,7 +90,7 @@ def check_credentials(error: BaseException, location: str) -> None:
         except Exception as told:  # each storage has its own exceptions
             error = told
     if is_credential(error):
-        shown = f"{redact(location)} ({reason_of(error)})"
+        shown = f"{redact(location)} ({reason_of(error, location)})"
         if lacks_credentials(error):
             raise RunError(f"there are no credentials for {shown}; set them as its own tools expect, and run again")
         raise RunError(f"the storage refuses this job's credentials at {shown}; renew them and run again")

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from collections.abc import Iterable
+
+from crackbatch.storage.urls import SECRET_NAME, is_harmless, secrets_of, visible_url
 
 # Control and format characters, separators of lines and paragraphs, and what is no character (Unicode 16, 4.5).
 _UNPRINTABLE = ("Cc", "Cf", "Zl", "Zp", "Cs", "Cn")
-AZURE = ("az", "abfs", "abfss")
-_SECRET_PARAMETERS = re.compile(
-    r"signature|credential|token|secret|passw|^pwd$|^pass$|api_?key|access_?key|key-pair|^policy$|^sig$|^sas$|^jwt$"
-    r"|^code$|^auth",
-    re.IGNORECASE,
+# Secrets in Azure's connection strings, which also contain URLs.
+_CONNECTION_SECRETS = re.compile(
+    r"\b(AccountKey|SharedAccessKey|SharedSecret\w*|SharedAccessSignature)=[^;\s'\"]+", re.IGNORECASE
 )
-# Secrets in Azure's connection strings. These strings also contain URLs, so both patterns are applied.
-_CONNECTION_SECRETS = re.compile(r"\b(AccountKey|SharedAccessKey|SharedAccessSignature)=[^;\s'\"]+", re.IGNORECASE)
-# A URL, which `redact_url` examines, or the name of a secret (groups 1 and 2) with the secret.
-_URLS_AND_SECRETS = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s/@]*@)?[^\s'\"]+"
-    r"|(\b(?:sig|access_token|refresh_token|id_token|client_secret)=|\bBearer )[^&;\s'\"]{16,}"
-    r"|(?<=['\"])((?:access_token|refresh_token|id_token|client_secret|private_key)['\"]:\s*['\"])[^'\"]+",
-    re.IGNORECASE,
+_HIDDEN = "***"
+_SECRETS = re.compile(
+    # The rest of a line behind the name of such a header.
+    r"(?P<header>\b(?:proxy-)?authorization['\"]?\s*[:=]|\b(?:set-)?cookie['\"]?\s*[:=])[^\n]+"
+    r"|(?P<url>[a-z][a-z0-9+.-]*://(?:[^/@\n]*@|[^\s@]*@)?[^\s'\"<>]+)"
+    # What looks like a URL's parameter: a URL ends at a space, but names of images hold spaces.
+    r"|(?P<parameter>(?<=[?&;])(?:amp;)?[^=\s&;?'\"]{1,100}=)(?P<value>[^\s&;'\"]*)"
+    r"|(?P<scheme>\b(?:bearer|basic|negotiate|digest)\s+)[\w+/=.~-]{16,}"
+    rf"|(?P<named>(?<![\w/.-]){SECRET_NAME}['\"]?\s*[=:]\s*)(?:'[^']+'|\"[^\"]+\"|[^\s&;,'\"]+)"
+    # Keys that are known by their form: private keys, and those of AWS, Google, GitHub and JWT (RFC 7519).
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----|.*)"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bya29\.[\w.-]+|\bgh[pousr]_\w{30,}|\beyJ[\w-]+\.[\w-]+\.[\w-]*",
+    re.IGNORECASE | re.DOTALL,
 )
+# Names of environment variables that hold secrets. $PWD is the current folder.
+_SECRET_VARIABLE = re.compile(
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|SIGNATURE|_SAS|CONNECTION_STRING|_KEY$|_KEY_ID$|APIKEY|_PWD$|_PASS$"
+)
+_SHORTEST = 8  # characters; shorter values may be a part of any word
 
 
-def redact(shown: str) -> str:
-    """Return the text without credentials: user names, passwords, signatures, keys and tokens, in URLs and elsewhere.
+def redact(shown: str, *urls: str) -> str:
+    """Return the text without credentials: logins, signatures, keys and tokens, in URLs and elsewhere.
 
-    The result is valid Unicode and printable: bytes of a file name that are not UTF-8 and control characters, which a
-    terminal would obey, become \\xNN.
+    Secrets of the environment and of the given URLs are hidden wherever they stand. The result is valid Unicode and
+    printable: bytes of a file name that are not UTF-8 and control characters, which a terminal would obey, become
+    \\xNN.
     """
-    shown = _CONNECTION_SECRETS.sub(r"\1=***", as_text(shown))
-    return printable(_URLS_AND_SECRETS.sub(_hide, shown))
+    text = _SECRETS.sub(_hide, _CONNECTION_SECRETS.sub(rf"\1={_HIDDEN}", as_text(shown)))
+    for secret in (*_secrets_of_environment(), *(secret for url in urls for secret in secrets_of(url))):
+        text = text.replace(secret, _HIDDEN)
+    return printable(text)
+
+
+def _hide(found: re.Match[str]) -> str:
+    if url := found["url"]:
+        return visible_url(url)
+    if parameter := found["parameter"]:
+        return found[0] if is_harmless(parameter[:-1], found["value"]) else parameter + _HIDDEN
+    if header := found["header"]:
+        return f"{header} {_HIDDEN}"
+    name = found["named"] or found["scheme"] or ""
+    quote = found[0][-1] if name and found[0][-1] in "'\"" else ""
+    return f"{name}{quote}{_HIDDEN}{quote}"
+
+
+def _secrets_of_environment() -> Iterable[str]:
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name.upper()) and not os.path.exists(value):
+            yield value
 
 
 def printable(text: str) -> str:
@@ -45,10 +77,13 @@ def printable(text: str) -> str:
     )
 
 
-def reason_of(error: BaseException) -> str:
-    """Return an error's first line without credentials. Azure's further lines are details for its support."""
+def reason_of(error: BaseException, *urls: str) -> str:
+    """Return an error's first line without credentials, also those of the given URLs.
+
+    Azure's further lines are details for its support.
+    """
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return redact(lines[0].strip() if lines else repr(error))
+    return redact(lines[0].strip() if lines else repr(error), *urls)
 
 
 def as_text(name: str) -> str:
@@ -61,31 +96,3 @@ def from_text(text: str) -> str:
     return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode()).decode(
         "utf-8", "surrogateescape"
     )
-
-
-def redact_url(url: str) -> str:
-    """Return a URL without credentials: no user, no password, and no parameter with the name of a secret."""
-    if "::" in url:
-        return "::".join(redact_url(part) if "://" in part else part for part in url.split("::"))
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url
-    if "@" not in parts.netloc and not parts.query and not parts.fragment:
-        return url
-    if parts.scheme in ("http", "https"):
-        parts = parts._replace(fragment="")  # never sent to the server, sometimes a token
-    host = parts.netloc
-    if "@" in host:
-        user, _, host = host.rpartition("@")
-        if parts.scheme in AZURE:  # in Azure URLs, container@account is not a credential
-            host = f"{user.partition(':')[0]}@{host}"
-    kept = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not _SECRET_PARAMETERS.search(pair[0])]
-    if len(kept) == len(parse_qsl(parts.query, keep_blank_values=True)):
-        return urlunsplit(parts._replace(netloc=host))
-    return urlunsplit(parts._replace(netloc=host, query=urlencode(kept)))
-
-
-def _hide(match: re.Match[str]) -> str:
-    name = match[1] or match[2]
-    return f"{name}***" if name else redact_url(match[0])

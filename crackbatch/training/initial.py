@@ -122,7 +122,7 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
         raise
     except Exception as error:  # each storage raises its own
         raise BundleError(
-            f"--init {shown}: found no bundle and no weights there ({redact(str(error))}); give imagenet, none,"
+            f"--init {shown}: found no bundle and no weights there ({redact(str(error), init)}); give imagenet, none,"
             f" {', '.join(shipped_models())}, a bundle, or a state dict (.pth, .safetensors)"
         ) from None
     return _parse_state(data, shown), f"{PurePosixPath(shown).name}@{hashlib.sha256(data).hexdigest()[:12]}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import unquote
+
 import pytest
 
 from builders.credentials import KEY, SIGNATURE, TOKEN
@@ -17,8 +20,10 @@ from crackbatch.storage.redaction import redact
         (f"https://user:{KEY}@host/a.jpg", "https://host/a.jpg"),
         (f"https://o'{KEY}@host/a.jpg", "https://host/a.jpg"),
         (f"https://host/a.jpg?X-Amz-Signature={SIGNATURE}&size=2", "https://host/a.jpg?size=2"),
-        (f"zip://m.jpg::https://host/a.zip?sig={SIGNATURE}&sv=1", "zip://m.jpg::https://host/a.zip?sv=1"),
-        (f"abfs://c/a.jpg?sv=2024&sig={SIGNATURE}", "abfs://c/a.jpg?sv=2024"),
+        (f"https://host/a b.jpg?X-Amz-Signature={SIGNATURE}", "https://host/a b.jpg?X-Amz-Signature=***"),
+        (f"https://user:my {KEY}@host/a.jpg", "https://host/a.jpg"),
+        (f"zip://m.jpg::https://host/a.zip?sig={SIGNATURE}&sv=1", "zip://m.jpg::https://host/a.zip"),
+        (f"abfs://c/a.jpg?sv=2024&sig={SIGNATURE}", "abfs://c/a.jpg"),
         ("abfss://c@account.dfs.core.windows.net/a.jpg", "abfss://c@account.dfs.core.windows.net/a.jpg"),
         ("az://c@account.blob.core.windows.net/a.jpg", "az://c@account.blob.core.windows.net/a.jpg"),
         (f"abfs://c:{KEY}@account.dfs.core.windows.net/a", "abfs://c@account.dfs.core.windows.net/a"),
@@ -26,8 +31,15 @@ from crackbatch.storage.redaction import redact
         (f"refused: AccountName=a;AccountKey={KEY}==;X=1", "refused: AccountName=a;AccountKey=***;X=1"),
         (f"BlobEndpoint=https://a.net/;SharedAccessSignature=sv=1&sig={SIGNATURE};", None),
         (f"SharedAccessSignature=sv=2024&sig={SIGNATURE}", "SharedAccessSignature=***"),
-        (f"no container for ?sv=2024&sig={SIGNATURE}&se=2", "no container for ?sv=2024&sig=***&se=2"),
-        (f"401, Authorization: Bearer {TOKEN}", "401, Authorization: Bearer ***"),
+        (f"no container for ?sv=2024&sig={SIGNATURE}&se=2", "no container for ?sv=***&sig=***&se=***"),
+        (f"401, Authorization: Bearer {TOKEN}", "401, Authorization: ***"),
+        (f"Authorization: Basic {KEY}", "Authorization: ***"),
+        (f"x-api-key: {KEY}, then 403", "x-api-key: ***, then 403"),
+        (f"AWS_SECRET_ACCESS_KEY={KEY} crackbatch", "AWS_SECRET_ACCESS_KEY=*** crackbatch"),
+        (f"GET https://host/a.jpg?ticket={KEY} failed (403)", "GET https://host/a.jpg failed (403)"),
+        (f"the server says {TOKEN} is too old", "the server says *** is too old"),
+        ("no such key: pier/7.jpg", "no such key: pier/7.jpg"),
+        ("/data/token=2/span;sig=3/a.jpg", "/data/token=2/span;sig=***"),
         (f"{{'access_token': '{TOKEN}', 'expires': 3}}", "{'access_token': '***', 'expires': 3}"),
         (f'{{"private_key": "-----BEGIN PRIVATE KEY-----\\n{KEY}\\n"}}', '{"private_key": "***"}'),
     ],
@@ -51,3 +63,14 @@ def test_credentials_are_taken_out_of_what_is_shown(shown: str, left: str | None
 )
 def test_what_is_shown_can_be_printed(name: str, shown: str) -> None:
     assert redact(name) == shown
+
+
+def test_secrets_of_the_environment_and_of_the_urls_at_hand_are_hidden_wherever_they_stand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MINIO_ROOT_PASSWORD", KEY)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))
+    assert redact(f"refused {KEY} of {tmp_path}") == f"refused *** of {tmp_path}"
+    url = f"https://user:pa%20ss{SIGNATURE}@host/a b.jpg?visitor={TOKEN[5:]}"
+    told = f"cannot decode {unquote('pa%20ss' + SIGNATURE)} or {TOKEN[5:]}"
+    assert redact(told, url) == "cannot decode *** or ***"
