@@ -10,7 +10,7 @@ import pytest
 from builders.processes import run_main
 from crackbatch.cluster import Seen, cause_of, data_context, on_all_nodes
 from crackbatch.errors import RunError
-from crackbatch.sources.shards import read_shard
+from crackbatch.sources.shards import Shard, read_shard
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "two..dots:6379"])
@@ -64,4 +64,4 @@ def test_a_node_that_does_not_see_what_the_driver_sees_says_so_and_no_image_is_m
         pytest.raises(RunError, match=rf"cannot find the run's folder {tmp_path}; give --out as a URL or a path"),
         on_all_nodes("--out", str(tmp_path)),
     ):
-        read_shard(str(tmp_path), 0)
+        read_shard(Shard(str(tmp_path), 0, b""))

@@ -26,7 +26,7 @@ from crackbatch.scoring.predictor import Predictor, Stamp
 from crackbatch.scoring.request import Request
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.plan import local_roots, subtract
-from crackbatch.sources.shards import read_shard, write_shards
+from crackbatch.sources.shards import Shard, read_shard, write_shards
 from crackbatch.storage import objects
 from crackbatch.storage.retry import num_retries
 
@@ -91,17 +91,17 @@ def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen:
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     objects.remove(run.plan_folder)
-    num_shards, rows = write_shards(todo, run.plan_folder), rows_per_part(todo.num_rows)
+    shards, rows = write_shards(todo, run.plan_folder), rows_per_part(todo.num_rows)
     # Items, because each task of a reader would request a whole CPU, which is not free; and not Arrow tables,
     # because Ray asks a worker for their sizes and waits seconds for it to start.
     return (
-        ray.data.from_items([{"shard": index} for index in range(num_shards)], override_num_blocks=num_shards)
+        ray.data.from_items([shard._asdict() for shard in shards], override_num_blocks=len(shards))
         .map_batches(
             _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"folder": run.plan_folder, "seen": seen},
-            compute=TaskPoolStrategy(size=min(devices.num_readers, num_shards)),
+            fn_kwargs={"seen": seen},
+            compute=TaskPoolStrategy(size=min(devices.num_readers, len(shards))),
             num_cpus=devices.reader_cpus,
         )
         .map_batches(
@@ -140,13 +140,14 @@ def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen:
     )
 
 
-def _fetch_shards(batch: pa.Table, folder: str, seen: Seen) -> Iterator[pa.Table]:
+def _fetch_shards(batch: pa.Table, seen: Seen) -> Iterator[pa.Table]:
     seen.check()
-    for index in batch.column("shard").to_pylist():
+    for place in batch.to_pylist():
         started, retries = time.perf_counter(), num_retries()
-        with on_all_nodes("--out", folder):
-            shard = read_shard(folder, index)
-        for block in fetch(shard):
+        shard = Shard(**place)
+        with on_all_nodes("--out", shard.folder):
+            rows = read_shard(shard)
+        for block in fetch(rows):
             block = _shared(block, "_fetch_retries", num_retries() - retries)
             yield _shared(block, "_fetch_seconds", time.perf_counter() - started)
             started, retries = time.perf_counter(), num_retries()

@@ -15,15 +15,17 @@ AZURE = ("az", "abfs", "abfss")
 WEB = ("http", "https")
 # Names of parameters that say which image, or which rendering of it.
 _HARMLESS = frozenset(
-    "album alt angle archive asset author band bbox block bridge bucket camera cell channel chunk col collection color"
-    " column container crop crs date dataset day dir direction directory document download dpi element end epoch ext"
-    " extension file fileid filename fit folder fmt format frame from generation group h height hour id image"
-    " image_id imageid imagename img index inline inspection item kind lang lat layer layers level limit line lng"
-    " locale lon mode month n name no num number object objectid offset orientation page part partnumber path photo"
-    " photo_id photoid pic picture picture_id pier pixel position prefix profile project q quality r raw record region"
-    " rev revision room rotate rotation row run sample scale scene section seq sequence series service set site size"
-    " snapshot span split srs start stop structure style styles subset tile time title to tunnel type v variant ver"
-    " version versionid view visit volume w width x y year z zoom".split()
+    """
+    album alt angle archive asset author band bbox block bridge bucket camera cell channel chunk col collection
+    color column container crop crs date dataset day dir direction directory document download dpi element end
+    epoch ext extension file fileid filename fit folder fmt format frame from generation group h height hour id
+    image image_id imageid imagename img index inline inspection item kind lang lat layer layers level limit line
+    lng locale lon mode month n name no num number object objectid offset orientation page part partnumber path
+    photo photo_id photoid pic picture picture_id pier pixel position prefix profile project q quality r raw
+    record region rev revision room rotate rotation row run sample scale scene section seq sequence series service
+    set site size snapshot span split srs start stop structure style styles subset tile time title to tunnel type
+    v variant ver version versionid view visit volume w width x y year z zoom
+    """.split()
 )
 # Parameters that change with every signature. They are not part of an image's identity.
 _SIGNED = re.compile(
@@ -129,7 +131,7 @@ def _shown(url: str) -> _Shown:
 
 
 def _secrets_of_login(login: str, scheme: str) -> list[str]:
-    user, colon, password = login.partition(":")
+    _, colon, password = login.partition(":")
     found = [password] if colon else []
     return found if scheme in AZURE else [*found, login]
 

@@ -23,7 +23,7 @@ from crackbatch.cluster import Cluster, Seen, cause_of, on_all_nodes
 from crackbatch.datasets.pixels import Marks, Pixels, held_or_streamed, marks_of, stream_pixels
 from crackbatch.errors import RunError
 from crackbatch.machine import num_cores
-from crackbatch.sources.shards import read_shard, write_shards
+from crackbatch.sources.shards import Shard, read_shard, write_shards
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_json, write_json
 from crackbatch.training.batches import make_batches, stored_size
@@ -43,8 +43,8 @@ _WAIT_S = 24 * 3600
 class Part:
     """The images of one worker, or the validation images, before decoding."""
 
-    shards: str
-    num_shards: int
+    folder: str
+    shards: list[Shard]
     marks: Marks
 
 
@@ -195,8 +195,8 @@ def _train(job: Job) -> None:
 
 def _stream(part: Part, size: int, num_processes: int) -> Iterator[Pixels]:
     """Yield the decoded images of a part, always in the same order: the draw from a stream depends on it."""
-    with on_all_nodes("--out", part.shards):
-        rows = pa.concat_tables(read_shard(part.shards, index) for index in range(part.num_shards))
+    with on_all_nodes("--out", part.folder):
+        rows = pa.concat_tables(map(read_shard, part.shards))
     yield from stream_pixels(rows, size, num_processes)
 
 

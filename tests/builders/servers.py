@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import boto3
 import fsspec
+
+from builders.credentials import SIGNATURE
 
 
 def release(holder: socket.socket) -> int:
@@ -109,6 +112,18 @@ class InPieces(WholeFiles):
             outputfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             outputfile.flush()
         outputfile.write(b"0\r\n\r\n")
+
+
+class ByQuery(WholeFiles):
+    """A server whose images differ in a parameter of their URL, and that knows a signed URL by its password."""
+
+    def send_head(self) -> Any:
+        query = parse_qs(urlsplit(self.path).query)
+        if "code" not in query or query.get("sig") != [unquote(SIGNATURE)]:
+            self.send_error(403)
+            return None
+        self.path = f"/{query['code'][0]}.jpg"
+        return super().send_head()
 
 
 def refusing(path: str, status: int, at_first: int, server: type[SimpleHTTPRequestHandler] = WholeFiles) -> Any:

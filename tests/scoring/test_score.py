@@ -10,24 +10,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import crackbatch
 from builders.archives import write_files, zip_with
+from builders.credentials import SIGNATURE
 from builders.faulty import Faults, FaultyProxy
 from builders.processes import CRACKBATCH, wait_for
 from builders.runs import Scored, rows, score
+from builders.servers import ByQuery, serving
 from crackbatch.cli.demo import draw_tile
 from crackbatch.errors import SourceError
 from crackbatch.models.model import load_model
 from crackbatch.results.table import STATUSES
-from crackbatch.storage import atomic
+from crackbatch.storage import atomic, objects
 
 
 def test_no_pixels_ever_stand_under_another_images_name(
@@ -145,6 +149,48 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
         score(tmp_path / "n.csv", tmp_path / "other")
     assert not list((tmp_path / "other").rglob("*.json"))
     assert len(rows(out)) == len(tiles) + scored.summary.images, "runs with different columns are read together"
+
+
+def test_signed_urls_that_look_alike_are_a_row_each_and_their_signatures_are_written_nowhere(
+    tmp_path: Path, tiles: dict[str, bytes], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_files(tmp_path / "in", {f"{number}.jpg": data for number, data in enumerate(tiles.values())})
+    out, files = tmp_path / "out", set[str]()
+    removed = objects.remove
+
+    def remove(location: str) -> None:
+        files.update(str(file) for file in out.rglob("*") if holds(file, SIGNATURE) or holds(file, unquote(SIGNATURE)))
+        removed(location)
+
+    monkeypatch.setattr(objects, "remove", remove)
+    with serving(folder, ByQuery) as address:
+        first, second = (
+            pd.DataFrame({"image_uri": [f"{address}/image?code={code}&sig={SIGNATURE}" for code in codes]})
+            for codes in (range(3), range(2, 5))
+        )
+        first.to_csv(tmp_path / "first.csv", index=False)
+        second.to_csv(tmp_path / "second.csv", index=False)
+        score(tmp_path / "first.csv", out, engine=engine)
+        assert score(tmp_path / "second.csv", out, engine=engine, new_only=True).added == 2
+    table = rows(out)
+    assert len(table) == 5
+    assert set(table["status"]) == {"ok"}
+    expected = [hashlib.sha256(data).hexdigest() for data in list(tiles.values())[:5]]
+    assert sorted(table["sha256"]) == sorted(expected)
+    assert not files
+    assert not [file for file in out.rglob("*") if holds(file, SIGNATURE)]
+
+
+def holds(file: Path, secret: str) -> bool:
+    """Whether a file of a run, compressed or not, holds a text."""
+    if not file.is_file():
+        return False
+    if file.suffix == ".arrow":
+        with pa.ipc.open_file(file) as reader:
+            return secret in str(reader.read_all().to_pylist())
+    if file.suffix in (".parquet", ".part"):
+        return secret in str(pq.read_table(file).to_pylist())
+    return secret.encode() in file.read_bytes()
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)

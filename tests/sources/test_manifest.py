@@ -199,8 +199,7 @@ def test_categories_of_two_manifests_are_carried_as_their_values(tmp_path: Path)
         frame["site"] = pd.Categorical([sites[row % len(sites)] for row in range(300)])
         frame.to_parquet(tmp_path / f"{name}.parquet")
     table = plan_of(tmp_path / "a.parquet", tmp_path / "b.parquet").table
-    number = write_shards(table, str(tmp_path / "plan"))
-    read = pa.concat_tables(read_shard(str(tmp_path / "plan"), index) for index in range(number))
+    read = pa.concat_tables(map(read_shard, write_shards(table, str(tmp_path / "plan"))))
     assert read["carried:site"].to_pylist() == [*"xy" * 150, *"zqx" * 100]
 
 

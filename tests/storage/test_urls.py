@@ -32,7 +32,8 @@ def test_passwords_of_any_characters_are_hidden(password: str, host: str, scheme
 
 
 @pytest.mark.parametrize(
-    "value", [f"https://user:{KEY}@inner/y.png", f"https%3A%2F%2Finner%2Fy%3Fsig%3D{KEY}", f"2%26sig%3D{KEY}", "eyJhbGciOi"]
+    "value",
+    [f"https://user:{KEY}@inner/y.png", f"https%3A%2F%2Finner%2Fy%3Fsig%3D{KEY}", f"2%26sig%3D{KEY}", "eyJhbGciOi"],
 )
 def test_harmless_parameters_that_hold_urls_or_tokens_are_hidden(value: str) -> None:
     assert visible_url(f"https://host/x.png?path={value}&page=3") == "https://host/x.png?page=3"
