@@ -1,4 +1,4 @@
-"""A server that imitates a bucket with more keys than a real test server could hold. It answers only ListObjectsV2.
+"""A server that imitates a bucket with more keys than a real test server could hold. It answers ListObjectsV2, and HeadBucket.
 
     python benchmarks/bucket.py 1000000     prints its address, and serves until its standard input ends
 
@@ -30,6 +30,11 @@ def main() -> None:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.send_response_only(200 if urlsplit(self.path).path.count("/") == 1 else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -95,7 +95,7 @@ def run_one(archive: str, out: str, run_id: str, new_only: bool) -> None:
     from crackbatch.scoring import pipeline
 
     pipeline._Scorer = Nothing  # type: ignore[misc]
-    summary = crackbatch.score(archive, out, run_id=run_id, new_only=new_only, max_error_rate=1.0)
+    summary = crackbatch.score(archive, out, run_id=run_id, new_only=new_only, max_error_rate=1.0, engine="ray")
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     seconds = summary.stages["pipeline"]["seconds"] if summary.stages else 0
     print(json.dumps({"images": summary.images, "pipeline_s": seconds, "peak_gb": peak_gb}))

@@ -230,10 +230,8 @@ def _why_unread(error: _Unread, location: str) -> str:
     objects.check_credentials(cause, location)
     why = reason_of(cause, location)
     if not locations.is_local(location) and is_transient(cause):
-        raise RunError(
-            f"cannot read {redact(location)}: the storage fails ({reason_of(cause, location)}); run again"
-        ) from cause
-    return f"cannot be read: {reason_of(cause, location)}"
+        raise RunError(f"cannot read {redact(location)}: the storage fails ({why}); run again") from cause
+    return f"cannot be read: {why}"
 
 
 def _members(

@@ -79,9 +79,7 @@ def write_shards(table: pa.Table, folder: str) -> list[Shard]:
             for size in sizes[first : first + _SHARDS_PER_FILE]:
                 shard, own = table.slice(start, size), secrets.slice(start, size)
                 if is_secret := own.null_count < size:
-                    shard = shard.set_column(
-                        shard.column_names.index("container"), "container", _without(shard.column("container"), own)
-                    )
+                    shard = _without(shard, own)
                 writer.write_batch(shard.combine_chunks().to_batches()[0])
                 shards.append(Shard(folder, len(shards), _pack(own) if is_secret else b""))
                 start += size

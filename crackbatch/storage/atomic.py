@@ -100,11 +100,8 @@ def _check_writable(location: str) -> None:
         remove(probe)
         remove_folders(made)  # a request that is refused later must leave no folders
     except FileNotFoundError as error:
-        where = (
-            reason_of(error, location)
-            if is_local(location)
-            else "the bucket or container does not exist; create it first"
-        )
+        why = "the bucket or container does not exist; create it first"
+        where = reason_of(error, location) if is_local(location) else why
         raise OutputError(f"cannot write to {redact(location)}: {where}") from None
     except (OSError, SourceError, ValueError) as error:
         raise OutputError(f"cannot write to {redact(location)}: {reason_of(error, location)}") from None
