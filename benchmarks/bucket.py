@@ -1,4 +1,4 @@
-"""A server that imitates a bucket with more keys than a real test server could hold. It answers ListObjectsV2, and HeadBucket.
+"""A server that imitates a bucket with more keys than a real test server could hold. It lists them, and knows itself.
 
     python benchmarks/bucket.py 1000000     prints its address, and serves until its standard input ends
 

@@ -20,10 +20,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 ASKED_GROWTH, ASKED_GB, ASKED_PLAN_S = 1.1, 2.0, 60.0
@@ -107,16 +109,25 @@ class Nothing:
     def __init__(self, stamp: Any, **_: object) -> None:
         from crackbatch.scoring.predictor import Predictor
 
-        model: Any = SimpleNamespace(batch_size=8192, bundle=SimpleNamespace(classes=("no_crack", "crack")))
-        self._predict = Predictor(model, stamp, decoder=None)  # type: ignore[arg-type]
+        bundle = SimpleNamespace(classes=("no_crack", "crack"))
+        model: Any = SimpleNamespace(bundle=bundle, probability=lambda logits: np.zeros(len(logits), np.float32))
+        decoders: Any = SimpleNamespace(batch_size=8192, decode=not_decoded)
+        self._predict = Predictor(lambda: model, stamp, decoders)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        from crackbatch.images.picture import Picture
-
-        rows = self._predict(block, lambda *_: (Picture("failed", "not decoded"), None))
+        rows = self._predict(block)
         for name in ("_fetch_seconds", "_fetch_retries"):
             rows = rows.append_column(name, block.column(name))
         return rows.append_column("_predict_seconds", pa.array([0.0] * rows.num_rows))
+
+
+def not_decoded(batches: Iterable[list[bytes]]) -> Iterator[Any]:
+    from crackbatch.images.decoder import FACTS
+    from crackbatch.images.decoders import Decoded
+
+    for batch in batches:
+        known = {"status": "failed", "error": "not decoded"}
+        yield Decoded({name: [known.get(name)] * len(batch) for name in FACTS}, np.empty((0, 1, 1, 3), np.uint8))
 
 
 if __name__ == "__main__":
