@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ MAX_IMAGE_BYTES = 1 << 30
 # Images are read and passed on in blocks of about this many encoded bytes.
 MAX_BLOCK_BYTES = 32 << 20
 _ABSOLUTE = re.compile(r"::(?=/|~|[a-z][a-z0-9+.-]*://)")
+# What one archive may announce: this many images, and beyond them one for each few bytes of its file. More would only
+# take memory. Names are limited as in the systems (PATH_MAX of Linux).
+_MOST_MEMBERS, _LEAST_BYTES = 100_000, 16
+MAX_NAME_BYTES = 4096
 LINKS = "links and special files in archives"  # the name under which they are counted
 # Folders in which systems keep thumbnails, deleted files and their own data: Synology, QNAP, Windows, macOS, Linux.
 _SYSTEM_FOLDERS = frozenset(
@@ -77,6 +82,15 @@ class Listing:
         else:
             self.pass_over("other archives that are not opened")
 
+    def accepts(self, name: str) -> bool:
+        """Whether the name of a member is short enough; a longer one is a problem, told once for each archive."""
+        if len(name) <= MAX_NAME_BYTES and len(name.encode("utf-8", "surrogateescape")) <= MAX_NAME_BYTES:
+            return True
+        problem = f"members whose names have more than {MAX_NAME_BYTES:,} bytes are not read"
+        if problem not in self.problems:
+            self.problems.append(problem)
+        return False
+
     def pass_over(self, reason: str, count: int = 1) -> None:
         """Count files that are not images. Reasons can come from file names, so their number is limited."""
         reason = printable(reason.encode("ascii", "backslashreplace").decode())
@@ -107,6 +121,16 @@ def is_hidden(name: str) -> bool:
     """Whether a part of a relative name starts with a dot or is the name of a system's own folder."""
     parts = name.split("/")
     return any((part[:1] == "." and part not in (".", "..")) or part.lower() in _SYSTEM_FOLDERS for part in parts)
+
+
+def limited(members: Iterable[Member], size: int | None, listing: Listing) -> Iterator[Member]:
+    """Yield the members of an archive with a file of `size` bytes, up to the number that it can really hold."""
+    most = max(_MOST_MEMBERS, (size or 0) // _LEAST_BYTES)
+    for number, member in enumerate(members):
+        if number == most:
+            listing.problems.append(f"it announces more than {most:,} images, which a file of its size cannot hold")
+            return
+        yield member
 
 
 def too_large(size: int) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,6 +31,10 @@ _STREAM_ERRORS = (
 )  # fmt: skip
 _CHUNK = 1 << 20
 _MAX_TAR_HEADER = 1 << 20
+_MAX_GLOBAL_HEADERS = 4 << 20  # bytes of all of them; tarfile keeps them
+_MAX_HEADERS_IN_A_ROW = 32  # extended headers in front of a member; programs write three at most
+_PAX_RECORD = re.compile(rb"(\d{1,9}) ")
+_MAX_SPARSE_BLOCKS = 10_000  # of 512 bytes; a member with more holes is rather damaged
 # After its end marker, a tar fills its last record with zeros. Records of more than a megabyte (tar -b 2048) are rare,
 # even on tapes. More zeros are preallocated disk space or a decompression bomb: terabytes to read without an image.
 _MAX_TAR_PADDING = 4 << 20
@@ -52,7 +57,7 @@ def list_tar(
         )
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
-            if info.isdir():
+            if info.isdir() or not listing.accepts(info.name):
                 continue
             is_wanted = wanted(info.name)
             if info.isreg() and (is_wanted or not compressed):
@@ -137,8 +142,34 @@ class _GzipFile(gzip.GzipFile):
             return b""
 
 
+class _Ahead:
+    """A file of which one piece was read ahead: it gives the piece, and then the tar has its own file again."""
+
+    def __init__(self, tar: tarfile.TarFile, piece: bytes) -> None:
+        self._tar, self._file, self._piece = tar, tar.fileobj, piece
+
+    def read(self, _: int) -> bytes:
+        self._tar.fileobj = self._file
+        return self._piece
+
+
+def _check_records(data: bytes) -> None:
+    """Raise ReadError unless each record of a pax header (POSIX.1-2008, pax) holds its own `=`.
+
+    Otherwise tarfile looks for it in all that follows, for each record again.
+    """
+    position = 0
+    while found := _PAX_RECORD.match(data, position):
+        end = position + int(found[1])
+        if data.find(b"=", found.end(), end) < 0:
+            raise tarfile.ReadError("an extended header is damaged")
+        position = end
+
+
 class _StrictTarFile(tarfile.TarFile):
     zero_bytes = 0  # zeros since the last header; any zeros are an end marker
+    depth = 0  # headers in a row, as each reads the next one
+    global_bytes = 0
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -149,12 +180,45 @@ class _StrictTarInfo(tarfile.TarInfo):
     more bytes, or if they contain the magic of a header, the tar is damaged.
     """
 
-    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+    def _proc_member(self, tarfile_: _StrictTarFile) -> tarfile.TarInfo:
         # tarfile reads an extended header completely, whatever size it names. This is the only hook to limit it.
         extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
         if self.type in (*extended, tarfile.SOLARIS_XHDTYPE) and self.size > _MAX_TAR_HEADER:
             raise tarfile.ReadError(f"an extended header has {self.size:,} bytes")
-        return super()._proc_member(tarfile_)  # type: ignore[misc,no-any-return]
+        if self.type == tarfile.XGLTYPE:
+            tarfile_.global_bytes += self.size
+        if tarfile_.depth > _MAX_HEADERS_IN_A_ROW or tarfile_.global_bytes > _MAX_GLOBAL_HEADERS:
+            raise tarfile.ReadError("it has too many extended headers")
+        tarfile_.depth += 1
+        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
+            data = tarfile_.fileobj.read(self._block(self.size))  # type: ignore[attr-defined]
+            _check_records(data)
+            tarfile_.fileobj = _Ahead(tarfile_, data)  # type: ignore[assignment]
+        try:
+            return super()._proc_member(tarfile_)  # type: ignore[misc,no-any-return]
+        finally:
+            tarfile_.depth -= 1
+
+    def _proc_sparse(self, tarfile_: _StrictTarFile) -> tarfile.TarInfo:
+        """Skip the map of a sparse member (GNU tar's manual, Sparse Formats), which has no end in a hostile tar."""
+        _, is_extended, size = self._sparse_structs  # type: ignore[attr-defined]
+        del self._sparse_structs  # type: ignore[attr-defined]
+        file: Any = tarfile_.fileobj
+        for _ in range(_MAX_SPARSE_BLOCKS):
+            if not is_extended:
+                break
+            is_extended = bool(file.read(tarfile.BLOCKSIZE)[504:505].strip(b"\0"))
+        else:
+            raise tarfile.ReadError("a sparse member has a map without end")
+        self.sparse = b""
+        self.offset_data = file.tell()
+        tarfile_.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        self.size = size
+        return self
+
+    def _proc_gnusparse_10(self, following: tarfile.TarInfo, headers: Any, tarfile_: Any) -> None:
+        """Leave the map of a sparse member unread: it stands in front of its data, and may have no end either."""
+        following.sparse = b""
 
     @classmethod
     def fromtarfile(cls, tarfile_: _StrictTarFile) -> tarfile.TarInfo:  # type: ignore[override]

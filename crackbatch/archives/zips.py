@@ -13,6 +13,7 @@ from typing import IO, Any
 from crackbatch.archives.kinds import ZIP_VOLUME
 from crackbatch.archives.members import LINKS, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
 from crackbatch.progress import counted
+from crackbatch.storage.redaction import as_text
 
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")  # APPNOTE.TXT 4.3.7
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -20,8 +21,12 @@ _ZIP_METHODS = {zipfile.ZIP_STORED: "zip-stored", zipfile.ZIP_DEFLATED: "zip-def
 _KEEPING_MODES = (3, 19)  # systems that store file modes: Unix and macOS (APPNOTE.TXT 4.4.2.2)
 _MAX_ZIP_END = 22 + 65_535  # size of an end record with the longest comment
 _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "xz", 98: "ppmd"}
-_CHUNK = 1 << 20
+_CHUNK, _FIRST_CHUNK = 1 << 20, 4 << 10
+_BEHIND = 20  # bytes
 _MAX_UNMEASURED = 20
+_MOST_PACKED = 20  # times; encoded images are hardly packed any more
+# To find where members end, this much is unpacked, and for each byte of the file. Images are not packed that well.
+_INFLATED, _INFLATED_PER_BYTE = 256 << 20, 64
 _WRAP = 1 << 32  # without zip64, this is where positions and sizes begin again at 0
 
 
@@ -68,7 +73,19 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
             if not 0 <= member.start < end:  # not read: an error would also affect its neighbours in the same request
                 where = "the zip's directory gives it a position outside of the file"
                 member = member._replace(status="corrupt", error=where)
+            elif infos and _overlaps(info, infos[-1]):
+                overlap = f"its bytes overlap those of {as_text(infos[-1].filename)}, as in a decompression bomb"
+                member = member._replace(status="corrupt", error=f"{overlap}; pack the zip again")
             yield member
+
+
+def _overlaps(info: zipfile.ZipInfo, following: zipfile.ZipInfo) -> bool:
+    """Whether a member reaches into the next one. Two names of one member do not, if they cannot be a bomb."""
+    same = info.header_offset == following.header_offset and info.compress_size == following.compress_size
+    if same and info.file_size == following.file_size <= _MOST_PACKED * info.compress_size + _CHUNK:
+        return False
+    end = info.header_offset + LOCAL_HEADER.size + len(info.orig_filename) + info.compress_size
+    return end > following.header_offset
 
 
 def _is_last_volume(file: IO[bytes]) -> bool:
@@ -134,7 +151,7 @@ def _zip_member(
     info: zipfile.ZipInfo, following: int, listing: Listing, wanted: Callable[[str], bool]
 ) -> Member | None:
     """Return the member with its byte range: from its local header (with name, extras and data) to the next one."""
-    if info.is_dir() or not wanted(info.filename):
+    if info.is_dir() or not listing.accepts(info.filename) or not wanted(info.filename):
         return None
     if info.create_system in _KEEPING_MODES and stat.S_ISLNK(info.external_attr >> 16):
         listing.pass_over(LINKS)
@@ -161,6 +178,7 @@ def _zip_member(
 def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
     """Yield each member and the end of its bytes, found by local headers, for a zip that lost its directory."""
     offset = given_up = 0
+    most = _INFLATED + _INFLATED_PER_BYTE * file.seek(0, io.SEEK_END)
     while (offset := _find(file, LOCAL_MAGIC, offset)) >= 0:
         file.seek(offset)
         head = file.read(LOCAL_HEADER.size)
@@ -172,14 +190,15 @@ def _scan_zip(file: IO[bytes]) -> Iterator[tuple[zipfile.ZipInfo, int]]:
         header_length = LOCAL_HEADER.size + name_length + extra_length
         packed, size = _zip64_sizes(extra, packed, size)
         if flags & 0x8 and not packed:
-            measured = _measure_member(file, offset + header_length, method)
+            measured = _measure_member(file, offset + header_length, method, min(most, MAX_IMAGE_BYTES))
             if measured is None:
-                given_up += 1
+                given_up, most = given_up + 1, most // 2
                 if given_up > _MAX_UNMEASURED:  # each one costs a scan of the rest of the file
                     return
                 offset += 4
                 continue
             packed, size, crc = measured
+            most -= size
         info = zipfile.ZipInfo(name.decode("utf-8" if flags & 0x800 else "cp437", "replace"))
         info.flag_bits, info.compress_type, info.CRC = flags, method, crc
         info.header_offset, info.compress_size, info.file_size = offset, packed, size
@@ -198,18 +217,18 @@ def _zip64_sizes(extra: bytes, packed: int, size: int) -> tuple[int, int]:
     return packed, size
 
 
-def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int, int] | None:
-    """Return (packed size, size, crc) of a member with its sizes after its data; None if they cannot be found."""
+def _measure_member(file: IO[bytes], start: int, method: int, most: int) -> tuple[int, int, int] | None:
+    """Return (packed size, size, crc) of a member with its sizes after its data; None if they cannot be found.
+
+    No more than `most` bytes are unpacked for it.
+    """
     if method == zipfile.ZIP_STORED:
-        end = start
-        while (end := _find(file, b"PK\x07\x08", end)) >= 0:
-            file.seek(end + 4)
-            descriptor = file.read(20).ljust(20, b"\0")
+        for end, behind in _find_all(file, b"PK\x07\x08", start):
+            descriptor = behind.ljust(20, b"\0")
             for form in ("<LLL", "<LQQ"):  # zip64 sizes are twice as long
                 crc, packed, size = struct.unpack_from(form, descriptor)
                 if packed == size == end - start:
                     return packed, size, crc
-            end += 4
         return None
     file.seek(start)
     inflater, packed, size, crc = zlib.decompressobj(-15), 0, 0, 0
@@ -221,22 +240,35 @@ def _measure_member(file: IO[bytes], start: int, method: int) -> tuple[int, int,
             except zlib.error:
                 return None
             size, crc, chunk = size + len(data), zlib.crc32(data, crc), inflater.unconsumed_tail
-        if size > MAX_IMAGE_BYTES:
+        if size > most:
             return None
     return (packed - len(inflater.unused_data), size, crc) if inflater.eof else None
 
 
 def _find(file: IO[bytes], pattern: bytes, offset: int) -> int:
-    """Return the next position of `pattern` in a file, or -1; read a megabyte at a time."""
+    """Return the next position of `pattern` in a file, or -1."""
+    return next((position for position, _ in _find_all(file, pattern, offset)), -1)
+
+
+def _find_all(file: IO[bytes], pattern: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield each position of `pattern` in a file with up to 20 bytes behind it.
+
+    The file is read once, first a little, then up to a megabyte at a time: what is looked for is often near.
+    """
     file.seek(offset)
-    held = b""
-    while chunk := file.read(_CHUNK):
-        held += chunk
-        if (found := held.find(pattern)) >= 0:
-            return offset + found
-        offset += len(held) - len(pattern) + 1
-        held = held[-len(pattern) + 1 :]
-    return -1
+    held, size = b"", _FIRST_CHUNK
+    while True:
+        chunk, at = file.read(size), 0
+        held, size = held + chunk, min(2 * size, _CHUNK)
+        while (found := held.find(pattern, at)) >= 0:
+            at = found + len(pattern)
+            if chunk and at + _BEHIND > len(held):
+                break
+            yield offset + found, held[at : at + _BEHIND]
+        if not chunk:
+            return
+        kept = found if found >= 0 else max(at, len(held) - len(pattern) + 1)
+        offset, held = offset + kept, held[kept:]
 
 
 def unzip(row: dict[str, Any], chunk: memoryview) -> Content:

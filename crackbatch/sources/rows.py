@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.archives.kinds import HEAD_BYTES, kind_inside, why_no_archive
-from crackbatch.archives.members import MAX_IMAGE_BYTES, Listing, Member, Object, too_large
+from crackbatch.archives.members import MAX_IMAGE_BYTES, Listing, Member, Object, limited, too_large
 from crackbatch.archives.parquet import list_parquet
 from crackbatch.archives.tars import list_tar
 from crackbatch.archives.zips import list_zip
@@ -252,15 +252,16 @@ def _members(
             with _asking_storage():
                 opened.seek(0)  # so that a file that cannot seek is not reported as damaged later
         file = cast(IO[bytes], _File(opened))
+        members: Iterator[Member] | None
         if found.kind == "zip":
-            yield from list_zip(file, listing, want)
+            members = list_zip(file, listing, want)
         elif found.kind == "parquet":
             members = list_parquet(file, listing)
             if members is None:
                 raise _NoImageColumn
-            yield from members
         else:
-            yield from list_tar(file, found.kind, listing, want, spool)
+            members = list_tar(file, found.kind, listing, want, spool)
+        yield from limited(members, found.size, listing)
 
 
 class _ArchiveRows:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import subprocess
+import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ import zstandard
 
 from builders.archives import tar_of, write_files
 from builders.plans import contents, plan_of_archive
-from crackbatch.archives.members import Listing
+from crackbatch.archives.members import Listing, limited
 from crackbatch.archives.tars import list_tar
 from crackbatch.errors import RunError, SourceError
 
@@ -272,3 +275,77 @@ def test_a_tar_behind_the_padding_of_another_is_read(tmp_path: Path, tiles: dict
     plan = plan_of_archive(tmp_path / f"a.{suffix}")
     assert plan.listing.problems == []
     assert contents(plan) == tiles
+
+
+def compressed_tar(path: Path, pieces: Iterable[bytes]) -> Path:
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for piece in pieces:
+            file.write(piece)
+    return path
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    return header("pax", len(records), kind) + records + bytes(-len(records) % 512)
+
+
+def test_what_a_tar_announces_takes_neither_memory_nor_time(tmp_path: Path) -> None:
+    """Long names, sparse maps without end, global headers in a row, records that hold no value of their own."""
+    long_name = b"1000013 path=" + b"x" * 999_995 + b".jpg\n"
+    image = header("a.jpg", 5, tarfile.REGTYPE) + b"image" + bytes(507)
+    sparse = bytearray(header("s.jpg", 0, tarfile.GNUTYPE_SPARSE))
+    sparse[482] = 1  # an extended map follows (GNU tar's manual, The old GNU format)
+    sparse[148:156] = b"        "
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    extended = (b"00000000001\0" * 42) + b"\1" + bytes(7)
+    tars = {
+        "names": [*[pax(long_name) + image] * 300, image, bytes(1024)],
+        "sparse": [bytes(sparse), *[extended * 100] * 2000],
+        "globals": [pax(b"14 key=value1\n", tarfile.XGLTYPE)] * 1500 + [image],
+        "large globals": [pax(b"%07d k%06d=%s\n" % (500_000, n, b"x" * 499_983), tarfile.XGLTYPE) for n in range(200)],
+        "records": [pax(b"2 " * 250_000 + b"=\n")] * 5,
+    }
+    for name, pieces in tars.items():
+        compressed_tar(tmp_path / f"{name}.tar.gz", pieces)
+    code = f"""
+import json, resource, sys, time
+from crackbatch.sources.plan import make_plan
+from crackbatch.images.formats import EXTENSIONS
+resource.setrlimit(resource.RLIMIT_DATA, (900 << 20,) * 2)
+for name in {list(tars)!r}:
+    began = time.process_time()
+    try:
+        plan = make_plan(["{tmp_path}/" + name + ".tar.gz"], EXTENSIONS)
+        print(json.dumps([name, plan.table["image_uri"].to_pylist(), plan.listing.problems]))
+    except Exception as error:
+        print(json.dumps([name, [], [str(error)]]))
+    assert time.process_time() - began < 20, name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = {name: (uris, problems) for name, uris, problems in map(json.loads, done.stdout.splitlines())}
+    uris, problems = told["names"]
+    assert uris == [f"tar://a.jpg::{tmp_path}/names.tar.gz"]
+    assert [problem.partition(": ")[2] for problem in problems] == [
+        "members whose names have more than 4,096 bytes are not read"
+    ]
+    for name, why in {
+        "sparse": "a map without end", "globals": "too many extended headers",
+        "large globals": "too many extended headers", "records": "an extended header is damaged",
+    }.items():  # fmt: skip
+        assert why in told[name][1][0], name
+
+
+def test_a_tar_that_announces_more_images_than_its_file_can_hold_is_a_problem(tmp_path: Path) -> None:
+    images = (header(f"{number}.jpg", 0, tarfile.REGTYPE) for number in range(130_000))
+    path = compressed_tar(tmp_path / "a.tar.gz", images)
+    listing, small = Listing(), path.stat().st_size // 100
+    with path.open("rb") as file:
+        found = sum(1 for _ in limited(list_tar(file, "tar.gz", listing, lambda _: True), small, listing))
+    assert found == 100_000
+    assert listing.problems == ["it announces more than 100,000 images, which a file of its size cannot hold"]

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from builders.archives import write_files, zip_with
 from builders.faulty import Faults
 from builders.plans import contents, fetch_all, plan_of_archive
 from builders.servers import put
+from crackbatch.archives.members import Listing
+from crackbatch.archives.zips import LOCAL_HEADER, list_zip
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.sources.plan import make_plan
 
@@ -282,3 +285,48 @@ def test_a_member_that_cannot_be_found_again_is_one_problem(tmp_path: Path, tile
     found = contents(plan)
     assert found.pop(images[1][0]) == "corrupt"
     assert found == dict([images[0], images[2]])
+
+
+def test_overlapping_members_are_refused_by_name(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    """As in a decompression bomb (Fifield, A better zip bomb, 2019): each member holds the headers of the next ones."""
+    kernel, unpacked = zlib.compress(bytes(50 << 20), 9)[2:-4], 50 << 20
+    names = [f"{number:02}.jpg".encode() for number in range(30)]
+    length = LOCAL_HEADER.size + len(names[0])
+    body = b"".join(LOCAL_HEADER.pack(b"PK\x03\x04", 20, 0, 0, 8, 0, 0, 0, 0, unpacked, 6, 0) + name for name in names)
+    body += kernel
+    entries = b"".join(
+        struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 8, 0, 0, 0, len(body) - (number + 1) * length, unpacked,
+                    len(name), 0, 0, 0, 0, 0, number * length) + name
+        for number, name in enumerate(names)
+    )  # fmt: skip
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(names), len(names), len(entries), len(body), 0)
+    (tmp_path / "bomb.zip").write_bytes(body + entries + end)
+    rows = plan_of_archive(tmp_path / "bomb.zip").table.to_pylist()
+    assert len(rows) == len(names)
+    assert [row["status"] for row in rows[:-1]] == ["corrupt"] * 29
+    assert rows[0]["error"].startswith("its bytes overlap those of 01.jpg")
+
+
+@pytest.mark.parametrize("method", [0, 8])
+def test_false_descriptors_and_headers_cost_no_time(tmp_path: Path, method: int) -> None:
+    """A megabyte of local headers, and of descriptors that match none: the file is read a few times, not for each."""
+    header = LOCAL_HEADER.pack(b"PK\x03\x04", 20, 0x8, 0, method, 0, 0, 0, 0, 0, 5, 0) + b"a.jpg"
+    plain = LOCAL_HEADER.pack(b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0) + b"b.jpg"
+    bomb = zlib.compress(bytes(300 << 20), 9)[2:-4]
+    for number, data in enumerate((header + b"PK\x07\x08" * 250_000, plain * 25_000, header + bomb, header * 25_000)):
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(data)
+        began = time.process_time()
+        with path.open("rb") as file:
+            listing = Listing()
+            list(list_zip(file, listing, lambda _: True))
+        assert time.process_time() - began < 15, number
+        assert "its directory cannot be read" in listing.problems[0]
+
+
+def test_names_longer_than_any_system_allows_are_a_problem(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    images = {"a.jpg": tiles["tile-00.jpg"], f"{'x' * 4093}.jpg": tiles["tile-01.jpg"]}
+    (tmp_path / "a.zip").write_bytes(zip_with(0, images))
+    plan = plan_of_archive(tmp_path / "a.zip")
+    assert list(contents(plan)) == ["a.jpg"]
+    assert plan.listing.problems == [f"{tmp_path}/a.zip: members whose names have more than 4,096 bytes are not read"]
