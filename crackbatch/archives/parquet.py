@@ -1,4 +1,4 @@
-"""Images in a column of a Parquet file: listing them, reading them, and opening each by its own URL.
+"""Images in a column of a Parquet file: listing them, and opening each by its own URL.
 
 With `ParquetFileSystem`, fsspec opens the `image_uri` of such an image, `parquet://COLUMN/ROW::FILE`, just as it opens
 the URIs of zip and tar members. fsspec finds the class through the package's entry point.
@@ -7,7 +7,6 @@ the URIs of zip and tar members. fsspec finds the class through the package's en
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from collections.abc import Iterator
 from typing import IO, Any
@@ -17,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.archive import AbstractArchiveFileSystem
 
-from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content, Listing, Member, too_large
+from crackbatch.archives.members import Listing, Member
 
-_PARQUET_ROWS = 32
 # Columns of images in published data sets: img2dataset, webdataset, Hugging Face and others.
 _IMAGE_NAME = re.compile(r"(image|img|photo|picture|pic|jpe?g|png|webp|tiff?)([._ -]?(bytes|data|content|raw))?$", re.I)
 
@@ -68,56 +66,30 @@ def list_parquet(file: IO[bytes], listing: Listing) -> Iterator[Member] | None:
         return iter(())
     if column not in ("image", "bytes"):
         listing.notes.append(f"the images are read from its column {column}")
-    return _parquet_members(parquet.metadata, column)
+    return _parquet_members(parquet.metadata, column, listing) if listing.accepts(column) else iter(())
 
 
-def _parquet_members(metadata: pq.FileMetaData, column: str) -> Iterator[Member]:
+def _parquet_members(metadata: pq.FileMetaData, column: str, listing: Listing) -> Iterator[Member]:
     row = 0
-    for group in range(metadata.num_row_groups):
-        for _ in range(metadata.row_group(group).num_rows):
-            yield Member(f"{column}/{row}", row, None, "row", None, row_group=group)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if _is_empty(group, column):
+            listing.pass_over("rows without an image", group.num_rows)
+            row += group.num_rows
+            continue
+        for _ in range(group.num_rows):
+            yield Member(f"{column}/{row}", row, None, "row", None, row_group=number)
             row += 1
 
 
-def parquet_cells(parquet: pq.ParquetFile, rows: list[dict[str, Any]]) -> Iterator[Content]:
-    """Yield the cell of each row from its row group; a row that its row group does not have is `corrupt`."""
-    column = image_column(parquet.schema_arrow)
-    assert column is not None
-    for group, members in itertools.groupby(rows, key=lambda row: int(row["row_group"])):
-        wanted = list(members)
-        first = sum(parquet.metadata.row_group(index).num_rows for index in range(group))
-        served = 0
-        for batch in parquet.iter_batches(_num_at_once(parquet, group), row_groups=[group], columns=[column]):
-            cells = batch.column(0)
-            while served < len(wanted) and wanted[served]["start"] < first + len(cells):
-                yield _cell(cells[wanted[served]["start"] - first])
-                served += 1
-            first += len(cells)
-            if served == len(wanted):
-                break
-        for _ in wanted[served:]:
-            yield Content(None, "corrupt", f"row group {group} has fewer rows than the footer of the file says")
-
-
-def _num_at_once(parquet: pq.ParquetFile, group: int) -> int:
-    """Return how many rows of a row group to decode together: fewer if their mean size is large."""
-    metadata = parquet.metadata.row_group(group)
-    return max(1, min(_PARQUET_ROWS, int(MAX_BLOCK_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1))))
-
-
-def _cell(scalar: pa.Scalar) -> Content:
-    path = None
-    if pa.types.is_struct(scalar.type):
-        path = scalar["path"].as_py() if scalar.is_valid and "path" in scalar else None
-        scalar = scalar["bytes"] if scalar.is_valid else pa.scalar(None, pa.binary())
-    if isinstance(scalar, pa.DictionaryScalar):
-        scalar = scalar.value
-    if not scalar.is_valid:
-        where = f"; its path {path!r} points outside the Parquet file" if path else ""
-        return Content(None, "missing", f"the row has no bytes{where}")
-    if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
-        return Content(None, *too_large(len(scalar.as_buffer())))
-    return Content(bytes(scalar.as_buffer()))
+def _is_empty(group: pq.RowGroupMetaData, column: str) -> bool:
+    """Whether all cells of a row group are null by its statistics. A path without bytes is a missing image."""
+    leaves = [group.column(index) for index in range(group.num_columns)]
+    mine = [leaf for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes", f"{column}.path")]
+    return all(
+        leaf.is_stats_set and leaf.statistics.has_null_count and leaf.statistics.null_count == leaf.num_values
+        for leaf in mine
+    )
 
 
 class ParquetFileSystem(AbstractArchiveFileSystem):  # type: ignore[misc]

@@ -9,22 +9,19 @@ place k of the request are written at place `first + k` of the shared memory.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import mmap
-import os
 import resource
-import signal
 import socket
 import struct
-import sys
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
+from crackbatch.child import live_as_child
 from crackbatch.images.picture import NO_MEMORY, Picture, picture_hash, read_image, to_input
 from crackbatch.machine import free_memory
 
@@ -41,13 +38,11 @@ READY = b"\n"
 _BYTES_PER_PIXEL = 32
 _BASE_BYTES = 1 << 30
 _MAX_ERROR = 500  # characters
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def serve() -> None:
-    """Run the process. Its argument is JSON: socket, memory, parent, size, places, max_megapixels, looks."""
-    asked = json.loads(sys.argv[1])
-    _live_as_child(asked["parent"])
+    """Run the process. It is asked by socket, memory, size, places, max_megapixels and looks."""
+    asked = live_as_child()
     decoder = _Decoder(asked["size"], asked["max_megapixels"], asked["looks"])
     size = decoder.size
     memory = mmap.mmap(asked["memory"], asked["places"] * size * size * 3)
@@ -102,18 +97,6 @@ class _Decoder:
             picture.error = picture.error[:_MAX_ERROR]  # a decoder may quote the image's own bytes
         known = {"sha256": hashlib.sha256(encoded).hexdigest(), "looks": looks.hex() if looks else None}
         return [known[name] if name in known else getattr(picture, name) for name in FACTS], pixels
-
-
-def _live_as_child(parent: int) -> None:
-    """Die with the parent process, also in the middle of an image, and before it if the system is short of memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
-        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    if os.getppid() != parent:  # it died before
-        sys.exit(1)
 
 
 def _limit_memory(length: int, max_megapixels: float, beside: int) -> int:

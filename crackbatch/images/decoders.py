@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,12 +26,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from crackbatch.child import start_child
 from crackbatch.errors import RunError
 from crackbatch.images.decoder import FACTS, HEADER, LENGTH, READY
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS, NO_MEMORY
@@ -323,7 +322,7 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._is_closed = False
-        # The thread stays: if the thread that started a process ends, Linux ends the process (PR_SET_PDEATHSIG).
+        # The thread stays, because the process dies when the thread ends that started it.
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -420,20 +419,12 @@ class _Process:
             "socket": its.fileno(),
             "memory": self._memory.descriptor,
             "places": self._memory.num_places,
-            "parent": os.getpid(),
         }
         with its, tempfile.TemporaryFile() as said:
             if self._is_closed:
                 raise RunError(_STOPPED)
-            child = subprocess.Popen(
-                # -P: modules of the current folder, which may come from an archive, are not imported.
-                [sys.executable, "-P", "-c", "from crackbatch.images.decoder import serve; serve()", json.dumps(asked)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                pass_fds=(its.fileno(), self._memory.descriptor),
-                env=_environment(),
-            )
+            descriptors = (its.fileno(), self._memory.descriptor)
+            child = start_child("crackbatch.images.decoder", asked, descriptors, said)
             self._child, self._connection = child, mine
             its.close()
             try:
@@ -489,14 +480,6 @@ class _Timed:
 
 def _lacked_memory(row: Facts) -> bool:
     return bool(row[FACTS.index("error")] == NO_MEMORY)
-
-
-def _environment() -> dict[str, str]:
-    """The environment of a decoder: the same modules as here, but none from the current folder."""
-    folders = [path for path in sys.path if os.path.isabs(path) and path != os.getcwd()]
-    folders.append(str(Path(__file__).parents[2]))
-    # numpy's library starts a thread for each core of the machine, which a decoder never uses.
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _describe(code: int) -> str:

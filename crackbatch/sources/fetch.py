@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from crackbatch.archives.cells import read_cells
 from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content
-from crackbatch.archives.parquet import parquet_cells
 from crackbatch.archives.zips import unzip
 from crackbatch.errors import RunError
 from crackbatch.sources.rows import CARRIED
@@ -270,7 +270,7 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[Content]:
     try:
         if listed in ("", _stat_version(location)):
             with ranges.open_file(location) as file:
-                for contents in _in_blocks(parquet_cells(pq.ParquetFile(file), rows)):
+                for contents in _in_blocks(read_cells(file, file.seek(0, io.SEEK_END), rows)):
                     if listed not in ("", _stat_version(location)):  # checked after reading, as for ranges
                         break
                     yield from contents

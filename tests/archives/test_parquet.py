@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders.plans import contents, plan_of_archive
+from crackbatch.archives import cells
 from crackbatch.errors import SourceError
 from crackbatch.sources.fetch import fetch
 
@@ -44,20 +48,71 @@ def test_a_parquet_group_with_fewer_rows_than_its_footer_says_mixes_nothing_up(t
 
 
 @pytest.mark.parametrize("layout", ["bytes", "struct"])
-def test_large_cells_of_a_parquet_file_are_not_all_in_memory_at_once(tmp_path: Path, layout: str) -> None:
+def test_large_cells_of_a_parquet_file_are_not_all_in_memory_at_once(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = [os.urandom(8 << 20) for _ in range(24)]
     column = pa.array(data if layout == "bytes" else [{"bytes": item, "path": "x"} for item in data])
     options = {"compression": "none", "use_dictionary": False, "write_batch_size": 1}  # a page for each cell
     pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet", **options)
-    plan, before, pool = plan_of_archive(tmp_path / "a.parquet"), pa.default_memory_pool(), pa.system_memory_pool()
-    del column
-    pa.set_memory_pool(pool)
-    try:
-        blocks = fetch(plan.table)
-        assert [row["bytes"] for block in blocks for row in block.to_pylist()] == data
-        assert pool.max_memory() < 150 << 20
-    finally:
-        pa.set_memory_pool(before)
+    monkeypatch.setattr(cells, "_LEAST_MEMORY", 100 << 20)
+    monkeypatch.setattr(cells, "_MOST_MEMORY", 100 << 20)
+    monkeypatch.setattr(cells, "_LIBRARIES", 150 << 20)
+    blocks = fetch(plan_of_archive(tmp_path / "a.parquet").table)
+    assert [row["bytes"] for block in blocks for row in block.to_pylist()] == data
+
+
+@pytest.mark.parametrize("layout", ["bytes", "struct"])
+def test_a_parquet_file_that_unpacks_to_any_size_costs_only_its_own_rows(tmp_path: Path, layout: str) -> None:
+    """One value of 20 MB in a dictionary of a few kilobytes that 40 rows share; a page of 300 MB; and good files."""
+    (tmp_path / "in").mkdir()
+    good = [b"image %d" % number for number in range(5)]
+    for name, values in {"shared": [bytes(20 << 20)], "good": good, "huge": [bytes(300 << 20)]}.items():
+        column: pa.Array = pa.array(values)
+        if name == "shared":
+            column = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), column)
+        if layout == "struct":
+            column = pa.StructArray.from_arrays([column], ["bytes"])
+        options = {"compression": "zstd", "use_dictionary": name == "shared", "dictionary_pagesize_limit": 1 << 30}
+        pq.write_table(pa.table({"image": column}), tmp_path / "in" / f"{name}.parquet", **options)
+    code = f"""
+import hashlib, json, resource
+from builders.plans import plan_of
+from crackbatch.archives import cells
+from crackbatch.sources.fetch import fetch
+cells._LEAST_MEMORY = cells._MOST_MEMORY = 256 << 20
+resource.setrlimit(resource.RLIMIT_DATA, (600 << 20, resource.RLIM_INFINITY))
+for block in fetch(plan_of("{tmp_path}/in").table):
+    for row in block.to_pylist():
+        print(json.dumps([row["image_uri"], row["status"], row["error"], len(row["bytes"] or b"")]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row[3] for row in read] == [len(item) for item in good] + [0] + [20 << 20] * 40
+    assert {row[1] for row in read if "huge" in row[0]} <= {"crashed"}
+    assert "needs more than 0.3 GB of memory" in read[5][2]
+
+
+def test_null_cells_are_counted_and_missing_images_are_rows(tmp_path: Path) -> None:
+    nulls = pa.table({"image": pa.array([None] * 3_000_000, pa.binary())})
+    pq.write_table(nulls, tmp_path / "nulls.parquet", row_group_size=1_000_000)
+    with pytest.raises(SourceError, match="found only 3,000,000 rows without an image"):
+        plan_of_archive(tmp_path / "nulls.parquet")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": None, "path": f"{number}.jpg"} for number in range(3)] + [None] * 5, kind)
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet", row_group_size=3)
+    plan = plan_of_archive(tmp_path / "a.parquet")
+    assert contents(plan) == {f"image/{number}": "missing" for number in range(3)}
+    assert plan.listing.passed_over == {"rows without an image": 5}
+
+
+def test_null_cells_of_which_the_footer_says_nothing_are_bounded(tmp_path: Path) -> None:
+    nulls = pa.table({"image": pa.array([None] * 3_000_000, pa.binary())})
+    pq.write_table(nulls, tmp_path / "a.parquet", write_statistics=False)
+    plan = plan_of_archive(tmp_path / "a.parquet")
+    assert plan.table.num_rows == 100_000
+    assert "announces more than 100,000 images" in plan.listing.problems[0]
 
 
 def test_a_struct_whose_bytes_are_no_bytes_is_no_image_column(tmp_path: Path) -> None:
