@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from functools import cache
 
 import PIL.Image
@@ -26,9 +28,10 @@ _PILLOW_FORMATS = frozenset(
     "JPEG MPO PNG TIFF BMP DIB WEBP GIF HEIF AVIF JPEG2000 PPM ICO TGA PCX SGI".split()  # noqa: SIM905
 )
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES: tuple[tuple[bytes, int, str], ...] = (  # (bytes, offset, format)
     (b"\xff\xd8\xff", 0, "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", 0, "png"),
+    (_PNG, 0, "png"),
     (b"II*\x00", 0, "tiff"),
     (b"MM\x00*", 0, "tiff"),
     (b"II+\x00", 0, "tiff"),
@@ -67,8 +70,61 @@ _KNOWN_BUT_UNSUPPORTED: tuple[tuple[bytes, int, str], ...] = (
 )
 
 
+_NO_IMAGES = (  # in lower case
+    (b"%pdf", "a PDF"),
+    (b"pk\x03\x04", "a zip or an office document"),
+    (b"\xd0\xcf\x11\xe0", "an old office document"),
+    (b"rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7-Zip archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"bzh", "a bzip2 file"),
+    (b"\xfd7zxz", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file"),
+    (b"par1", "a Parquet file"),
+    (b"sqlite format 3", "a SQLite database"),
+    (b"version https://git-lfs", "a pointer of Git LFS (run git lfs pull)"),
+    (b"<!doctype html", "a web page, such as a server's question for a login"),
+    (b"<html", "a web page, such as a server's question for a login"),
+    (b"<?xml", "an XML text, such as a server's error message"),
+    (b"<svg", "a drawing (SVG)"),
+    (b"<error", "an XML text, such as a server's error message"),
+    (b"\x7felf", "a program"),
+    (b"mz", "a program"),
+    (b"#!", "a script"),
+    (b"id3", "a sound file"),
+    (b"riff", "a video or a sound file"),
+    (b"ogg", "a video or a sound file"),
+    (b"\x1a\x45\xdf\xa3", "a video"),
+    (b"\0\0\0\x18ftyp", "a video"),
+    (b"\0\0\0\x1cftyp", "a video"),
+    (b"\0\0\0 ftyp", "a video"),
+    (b"\0\0\0\x14ftyp", "a video"),
+)
+
+
 class Refused(Exception):
     """The image is refused. The arguments are its status, its error text, and its format if that is known better."""
+
+
+def size_in_ico(data: bytes) -> tuple[int, int] | None:
+    """Return the largest width and height of the pictures in an ICO, None for another format.
+
+    Pillow decodes an ICO when it opens it. The directory of the file gives sizes up to 256 only; a PNG inside has its
+    own.
+    """
+    if data[:4] != b"\0\0\1\0":
+        return None
+    sizes = [(0, 0)]
+    (num,) = struct.unpack_from("<H", data.ljust(6, b"\0"), 4)
+    for entry in range(6, min(6 + 16 * num, len(data) - 15), 16):
+        (start,) = struct.unpack_from("<I", data, entry + 12)
+        head = data[start : start + 24].ljust(24, b"\0")
+        if head.startswith(_PNG):
+            sizes.append(struct.unpack_from(">II", head, 16))
+        else:  # a BMP without its file header; its height counts the mask too
+            width, height = struct.unpack_from("<ii", head, 4)
+            sizes.append((abs(width), abs(height) // 2))
+    return max(sizes, key=math.prod)
 
 
 def unsupported(name: str) -> str:
@@ -96,11 +152,15 @@ def recognize_unsupported(data: bytes) -> str | None:
 
 
 def describe_start(data: bytes) -> str:
-    """Return the error text for bytes that are not the start of any image format."""
-    start = data[:16]
-    text = start.decode("ascii", "replace") if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start) else None
-    shown = repr(text) if text else f"bytes {start[:8].hex(' ')}"
-    return f"no image format starts with {shown}"
+    """Return the error text for bytes that are not the start of any image format.
+
+    It shows none of the bytes: whoever names a file in a manifest need not be allowed to read it.
+    """
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
+    known = next((name for magic, name in _NO_IMAGES if start.lower().startswith(magic)), None)
+    if known is None and start and all(32 <= byte < 127 or byte in b"\r\n\t\f" for byte in start):
+        known = "a text"
+    return f"it is {known}, not an image" if known else "its first bytes are those of no image format"
 
 
 @cache

@@ -7,6 +7,7 @@ because an image that cannot be scored also gets a row in the table.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ from crackbatch.images.formats import (
     pillow_formats,
     recognize,
     recognize_unsupported,
+    size_in_ico,
     unsupported,
 )
 from crackbatch.images.integrity import check_structure, is_cut, unknown_kind
@@ -41,6 +43,7 @@ PIL.Image.MAX_IMAGE_PIXELS = None
 _MAX_SIDE = 1 << 26  # Pillow cannot scale an image with a side twice as long
 # If the darkest and the lightest spot differ by fewer grey levels, the picture is only noise, and its hash is useless.
 _MIN_CONTRAST = 4
+_BYTES = re.compile(r"b'[^']*'|b\"[^\"]*\"")  # as Python writes them: decoders quote the image
 
 
 @dataclass(slots=True)
@@ -127,24 +130,30 @@ def picture_hash(picture: Picture) -> bytes | None:
 def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
     if picture.format == "png":
         data = pixels_only(data)
+    if (size := size_in_ico(data)) is not None:
+        _check_size(*size, max_megapixels)
     with PIL.Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
         picture.format = name_of(image.format)
         if picture.format == "tiff" and (page := photo_page(data)):
             image.seek(page)
         _note_size(picture, image)
-        if (megapixels := image.width * image.height / 1e6) > max_megapixels:
-            raise Refused(
-                "too_large",
-                f"{image.width}x{image.height} is {megapixels:.1f} megapixels, above the limit of {max_megapixels:g}"
-                " (--max-megapixels)",
-            )
-        if max(image.size) > _MAX_SIDE:
-            raise Refused("too_large", f"{image.width}x{image.height}: a side may have at most {_MAX_SIDE:,} pixels")
+        _check_size(*image.size, max_megapixels)
         check_structure(data, picture.format)
         for name, value in read_exif(image)._asdict().items():
             setattr(picture, name, value)
         pixels = decode_jpeg(data, *image.size) if picture.format == "jpeg" else None
         _load(image, picture, pixels)
+
+
+def _check_size(width: int, height: int, max_megapixels: float) -> None:
+    if (megapixels := width * height / 1e6) > max_megapixels:
+        raise Refused(
+            "too_large",
+            f"{width}x{height} is {megapixels:.1f} megapixels, above the limit of {max_megapixels:g}"
+            " (--max-megapixels)",
+        )
+    if max(width, height) > _MAX_SIDE:
+        raise Refused("too_large", f"{width}x{height}: a side may have at most {_MAX_SIDE:,} pixels")
 
 
 def _load(image: PIL.Image.Image, picture: Picture, pixels: np.ndarray | None = None) -> None:
@@ -197,11 +206,11 @@ def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _diagnose(data: bytes, known: str | None, error: Exception) -> tuple[str, str]:
     """Return the status and the error text for bytes that the decoder refused."""
-    message = str(error) or type(error).__name__
+    message = _BYTES.sub("some bytes", str(error)) or type(error).__name__
     if isinstance(error, PIL.UnidentifiedImageError):
         message = f"its header says {known}, but it cannot be read as such" if known else describe_start(data)
     if known is None:
-        return "not_an_image", message
+        return "not_an_image", "it is cut off" if "truncated" in message.lower() else describe_start(data)
     if known in ("heif", "avif") and "codec" in message.lower():
         return "unsupported", message
     cut = is_cut(data, known) or "truncated" in message.lower() or isinstance(error, EOFError)

@@ -151,7 +151,7 @@ def _read(location: str, name: str, limit: int) -> bytes:
     shown = redact(location)
     try:
         with ranges.open_file(locations.join(resolve(location), name)) as file:
-            data = file.read(limit + 1)
+            data = ranges.read_at_most(file, limit)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_models()) or "none"
         raise BundleError(f"no model at {shown}: {name} is missing (shipped models: {shipped})") from None

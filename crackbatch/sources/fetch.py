@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from crackbatch.storage.retry import retrying
 _MAX_GAP = 64 << 10
 _MAX_MERGED = 8 << 20
 _REMOTE_READS = 16
+_MAX_AHEAD = 32 << 20  # bytes of an object of unknown size that is read beside others
 
 # The columns of the plan that scoring needs. Once the bytes are read, their place is not needed any more.
 _KEPT = ("image_uri", "archive", "version", "size_bytes", "status", "error")
@@ -119,16 +121,32 @@ def _read_whole(rows: list[dict[str, Any]]) -> Iterable[Content]:
     places = [os.fsdecode(row["container"]) for row in rows]
     if locations.is_local(places[0]):
         return (_read_local(row, location) for row, location in zip(rows, places, strict=True))
+    return _read_remote_files(rows, places)
+
+
+def _read_remote_files(rows: list[dict[str, Any]], places: list[str]) -> Iterator[Content]:
+    """Yield whole remote files in order, some read ahead; large ones of unknown size are read one at a time."""
+    left, waiting = deque(zip(rows, places, strict=True)), deque[tuple[dict[str, Any], str, Future[Content | None]]]()
     with ThreadPoolExecutor(_REMOTE_READS) as threads:
-        return list(threads.map(_read_remote, rows, places))
+        while left or waiting:
+            while left and len(waiting) < _REMOTE_READS:
+                row, location = left.popleft()
+                waiting.append((row, location, threads.submit(_read_remote, row, location, _MAX_AHEAD)))
+            row, location, reading = waiting.popleft()
+            yield reading.result() or _read_remote(row, location, MAX_IMAGE_BYTES) or Content()
 
 
-def _read_remote(row: dict[str, Any], location: str) -> Content:
-    """Read a whole object in one request, with one byte more than its listed size to see whether it grew."""
+def _read_remote(row: dict[str, Any], location: str, most: int) -> Content | None:
+    """Read a whole object in one request, with one byte more than its listed size to see whether it grew.
+
+    Return None for an object of unknown size that has more than `most` bytes, if a later try may have more.
+    """
     size = row["size_bytes"]
     try:
         filesystem, path = objects.filesystem(location)
-        data = retrying(lambda: _read_object(filesystem, path, size))
+        data = retrying(lambda: _read_object(filesystem, path, size, most))
+        if size is None and most < len(data) and most < MAX_IMAGE_BYTES:
+            return None
         content = _check_whole(row, data)
         listed = row["container_version"]
         if content.data is not None and locations.lists_versions(location) and not _is_version(data, listed):
@@ -140,11 +158,11 @@ def _read_remote(row: dict[str, Any], location: str) -> Content:
         return _failure(error, location)
 
 
-def _read_object(filesystem: Any, path: str, size: int | None) -> bytes:
+def _read_object(filesystem: Any, path: str, size: int | None, most: int) -> bytes:
     if size is not None:
         return ranges.read_range(filesystem, path, 0, size + 1) if size else b""
     with ranges.open_stream(filesystem, path) as file:  # a server that does not give the size
-        return file.read(MAX_IMAGE_BYTES + 1)
+        return ranges.read_at_most(file, most)
 
 
 def _is_version(data: bytes, version: str) -> bool:
@@ -155,7 +173,8 @@ def _is_version(data: bytes, version: str) -> bool:
 def _read_local(row: dict[str, Any], location: str) -> Content:
     try:
         with open(os.open(location, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # so that it does not wait for a pipe
-            data = file.read(MAX_IMAGE_BYTES + 1) or b""
+            size = min(os.fstat(file.fileno()).st_size, MAX_IMAGE_BYTES)
+            data = file.read(size + 1) or b""
             now = locations.local_version(os.fstat(file.fileno()))
     except OSError as error:
         return _failure(error, location)

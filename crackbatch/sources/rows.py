@@ -117,8 +117,10 @@ def look_at(location: str) -> Object:
         return Object(location, None if size is None else int(size), locations.version(info), None)
     except FileNotFoundError:
         return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
-    except SourceError:
-        raise
+    except SourceError as error:
+        if locations.scheme(location) in locations.EXTRAS:  # a package is missing for it and many others
+            raise
+        return Object(location, None, "", None, "unreadable", str(error))
     except Exception as error:  # each cloud library has its own exceptions
         objects.check_credentials(error, location)
         return Object(location, None, "", None, "unreadable", reason_of(error, location))

@@ -6,6 +6,7 @@ keeps its scheme, so that `fsspec.open(location)` works on the locations in the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from datetime import datetime
@@ -21,6 +22,7 @@ S3 = ("s3", "s3a")
 # The schemes of the clouds, and the extra of crackbatch that installs the library for each.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _FILE_URL = re.compile(r"^(?:file|local)://(?:localhost(?=/))?|^file:(?=/(?!/))", re.IGNORECASE)
+_MAX_VERSION = 256  # characters
 GONE = (404, 410)  # HTTP statuses for a file that does not exist
 
 
@@ -91,7 +93,7 @@ def version(info: dict[str, Any]) -> str:
     """Return a text that changes when the object changes: ETag or MD5, else modification time and size, else size."""
     for key in ("ETag", "etag", "md5Hash", "content_md5"):
         if info.get(key):
-            return str(info[key]).strip('"')
+            return _plain(str(info[key]).strip('"'))
     size = info.get("size")
     for key in ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"):
         moment = info.get(key)
@@ -100,6 +102,12 @@ def version(info: dict[str, Any]) -> str:
         if moment is not None:
             return f"{moment}-{size}"
     return str(size)
+
+
+def _plain(text: str) -> str:
+    """Return what a server calls a version as valid Unicode of limited length, without NUL."""
+    plain = as_text(text).replace("\0", "\\x00")
+    return plain if len(plain) <= _MAX_VERSION else hashlib.sha256(plain.encode()).hexdigest()
 
 
 def lists_versions(location: str) -> bool:

@@ -16,13 +16,14 @@ from crackbatch.storage.buckets import list_objects
 from crackbatch.storage.locations import EXTRAS, GONE, S3, is_local, is_temporary, is_web, join, normalize, scheme
 from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, lacks_credentials, retrying
+from crackbatch.storage.urls import WEB
 
 
 def filesystem(location: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a location and the path in it; SourceError says which package is missing."""
     kind = scheme(location)
     try:
-        options = _without_retries() if kind in S3 else {}
+        options = _without_retries() if kind in S3 else _without_unpacking(kind) if kind in WEB else {}
         # Not fsspec's `url_to_fs`: it treats `::` in a name as a chain of storages.
         known = fsspec.get_filesystem_class(kind)
         url = location if kind != "file" else f"file://{normalize(location)}"
@@ -42,6 +43,15 @@ def _without_retries() -> dict[str, Any]:
     """Return options for an S3 filesystem that never retries: `storage/retry.py` retries and counts the retries."""
     configured: dict[str, Any] = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **configured}}
+
+
+def _without_unpacking(kind: str) -> dict[str, Any]:
+    """Return options for a web filesystem that unpacks no answer: a packed megabyte may unpack to a gigabyte."""
+    configured: dict[str, Any] = fsspec.config.conf.get(kind, {})
+    return {
+        "client_kwargs": {**configured.get("client_kwargs", {}), "auto_decompress": False},
+        "headers": {**configured.get("headers", {}), "Accept-Encoding": "identity"},
+    }
 
 
 def arrow_filesystem(location: str) -> tuple[Any, str]:

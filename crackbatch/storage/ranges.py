@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from typing import IO, Any
+
+import fsspec.asyn
 
 from crackbatch.storage import locations, objects
 from crackbatch.storage.retry import retrying
 
 _PIECE_BYTES = 4 << 20
+_RANGE_GIVEN = re.compile(r"bytes (\d+)-")  # RFC 9110, 14.4
 _WHOLE_FILES_ONLY = "the server sends whole files only, not ranges; download the file and give the path of the copy"
 
 
@@ -50,16 +54,35 @@ def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
         return b""
     if not locations.is_web(path):
         return bytes(found.cat_file(path, start=start, end=stop))
-    try:  # not `cat_file`: it reads everything that the server sends
-        with found.open(path, "rb", size=stop, cache_type="none") as file:
-            file.seek(start)
-            return bytes(file.read(stop - start))
-    except ValueError:
-        raise io.UnsupportedOperation(_WHOLE_FILES_ONLY) from None
-    except Exception as error:
-        if getattr(error, "status", None) in locations.GONE:
-            raise FileNotFoundError(path) from None
-        raise
+    return bytes(fsspec.asyn.sync(found.loop, _web_range, found, path, start, stop))
+
+
+async def _web_range(found: Any, path: str, start: int, stop: int) -> bytes:
+    """Read a range from a web server, and no byte more: fsspec reads all that the server sends."""
+    options = {**found.kwargs, "headers": {**found.kwargs.get("headers", {}), "Range": f"bytes={start}-{stop - 1}"}}
+    session = await found.set_session()
+    async with session.get(found.encode_url(path), **options) as answer:
+        if answer.status == 416:  # the file ends before
+            return b""
+        if answer.status in locations.GONE:
+            raise FileNotFoundError(path)
+        answer.raise_for_status()
+        given = _RANGE_GIVEN.match(answer.headers.get("Content-Range", "")) if answer.status == 206 else None
+        if start != (int(given[1]) if given else start if answer.status == 206 else 0):
+            raise io.UnsupportedOperation(_WHOLE_FILES_ONLY)
+        data = bytearray()
+        while len(data) < stop - start and (piece := await answer.content.read(stop - start - len(data))):
+            data += piece
+        return bytes(data)
+
+
+def read_at_most(file: IO[bytes], limit: int) -> bytes:
+    """Read a file to its end, or one byte more than the limit; takes memory only for what is there."""
+    pieces, left = [], limit + 1
+    while left and (piece := file.read(min(left, _PIECE_BYTES))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 class _Stream(io.BufferedReader):

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -112,6 +112,28 @@ class InPieces(WholeFiles):
             outputfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             outputfile.flush()
         outputfile.write(b"0\r\n\r\n")
+
+
+class Packed(WholeFiles):
+    """A server that packs what it sends, asked or not."""
+
+    def end_headers(self) -> None:
+        self.send_header("Content-Encoding", "gzip")
+        super().end_headers()
+
+
+class Endless(WholeFiles):
+    """A server that answers each request for a range with bytes without end."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(206)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with suppress(ConnectionError):
+            while True:
+                self.wfile.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
 
 
 class ByQuery(WholeFiles):

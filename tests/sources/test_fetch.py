@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ from builders.credentials import SECRET
 from builders.faulty import Faults, bad_sector
 from builders.plans import contents, fetch_all, plan_of
 from builders.servers import (
+    Endless,
     InPieces,
+    Packed,
     Place,
     Ranges,
     WholeFiles,
@@ -269,3 +274,29 @@ def test_planned_and_fetched_to_the_same_bytes(place: Place, tiles: dict[str, by
     for uri in plan.table["image_uri"].to_pylist()[:: len(tiles) // 2]:
         with fsspec.open(uri) as file:
             assert file.read() == tiles[uri.partition("::")[0].rsplit("/", 1)[-1]]
+
+
+@pytest.mark.parametrize("kind", [Packed, Endless])
+def test_a_web_server_that_sends_more_than_it_is_asked_for_takes_no_memory(
+    kind: type[WholeFiles], tmp_path: Path
+) -> None:
+    """A packed megabyte is not unpacked to a gigabyte, and a range without end is not read to its end."""
+    bomb = zlib.compressobj(9, wbits=31)
+    packed = b"".join([*(bomb.compress(bytes(1 << 20)) for _ in range(300)), bomb.flush()])
+    write_files(tmp_path / "www", {f"{number}.jpg": packed for number in range(20)})
+    with serving(tmp_path / "www", kind) as base:
+        code = f"""
+import resource
+from builders.plans import fetch_all, plan_of
+lines = [f"{base}/{{number}}.jpg" for number in range(20)]
+open("{tmp_path}/m.csv", "w").write("image_uri\\n" + "\\n".join(lines))
+plan = plan_of("{tmp_path}/m.csv")
+print(sorted({{(row["status"], len(row["bytes"] or b"")) for row in fetch_all(plan)}}, key=str))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = (None, len(packed)) if kind is Packed else ("changed", 0)
+    told, peak_kb = done.stdout.splitlines()
+    assert told == str([expected])
+    assert int(peak_kb) < 600_000

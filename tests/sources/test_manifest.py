@@ -14,8 +14,8 @@ import pytest
 
 from builders.archives import write_files, zip_with
 from builders.faulty import Faults
-from builders.plans import contents, plan_of, plan_of_archive
-from builders.servers import put
+from builders.plans import contents, fetch_all, plan_of, plan_of_archive
+from builders.servers import WholeFiles, put, serving
 from crackbatch.errors import RunError, SourceError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.sources.manifest import Manifest, read_manifest
@@ -273,3 +273,28 @@ def test_file_urls_are_understood_however_they_are_written(host: str, tmp_path: 
         pq.write_table(pa.table({"image_uri": uris}), tmp_path / "m.parquet")
         assert contents(plan_of(tmp_path / "m.parquet")) == expected
     assert contents(plan_of(folder.as_uri().replace("file://", f"file://{host}"))) == expected
+
+
+def test_a_row_that_cannot_be_looked_up_ends_as_a_row(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    class Odd(WholeFiles):
+        def end_headers(self) -> None:
+            self._headers_buffer.append(b'ETag: "caf\xe9' + b"x" * 3000 + b'"\r\n')  # type: ignore[attr-defined]
+            super().end_headers()
+
+    folder = write_files(tmp_path / "www", {"a.jpg": tiles["tile-00.jpg"]})
+    with serving(folder, Odd) as base:
+        uris = [
+            f"{base}/a.jpg",
+            "foo://x/y.jpg",
+            "nul\0.jpg",
+            f"/{'x' * 5000}.jpg",
+            "http://[/y.jpg",
+            "zip://a::foo://x/y.zip",
+        ]
+        pq.write_table(pa.table({"image_uri": uris}), tmp_path / "m.parquet")
+        rows = fetch_all(plan_of(tmp_path / "m.parquet"))
+    assert len(rows) == len(uris)
+    read = [row for row in rows if row["status"] is None]
+    assert [row["bytes"] for row in read] == [tiles["tile-00.jpg"]]
+    assert len(str(read[0]["version"])) == 64
+    assert {row["status"] for row in rows} == {None, "unreadable"}
