@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 
 from crackbatch.archives.members import MAX_IMAGE_BYTES, Content, too_large
 from crackbatch.archives.parquet import image_column
-from crackbatch.child import live_as_child, start_child
-from crackbatch.machine import free_memory
+from crackbatch.machine import free_memory, live_as_child, start_child
 
 # What the child may take: more on machines that have more, since a cell of a gigabyte is copied a few times.
 _LEAST_MEMORY, _MOST_MEMORY = 1 << 30, 4 << 30

@@ -89,6 +89,9 @@ def score(
     engine: Annotated[
         str, typer.Option(help="Score with Ray (ray), in this process (local), or as suits the work (auto).")
     ] = "auto",
+    only_below: Annotated[
+        list[str] | None, typer.Option(help="Read no image outside of this folder or URL; may be repeated.")
+    ] = None,
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
     with interruptible("finished work is kept; run the same command to continue"):

@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from crackbatch.child import live_as_child
 from crackbatch.images.picture import NO_MEMORY, Picture, picture_hash, read_image, to_input
-from crackbatch.machine import free_memory
+from crackbatch.machine import free_memory, live_as_child
 
 # What is known about an image besides its pixels.
 FACTS = (

@@ -31,11 +31,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crackbatch.child import start_child
 from crackbatch.errors import RunError
 from crackbatch.images.decoder import FACTS, HEADER, LENGTH, READY
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS, NO_MEMORY
-from crackbatch.machine import num_cores
+from crackbatch.machine import num_cores, start_child
 
 DEFAULT_TIMEOUT_S = 120.0
 _MAX_TRIES = 3

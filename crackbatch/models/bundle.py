@@ -63,8 +63,13 @@ class Bundle:
 
     @property
     def model_id(self) -> str:
-        """`name@` and the first 12 hexadecimal digits of the weights' sha256."""
-        return f"{self.name}@{self.weights_sha256[:12]}"
+        """`name@` and 12 hexadecimal digits of the sha256 of all that changes an answer: the weights and the settings.
+
+        The operating points do not belong to it: each row of a table has its threshold.
+        """
+        settings = [self.network, self.input_size, self.mean, self.std, self.temperature, self.classes]
+        answers = f"{self.weights_sha256} {json.dumps(settings)}"
+        return f"{self.name}@{hashlib.sha256(answers.encode()).hexdigest()[:12]}"
 
     def draw_line(self, threshold: float | None, operating_point: str | None) -> float:
         """Return the given threshold, or the threshold of the given operating point, or of `balanced` if none is given.

@@ -100,7 +100,7 @@ def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen:
             _fetch_shards,  # type: ignore[arg-type]  # Ray's stubs lack fn_kwargs
             batch_size=None,
             batch_format="pyarrow",
-            fn_kwargs={"seen": seen},
+            fn_kwargs={"seen": seen, "redirects": not request.only_below},
             compute=TaskPoolStrategy(size=min(devices.num_readers, len(shards))),
             num_cpus=devices.reader_cpus,
         )
@@ -140,8 +140,9 @@ def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen:
     )
 
 
-def _fetch_shards(batch: pa.Table, seen: Seen) -> Iterator[pa.Table]:
+def _fetch_shards(batch: pa.Table, seen: Seen, redirects: bool) -> Iterator[pa.Table]:
     seen.check()
+    objects.follow_redirects(redirects)
     for place in batch.to_pylist():
         started, retries = time.perf_counter(), num_retries()
         shard = Shard(**place)

@@ -44,6 +44,7 @@ class Request:
     batch_size: int | None
     address: str | None
     engine: str = "auto"
+    only_below: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_rate <= 1:
@@ -61,6 +62,8 @@ class Request:
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit must be 1 or more, got {self.limit}")
 
+        if not all(self.only_below):
+            raise OptionError("--only-below must not be empty; give a folder or URL")
         if self.engine not in ENGINES:
             raise OptionError(f"--engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.engine == "local" and self.address:
@@ -80,6 +83,7 @@ class Request:
                 "max_megapixels": self.max_megapixels,
                 "limit": self.limit,
                 **({"new_only": True} if self.new_only else {}),
+                **({"only_below": sorted(map(locations.public, self.only_below))} if self.only_below else {}),
             }
         )
 
@@ -105,6 +109,7 @@ class Request:
             "max_megapixels": self.max_megapixels,
             "limit": self.limit,
             "new_only": self.new_only,
+            "only_below": [redact(prefix) for prefix in self.only_below],
             "versions": {"crackbatch": __version__, **library_versions("ray", "torch", "torchvision", "pyarrow")},
         }
 

@@ -39,6 +39,7 @@ from crackbatch.scoring.pipeline import score_on_ray
 from crackbatch.scoring.request import Request, image_extensions
 from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import Plan, Tally, intersect, make_plan, subtract
+from crackbatch.sources.prefixes import Prefixes
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.lease import Holding
 from crackbatch.storage.redaction import redact
@@ -85,6 +86,7 @@ def score(
     address: str | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
+    only_below: Sequence[locations.Location] = (),
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -92,7 +94,8 @@ def score(
     …), Parquet files with an image column, or manifests (CSV or Parquet with `image_uri`), as local paths or fsspec
     URLs. A dry run lists them and writes nothing. With `new_only`, the run skips images that any published run in `out`
     has scored with this model. When more than `max_errors` images have failed, the run stops and publishes the rows it
-    has. Raises RequestError if the request is wrong, RunError if the run failed.
+    has. With `only_below`, images that are not below one of these locations are not read; their rows are `unreadable`.
+    Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
     bundle = read_bundle(os.fspath(model))
@@ -111,7 +114,9 @@ def score(
         batch_size=batch_size,
         address=address,
         engine=engine,
+        only_below=tuple(locations.normalize(os.fspath(prefix)) if prefix else "" for prefix in only_below),
     )
+    objects.follow_redirects(not request.only_below)
     if dry_run:
         check_names(date, run_id)
         return _dry_run(request, start)
@@ -133,7 +138,8 @@ def score(
 
 def _dry_run(request: Request, start: Start) -> RunSummary:
     """List what would be read; write nothing."""
-    plan = make_plan(request.sources, request.extensions, [request.out] if request.out else [], limit=request.limit)
+    skip, prefixes = [request.out] if request.out else [], Prefixes(request.only_below)
+    plan = make_plan(request.sources, request.extensions, skip, limit=request.limit, prefixes=prefixes)
     _schema(request, plan)
     return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
 
@@ -209,7 +215,10 @@ def _failed(planning: Any) -> bool:
 
 
 def _plan(request: Request, scratch: str, tally: Tally) -> Plan:
-    return make_plan(request.sources, request.extensions, [request.out], scratch, request.limit, tally)
+    return make_plan(
+        request.sources, request.extensions, [request.out], scratch, request.limit, tally,
+        prefixes=Prefixes(request.only_below),
+    )  # fmt: skip
 
 
 def _run(

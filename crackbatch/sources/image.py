@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from crackbatch.archives.members import Listing
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.manifest import URI_COLUMN, Manifest, plan_manifest
+from crackbatch.sources.prefixes import Prefixes
 from crackbatch.storage.redaction import redact
 
 
@@ -25,7 +26,7 @@ def open_image(image_uri: str, version: str | None = None) -> io.BytesIO:
     """
     manifest = Manifest(os.path.join(os.getcwd(), "manifest"), pa.table({URI_COLUMN: pa.array([image_uri])}))
     with tempfile.TemporaryDirectory(prefix="crackbatch-") as scratch:
-        plan = plan_manifest(manifest, Listing(), scratch)
+        plan = plan_manifest(manifest, Listing(), scratch, Prefixes())
         if version is not None:
             plan = plan.filter(pc.equal(plan.column("version"), version))
         if not plan.num_rows:

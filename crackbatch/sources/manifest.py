@@ -20,8 +20,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from crackbatch.archives.kinds import kind_of
-from crackbatch.archives.members import Listing, split_uri
+from crackbatch.archives.members import Listing, Object, split_uri
 from crackbatch.errors import SourceError
+from crackbatch.sources.prefixes import Prefixes
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import as_text, from_text, redact
@@ -145,8 +146,11 @@ def _check_lines(data: bytes, delimiter: str, shown: str) -> None:
         ) from None
 
 
-def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> pa.Table:
-    """Plan the images of a manifest, with its other columns; an image that does not exist has the status `missing`."""
+def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None, prefixes: Prefixes) -> pa.Table:
+    """Plan the images of a manifest, with its other columns.
+
+    An image that does not exist has the status `missing`. One that is not below `prefixes` is not even looked up.
+    """
     folder = locations.without_query(manifest.location).rsplit("/", 1)[0]
     others = manifest.table.drop_columns([URI_COLUMN])
     loose: list[tuple[int, str]] = []
@@ -161,12 +165,12 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None) -> 
     with ThreadPoolExecutor(_LOOKING_THREADS) as threads:
         for start in range(0, len(loose), _LOOKED_AT):  # an image that waits for a thread takes 2 kB of memory
             some = loose[start : start + _LOOKED_AT]
-            for (row, _), found in zip(some, threads.map(lambda item: look_at(item[1]), some), strict=True):
+            for (row, _), found in zip(some, threads.map(lambda item: _look_at(item[1], prefixes), some), strict=True):
                 add_loose(rows, found, scratch)
                 order.append(row)
     tables = [rows.table()]
     for container, names in inside.items():
-        table = _pick_members(container, names, listing, scratch)
+        table = _pick_members(container, names, listing, scratch, prefixes)
         lines = [names[_member_name(uri)] for uri in table.column("image_uri").to_pylist()]
         tables.append(table.take(np.repeat(np.arange(len(lines)), [len(each) for each in lines])))
         order.extend(itertools.chain.from_iterable(lines))
@@ -186,8 +190,15 @@ def _absolute(uri: str, folder: str) -> str:
     return location
 
 
-def _pick_members(container: str, names: Collection[str], listing: Listing, scratch: str | None) -> pa.Table:
-    found = look_at(container)._replace(kind=kind_of(locations.file_name(container)))
+def _look_at(location: str, prefixes: Prefixes) -> Object:
+    why = prefixes.refusal(location)
+    return look_at(location) if why is None else Object(location, None, "", None, "unreadable", why)
+
+
+def _pick_members(
+    container: str, names: Collection[str], listing: Listing, scratch: str | None, prefixes: Prefixes
+) -> pa.Table:
+    found = _look_at(container, prefixes)._replace(kind=kind_of(locations.file_name(container)))
     if found.status is None and found.kind is None:
         found = found._replace(status="unreadable", error=f"{redact(container)} is not named like an archive")
     rows = Rows()

@@ -22,6 +22,7 @@ from crackbatch.errors import RunError, SourceError
 from crackbatch.images.formats import describe_extensions
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
+from crackbatch.sources.prefixes import Prefixes
 from crackbatch.sources.rows import CARRIED, IDENTITY, SCHEMA, Rows, add_loose, identity_keys, list_archive
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
@@ -85,15 +86,20 @@ def make_plan(
     limit: int | None = None,
     tally: Tally | None = None,
     apart: Sequence[str] = (),
+    prefixes: Prefixes = Prefixes(),  # noqa: B008  # it is never changed
 ) -> Plan:
     """List every image in the sources once, ordered by container and offset.
 
     Images of compressed tars and of `memory://` are copied below `scratch`; without it (in a dry run) they are only
     listed. `tally` counts the images meanwhile. Manifest lines with the same image become one row, unless they differ
-    in the columns `apart`. Raises SourceError if a source does not exist, or if no source has an image.
+    in the columns `apart`. Images that are not below `prefixes` are `unreadable`. Raises SourceError if a source does
+    not exist or is not below them, or if no source has an image.
     """
-    planner = _Planner(extensions, scratch, tally or Tally(1))
+    planner = _Planner(extensions, scratch, tally or Tally(1), prefixes)
     sources = list(sources)
+    for source in sources:
+        if why := prefixes.refusal(root_of(source)):
+            raise SourceError(f"{redact(source)}: {why}")
     try:
         for source in sources:
             for found in list_source(source, extensions, planner.listing, skip):
@@ -121,11 +127,12 @@ def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[s
 class _Planner:
     """Collects the rows of the plan from objects, archives and manifests; threads list the archives."""
 
-    def __init__(self, extensions: frozenset[str], scratch: str | None, tally: Tally) -> None:
+    def __init__(self, extensions: frozenset[str], scratch: str | None, tally: Tally, prefixes: Prefixes) -> None:
         self.listing = Listing()
         self._tally = tally
         self._extensions = extensions
         self._scratch = scratch
+        self._prefixes = prefixes
         self._loose = Rows()
         self._tables: list[pa.Table] = []
         self._archives: list[tuple[str, pa.Table | Future[tuple[pa.Table, Listing] | None]]] = []
@@ -136,8 +143,11 @@ class _Planner:
 
     def add(self, found: Object | Manifest) -> None:
         if isinstance(found, Manifest):
-            self._archives.append((found.location, plan_manifest(found, self.listing, self._scratch)))
-        elif found.kind is None:
+            planned = plan_manifest(found, self.listing, self._scratch, self._prefixes)
+            self._archives.append((found.location, planned))
+            return
+        found = self._prefixes.check(found)
+        if found.kind is None:
             add_loose(self._loose, found, self._scratch)
             self._tally.count()
         elif found.status is not None:

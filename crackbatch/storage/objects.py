@@ -18,6 +18,14 @@ from crackbatch.storage.redaction import reason_of, redact
 from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, lacks_credentials, retrying
 from crackbatch.storage.urls import WEB
 
+_follows_redirects = True
+
+
+def follow_redirects(allowed: bool) -> None:
+    """Set whether this process follows a web server that sends it to another address; it does unless told otherwise."""
+    global _follows_redirects  # of the whole process, as its filesystems are
+    _follows_redirects = allowed
+
 
 def filesystem(location: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a location and the path in it; SourceError says which package is missing."""
@@ -48,7 +56,9 @@ def _without_retries() -> dict[str, Any]:
 def _without_unpacking(kind: str) -> dict[str, Any]:
     """Return options for a web filesystem that unpacks no answer: a packed megabyte may unpack to a gigabyte."""
     configured: dict[str, Any] = fsspec.config.conf.get(kind, {})
+    options = {} if _follows_redirects else {"allow_redirects": False}
     return {
+        **options,
         "client_kwargs": {**configured.get("client_kwargs", {}), "auto_decompress": False},
         "headers": {**configured.get("headers", {}), "Accept-Encoding": "identity"},
     }

@@ -17,6 +17,8 @@ from crackbatch.storage import locations, objects
 from crackbatch.storage.retry import retrying
 
 _PIECE_BYTES = 4 << 20
+_NOT_FOLLOWED = "the server redirects to another address, which is not followed (--only-below)"
+_REDIRECTS = range(300, 400)
 _RANGE_GIVEN = re.compile(r"bytes (\d+)-")  # RFC 9110, 14.4
 _WHOLE_FILES_ONLY = "the server sends whole files only, not ranges; download the file and give the path of the copy"
 
@@ -42,7 +44,10 @@ def open_stream(found: Any, path: str) -> IO[bytes]:
     this one waits for all that were requested.
     """
     with objects.told_apart(path):
-        return _Stream(found.open(path, "rb", cache_type="none"), _PIECE_BYTES)
+        file = found.open(path, "rb", cache_type="none")
+    if getattr(getattr(file, "r", None), "status", 200) in _REDIRECTS:  # a file from fsspec's HTTP
+        raise OSError(_NOT_FOLLOWED)
+    return _Stream(file, _PIECE_BYTES)
 
 
 def read_range(found: Any, path: str, start: int, stop: int) -> bytes:
@@ -67,6 +72,8 @@ async def _web_range(found: Any, path: str, start: int, stop: int) -> bytes:
         if answer.status in locations.GONE:
             raise FileNotFoundError(path)
         answer.raise_for_status()
+        if answer.status in _REDIRECTS:
+            raise OSError(_NOT_FOLLOWED)
         given = _RANGE_GIVEN.match(answer.headers.get("Content-Range", "")) if answer.status == 206 else None
         if start != (int(given[1]) if given else start if answer.status == 206 else 0):
             raise io.UnsupportedOperation(_WHOLE_FILES_ONLY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,38 @@ from crackbatch.models.bundle import (
 from crackbatch.storage.redaction import redact
 
 
-def test_the_shipped_model_is_there_and_named_after_its_weights() -> None:
+def test_the_shipped_model_is_there_and_small() -> None:
     assert DEFAULT_MODEL in shipped_models()
-    found = read_bundle()
-    assert found.model_id == f"{DEFAULT_MODEL}@{found.weights_sha256[:12]}"
+    assert read_bundle().model_id.startswith(f"{DEFAULT_MODEL}@")
     assert (SHIPPED / "model.safetensors").stat().st_size <= 23e6
+
+
+def test_all_that_changes_an_answer_is_in_a_models_name(tmp_path: Path) -> None:
+    whole = read_bundle()
+    names = {whole.model_id}
+    for change in (
+        {"temperature": 2.0}, {"mean": [0.4, 0.4, 0.4]}, {"std": [0.2, 0.2, 0.3]}, {"input_size": 160},
+        {"network": "resnet34"},
+    ):  # fmt: skip
+        folder = tmp_path / "-".join(change)
+        shutil.copytree(SHIPPED, folder)
+        edit(folder, **change)
+        names.add(read_bundle(str(folder)).model_id)
+    assert len(names) == 6
+    shutil.copytree(SHIPPED, tmp_path / "same")
+    edit(tmp_path / "same", operating_points={"mine": {"threshold": 0.3}})
+    assert read_bundle(str(tmp_path / "same")).model_id == whole.model_id
+
+
+def test_a_model_takes_no_more_memory_than_its_files(tmp_path: Path) -> None:
+    code = """
+import resource
+from crackbatch.models.bundle import read_bundle
+resource.setrlimit(resource.RLIMIT_DATA, (300 << 20,) * 2)
+print(read_bundle().model_id)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == read_bundle().model_id, done.stderr
 
 
 class Bomb:
