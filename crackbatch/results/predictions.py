@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from crackbatch.errors import OptionError, OutputError
+from crackbatch.sources.rows import in_order, with_large_texts
 from crackbatch.storage import locations, objects
 from crackbatch.storage.redaction import redact
 
@@ -53,12 +54,13 @@ def read_predictions(
         raise OptionError(f"no rows match (run: {run_id or 'any'}, date: {date or 'any'}); runs: {', '.join(known)}")
     if _model_id is not None:  # before _newest: the newest row of an image may be from another model
         table = table.filter(pc.field("model_id") == _model_id)
+    table = with_large_texts(table)
     if run_id is None:
         table = _newest(table)
     if min_probability is not None:
         table = table.filter(pc.field("crack_probability") >= min_probability)
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
-    table = table.take(pc.sort_indices(table, sort_keys=keys))
+    table = pa.concat_tables(in_order(table, pc.sort_indices(table, sort_keys=keys)))
     frame: pd.DataFrame = table.select(wanted).to_pandas()
     return frame
 
@@ -152,6 +154,6 @@ def _newest(table: pa.Table) -> pa.Table:
     which = pc.extract_regex(table.column("version"), r"(?P<which>#\d+)$")
     keys = {"image_uri": table.column("image_uri"), "which": pc.struct_field(which, "which")}
     order = pc.sort_indices(table, sort_keys=[("scored_at", "ascending")])
-    numbered = pa.table({**keys}).take(order).append_column("row", order)
+    numbered = pa.concat_tables(in_order(pa.table(keys), order)).append_column("row", order)
     last = numbered.group_by(list(keys), use_threads=False).aggregate([("row", "last")])
-    return table.take(last.column("row_last"))
+    return pa.concat_tables(in_order(table, last.column("row_last").combine_chunks()))

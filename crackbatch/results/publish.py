@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from crackbatch.errors import PublishError
 from crackbatch.results.parts import concat_identities, read_part
 from crackbatch.results.run import Run
-from crackbatch.sources.rows import IDENTITY, identity_keys
+from crackbatch.sources.rows import IDENTITY, identity_keys, in_order
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_table
 from crackbatch.storage.redaction import redact
@@ -131,12 +131,12 @@ def _read_whole(location: str) -> pa.Table:
 
 
 def _write_sorted(rows: pa.Table, location: str) -> None:
-    """Write the rows, most probable cracks first; at most one row group is copied in memory at a time."""
+    """Write the rows, most probable cracks first; of usual tables, one row group at a time is copied in memory."""
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
     order = pc.sort_indices(rows, sort_keys=keys)
     with (
         atomic.new_file(location) as file,
         pq.ParquetWriter(file, rows.schema, compression="zstd") as writer,
     ):
-        for start in range(0, max(1, len(order)), ROW_GROUP_ROWS):
-            writer.write_table(rows.take(order[start : start + ROW_GROUP_ROWS]))
+        for group in in_order(rows, order, ROW_GROUP_ROWS):
+            writer.write_table(group)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from crackbatch.archives.kinds import kind_of
 from crackbatch.archives.members import Listing, Object, split_uri
 from crackbatch.errors import SourceError
 from crackbatch.sources.prefixes import Prefixes
-from crackbatch.sources.rows import CARRIED, Rows, add_loose, list_archive, look_at
+from crackbatch.sources.rows import CARRIED, Rows, add_loose, in_order, list_archive, look_at
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.redaction import as_text, from_text, redact
 
@@ -32,6 +33,8 @@ URI_COLUMN = "image_uri"
 _MAX_LINE_CHARACTERS = 1 << 20
 _SEPARATOR_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
 _INDEX = re.compile(r"__index_level_\d+__")  # the numbers of rows, which pandas writes beside the columns
+# What a manifest may hold. Cells that repeat take no bytes in Parquet, but memory here.
+_MOST_VALUES, _VALUES_PER_BYTE, _MOST_BYTES = 64_000_000, 64, 4 << 30
 _LOOKED_AT = 10_000
 _LOOKING_THREADS = 8
 
@@ -53,10 +56,10 @@ def read_manifest(location: str) -> Manifest | None:
     try:
         if locations.file_name(location).lower().endswith(".parquet"):
             with ranges.open_file(location) as file:
-                parquet = pq.ParquetFile(file)
-                if URI_COLUMN not in parquet.schema_arrow.names:
-                    return None
-                table = parquet.read()
+                found = _read_parquet(file, shown)
+            if found is None:
+                return None
+            table = found
         else:
             data = objects.read_bytes(location)
             table = _read_csv(data, shown)
@@ -64,16 +67,55 @@ def read_manifest(location: str) -> Manifest | None:
         if isinstance(error, OSError) and not locations.is_local(location):
             raise
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
-    table = table.cast(pa.schema([_decoded(field) for field in table.schema]))
+    table = table.cast(pa.schema([_plain(field) for field in table.schema]))
     table = table.drop_columns([name for name in table.column_names if _INDEX.fullmatch(name)])
     _check_manifest(table, shown)
     uris = table.column(URI_COLUMN).cast(pa.string())
     return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
 
 
-def _decoded(field: pa.Field) -> pa.Field:
-    """Return a dictionary-encoded field with the type of its values: files of one table can differ in dictionaries."""
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+def _plain(field: pa.Field) -> pa.Field:
+    """Return the field of a column as it is carried: without a dictionary, as files of one table can differ in them.
+
+    Texts have 64-bit offsets, so that a column of a table may hold more than two gigabytes of them.
+    """
+    kind = _value_type(field)
+    return field.with_type(pa.large_string() if _is_text(kind) else kind)
+
+
+def _value_type(field: pa.Field) -> pa.DataType:
+    return field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+
+
+def _read_parquet(file: IO[bytes], shown: str) -> pa.Table | None:
+    """Read a Parquet manifest; return None if it has no image_uri. Raises SourceError if it unpacks to too much.
+
+    Texts are read as dictionaries: a text that many rows share is in memory once until it is known how large it is.
+    """
+    schema, size = pq.ParquetFile(file).schema_arrow, file.seek(0, io.SEEK_END)
+    if URI_COLUMN not in schema.names:
+        return None
+    texts = [field.name for field in schema if _is_text(_value_type(field)) or pa.types.is_binary(_value_type(field))]
+    parquet = pq.ParquetFile(file, read_dictionary=texts)
+    groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
+    num_values = sum(group.column(leaf).num_values for group in groups for leaf in range(group.num_columns))
+    if num_values > max(_MOST_VALUES, _VALUES_PER_BYTE * size):
+        raise SourceError(f"manifest {shown} announces {num_values:,} cells, which a file of its size cannot hold")
+    table = parquet.read()
+    unpacked = 0
+    for name in texts:
+        for chunk in table.column(name).chunks:
+            lengths = pc.binary_length(chunk.dictionary if isinstance(chunk, pa.DictionaryArray) else chunk)
+            if (pc.max(lengths).as_py() or 0) > _MAX_LINE_CHARACTERS:
+                raise SourceError(
+                    f"manifest {shown}: a cell of column {name} has more than {_MAX_LINE_CHARACTERS:,} bytes;"
+                    " shorten it"
+                )
+            taken = lengths.take(chunk.indices) if isinstance(chunk, pa.DictionaryArray) else lengths
+            unpacked += pc.sum(taken).as_py() or 0
+    if unpacked > _MOST_BYTES:
+        raise SourceError(f"manifest {shown} holds {unpacked:,} bytes of text, more than {_MOST_BYTES:,}; split it")
+    return table
 
 
 def _check_manifest(table: pa.Table, shown: str) -> None:
@@ -175,7 +217,7 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None, pre
         tables.append(table.take(np.repeat(np.arange(len(lines)), [len(each) for each in lines])))
         order.extend(itertools.chain.from_iterable(lines))
     planned = pa.concat_tables(tables)
-    carried = others.take(pa.array(order, pa.int64()))
+    carried = pa.concat_tables(in_order(others, pa.array(order, pa.int64())))
     for column in carried.schema:
         planned = planned.append_column(column.with_name(CARRIED + column.name), carried.column(column.name))
     return planned

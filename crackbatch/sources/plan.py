@@ -23,11 +23,20 @@ from crackbatch.images.formats import describe_extensions
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
 from crackbatch.sources.prefixes import Prefixes
-from crackbatch.sources.rows import CARRIED, IDENTITY, SCHEMA, Rows, add_loose, identity_keys, list_archive
+from crackbatch.sources.rows import (
+    CARRIED,
+    IDENTITY,
+    SCHEMA,
+    Rows,
+    add_loose,
+    identity_keys,
+    in_order,
+    list_archive,
+    with_large_texts,
+)
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import redact
 
-_SORTED_ROWS = 1_000_000
 _LISTING_THREADS = 8
 _SHOWN_REASONS = 5
 
@@ -223,22 +232,24 @@ def _sort(table: pa.Table) -> pa.Table:
     order = pc.sort_indices(table, sort_keys=[("image_uri", "ascending"), ("container", "ascending")])
     if np.array_equal(order, np.arange(len(order))):
         return table
-    # In pieces, because the texts of one chunk must stay below two gigabytes.
-    return pa.concat_tables(table.take(order[row : row + _SORTED_ROWS]) for row in range(0, len(order), _SORTED_ROWS))
+    return pa.concat_tables(in_order(table, order))
 
 
 def _drop_repeated(table: pa.Table, listing: Listing, apart: Sequence[str] = ()) -> pa.Table:
     """Keep the first row of each place, as sources can overlap; places with the same URI get different versions."""
-    if table.num_rows == len(pc.unique(table.column("image_uri"))):
-        return table
-    numbered = table.append_column("row", pa.array(np.arange(table.num_rows)))
     keys = [*IDENTITY, "container", "start", *(name for name in apart if name in table.column_names)]
+    wide = with_large_texts(table.select(keys))
+    if table.num_rows == len(pc.unique(wide.column("image_uri"))):
+        return table
+    numbered = wide.append_column("row", pa.array(np.arange(table.num_rows)))
     place = numbered.group_by(keys, use_threads=False)
     first = place.aggregate([("row", "min")]).column("row_min").combine_chunks().sort()
     if len(first) < table.num_rows:
         listing.pass_over("images listed twice", table.num_rows - len(first))
-        table = table.take(first)
-    counted = table.group_by(IDENTITY, use_threads=False).aggregate([([], "count_all")])
+        table = pa.concat_tables(in_order(table, first))
+    counted = (
+        with_large_texts(table.select(IDENTITY)).group_by(IDENTITY, use_threads=False).aggregate([([], "count_all")])
+    )
     if len(counted) == table.num_rows:
         return table
     versions = table.column("version").to_pylist()

@@ -46,6 +46,7 @@ IDENTITY = ["image_uri", "version"]
 CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
+_MOST_TEXT = 1 << 30  # bytes
 _SHOWN_NAMES = 3
 _PARTIAL = "its URL had a parameter that may be a secret and is not written down; give the whole URL"
 _PROCESS_LOCAL = ("memory",)  # other processes cannot see these, so their images are copied to the scratch folder
@@ -79,6 +80,36 @@ def identity_keys(rows: pa.Table) -> pa.ChunkedArray:
     """Return the identity of each row as one text: version, NUL, URI. A version never contains NUL."""
     version, uri = (rows.column(name).cast(pa.large_string()) for name in ("version", "image_uri"))
     return pc.binary_join_element_wise(version, uri, pa.scalar("\0", pa.large_string()))
+
+
+def in_order(table: pa.Table, order: pa.Array, most_rows: int = 1_000_000) -> Iterator[pa.Table]:
+    """Yield the rows with these numbers, as tables of at most `most_rows` rows.
+
+    Arrow's `take` first joins the texts of a column, and a joined column holds at most 2 GiB.
+    """
+    if is_large := table.nbytes > _MOST_TEXT:
+        table, schema = with_large_texts(table), table.schema
+        most_rows = max(1, min(most_rows, int(len(table) * (_MOST_TEXT / table.nbytes))))
+    for start in range(0, max(1, len(order)), most_rows):
+        rows = table.take(order[start : start + most_rows])
+        yield from _narrow(rows, schema) if is_large else [rows]
+
+
+def with_large_texts(table: pa.Table) -> pa.Table:
+    """Return the table with texts of 64-bit offsets: joined or without repeats, others end at 2 GiB a column."""
+    wide = (field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field for field in table.schema)
+    return table.cast(pa.schema(wide))
+
+
+def _narrow(rows: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows with the texts of the schema, in as many pieces as that takes."""
+    try:
+        yield rows.cast(schema)
+    except pa.ArrowInvalid:
+        if len(rows) == 1:
+            raise
+        yield from _narrow(rows.slice(0, len(rows) // 2), schema)
+        yield from _narrow(rows.slice(len(rows) // 2), schema)
 
 
 def block_digest(rows: pa.Table) -> str:

@@ -106,7 +106,7 @@ def version(info: dict[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """Return what a server calls a version as valid Unicode of limited length, without NUL."""
-    plain = as_text(text).replace("\0", "\\x00")
+    plain = as_text(text).replace("\0", "\\x00").replace("#", "\\x23")  # `#2` marks a second member
     return plain if len(plain) <= _MAX_VERSION else hashlib.sha256(plain.encode()).hexdigest()
 
 

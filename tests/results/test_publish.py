@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import crackbatch
 from builders.places import TESTS
 from builders.runs import begin, publish, summary_of, write_part
 from crackbatch.errors import PublishError
@@ -105,3 +106,15 @@ def test_a_night_without_anything_new_has_one_empty_file_however_often_it_is_run
         run.finish(summary_of(run))
     (file,) = run.published_files()
     assert read_columns(file, ["image_uri"]).num_rows == 0
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes_of_texts_are_published_and_read(tmp_path: Path) -> None:
+    """Arrow joins the texts of a column before it sorts them, and its usual texts end at two gigabytes."""
+    run, names = begin(str(tmp_path), "large"), [f"{'x' * 3990}{number:06}.jpg" for number in range(560_000)]
+    for start in range(0, len(names), 40_000):
+        write_part(run, names[start : start + 40_000])
+    publish_run(run, pa.table({"image_uri": names, "version": ["1"] * len(names)}), COLUMNS)
+    table = crackbatch.read_predictions(str(tmp_path), columns=["image_uri"])
+    assert len(table) == len(names)
+    assert table["image_uri"].is_unique

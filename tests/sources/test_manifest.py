@@ -298,3 +298,20 @@ def test_a_row_that_cannot_be_looked_up_ends_as_a_row(tmp_path: Path, tiles: dic
     assert [row["bytes"] for row in read] == [tiles["tile-00.jpg"]]
     assert len(str(read[0]["version"])) == 64
     assert {row["status"] for row in rows} == {None, "unreadable"}
+
+
+def test_a_parquet_manifest_that_unpacks_to_any_size_is_refused_in_one_line(tmp_path: Path) -> None:
+    """A text that many rows share is kept once in Parquet; and a cell that is no more than repeated takes no bytes."""
+    uris = [f"{number}.jpg" for number in range(20_000)]
+    for name, note in {"long": "x" * (2 << 20), "many": "x" * 500_000}.items():
+        notes = pa.DictionaryArray.from_arrays(pa.array([0] * len(uris), pa.int32()), [note])
+        table = pa.table({"image_uri": uris, "note": notes})
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
+    pq.write_table(pa.table({"image_uri": uris, "note": ["a"] * len(uris)}), tmp_path / "good.parquet")
+    with pytest.raises(SourceError, match=r"long.parquet: a cell of column note has more than 1,048,576 bytes"):
+        read_manifest(str(tmp_path / "long.parquet"))
+    with pytest.raises(SourceError, match=r"many.parquet holds 10,000,168,890 bytes of text, more than 4,294,967,296"):
+        read_manifest(str(tmp_path / "many.parquet"))
+    found = read_manifest(str(tmp_path / "good.parquet"))
+    assert found is not None
+    assert found.table["note"].to_pylist() == ["a"] * len(uris)
