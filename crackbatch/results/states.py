@@ -28,7 +28,7 @@ from crackbatch.results.parts import by_frequency, read_part, values_of
 from crackbatch.results.run import RUN_ID, Run, check_about
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.documents import read_json
-from crackbatch.storage.lease import read_lease
+from crackbatch.storage.lease import working_lease
 from crackbatch.storage.redaction import redact
 from crackbatch.storage.retry import FIRST_TRIES, giving_up, is_storage_error
 
@@ -167,8 +167,7 @@ def _judge(
         known |= {"images": images, "statuses": _get(summary, "summary.json", "statuses", dict), "published": images}
     else:
         known |= _count_rows(folder, known["date"])
-    held = read_lease(folder.location)
-    if held is not None and held.is_alive:
+    if (held := working_lease(folder.location)) is not None:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(held.since)).total_seconds()
         return ListedRun(**known, state="running", since=held.since, holder=held.holder, seconds=round(seconds, 3))
     failure = _read_object(folder, "failure.json")

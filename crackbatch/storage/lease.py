@@ -30,6 +30,7 @@ from crackbatch.storage.redaction import redact
 _RENEW_S = 5.0
 _SILENT_S = 30.0
 _POLL_S = 1.0
+_WATCHED = 2.5  # renewals
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,31 @@ class Lease:
         """The process in words: its number and its host."""
         return f"process {self.pid} on {self.host}"
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the holder still works, judged from one reading of the lease.
-
-        For a holder on another machine, the answer depends on this machine's clock.
-        """
-        if (known := _is_running(self)) is not None:
-            return known
-        silent = datetime.now(UTC) - datetime.fromisoformat(self.renewed_at)
-        return silent.total_seconds() < _SILENT_S
-
 
 def read_lease(folder: str) -> Lease | None:
     """Return the newest complete lease in a run's folder, None if there is none."""
     return next((lease for file in reversed(_files(folder)) if (lease := _read(file)) is not None), None)
+
+
+def working_lease(folder: str) -> Lease | None:
+    """Return the lease of a run on which a process works, None if none does.
+
+    A holder on another machine whose lease does not look fresh is watched for a few renewals: the clocks of the
+    machines may differ.
+    """
+    held = read_lease(folder)
+    if held is None or (running := _is_running(held)) is False:
+        return None
+    age = datetime.now(UTC) - datetime.fromisoformat(held.renewed_at)
+    if running or abs(age.total_seconds()) < _SILENT_S:
+        return held
+    since = time.monotonic()
+    while time.monotonic() - since < _WATCHED * _RENEW_S:
+        time.sleep(min(_POLL_S, _RENEW_S))
+        now = read_lease(folder)
+        if now != held:
+            return now
+    return None
 
 
 class Holding:

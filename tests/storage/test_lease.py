@@ -11,13 +11,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from crackbatch.errors import HeldError, LeaseLostError
 from crackbatch.storage import atomic, lease, locations, objects
-from crackbatch.storage.lease import Holding, Lease, read_lease
+from crackbatch.storage.lease import Holding, Lease, read_lease, working_lease
 
 HOLD = """
 import sys
@@ -47,7 +48,7 @@ def test_a_second_process_is_told_who_works_and_since_when(folder: str) -> None:
     process = hold(folder)
     known = read_lease(folder)
     assert known is not None
-    assert known.is_alive
+    assert working_lease(folder) == known
     with pytest.raises(HeldError, match=rf"process {process.pid} .*has been working on .*since {known.since[:10]}"):
         Holding(folder, "run r").__enter__()
     process.communicate("")
@@ -62,7 +63,7 @@ def test_a_killed_process_holds_nothing(folder: str) -> None:
     process.wait()
     known = read_lease(folder)
     assert known is not None
-    assert not known.is_alive
+    assert working_lease(folder) is None
     with Holding(folder, "run r"):
         assert read_lease(folder).pid == os.getpid()
 
@@ -97,6 +98,34 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
 
 
 ELSEWHERE = Lease(1, "far", 1, "other/pid:[1]", "1", "t", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_an_hour_off_neither_steals_a_run_nor_blocks_it(
+    folder: str, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SILENT_S", 2.0)
+    monkeypatch.setattr(lease, "_RENEW_S", 0.4)
+    there, moment = locations.join(folder, "lease-00001.json"), datetime.now(UTC) + timedelta(hours=hours)
+
+    def renew(number: int) -> None:
+        renewed = (moment + number * timedelta(seconds=0.4)).isoformat()
+        atomic.write_whole(there, lease._encode(replace(ELSEWHERE, renewed_at=renewed)))
+
+    renew(0)
+    renewing = [threading.Timer(0.4 * number, renew, [number]) for number in range(1, 12)]
+    for timer in renewing:
+        timer.start()
+    working = working_lease(folder)
+    assert working is not None
+    assert working.host == "far"
+    with pytest.raises(HeldError, match="process 1 on far"):
+        Holding(folder, "run r").__enter__()
+    for timer in renewing:
+        timer.join()
+    assert working_lease(folder) is None, "the other machine has died"
+    with Holding(folder, "run r"):
+        assert read_lease(folder).number == 2
 
 
 @pytest.mark.parametrize("number", [1, 2])
