@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +35,7 @@ GPU_DEVICE = "cuda"
 # default of one half, reading would get it all, and the actors would leave no CPU for writing: no row would be kept
 # before the last image was read.
 _RESERVED_SHARE = 0.1
+_NO_MEMORY = "due to the node running low on memory"
 _WRAPPERS = ("SystemException", "UserCodeException")
 # Ray Data appends to a stage's error how often it tried and how to allow more tries.
 _ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts.*", re.DOTALL)
@@ -130,6 +132,7 @@ class Cluster:
                     **_without_folder(),
                 )  # fmt: skip
                 starting.result()
+            _restore_handlers()
         except Exception as error:  # Ray also raises plain `Exception`
             what = f"connect to the Ray cluster at {address}" if address else "start Ray on this machine"
             raise RunError(f"cannot {what}: {cause_of(error)}") from None
@@ -285,10 +288,20 @@ def cause_of(error: BaseException) -> str:
     error = told[-1] if told else error
     # A stage's error comes back only as text, in front of the text of Ray Data's wrapper.
     text, is_text, _ = str(error).partition(_DIRECT_CAUSE)
+    if _NO_MEMORY in text:  # Ray's report lists the commands of all processes
+        return "a machine ran out of memory, so Ray ended a worker on it; use machines with more memory for each CPU"
     lines = [line.strip() for line in _ADVICE.sub("", text).splitlines() if line.strip()]
     if is_text:
         return redact(lines[-1].removeprefix("crackbatch.errors."))
     return f"{type(error).__name__}: {redact(lines[-1]) if lines else 'no message'}"
+
+
+def _restore_handlers() -> None:
+    """Put Python's handlers back for the signals that end a run: Ray's write a native trace before."""
+    if threading.current_thread() is threading.main_thread():  # only it may
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 def _check_answers(address: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from builders.credentials import KEY
 from builders.processes import run_main
 from crackbatch.cluster import Seen, cause_of, data_context, on_all_nodes
 from crackbatch.errors import RunError
@@ -52,6 +53,18 @@ def test_what_a_stage_raised_is_said_and_not_rays_advice(error: Exception, said:
     with data_context(), pytest.raises(ray.exceptions.RayError) as raised:
         ray.data.range(1).map_batches(fail, batch_format="pyarrow").take_all()
     assert cause_of(raised.value).endswith(said)
+
+
+def test_rays_report_of_too_little_memory_shows_no_command_of_other_processes() -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    report = (
+        "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7) was 15.2GB / 16.0GB."
+        f" Top 10 memory users:\nPID\tMEM(GB)\tCOMMAND\n4107\t8.47\tpython other.py --password={KEY}\nRefer to the docs."
+    )
+    told = cause_of(OutOfMemoryError(report))
+    assert KEY not in told
+    assert told.startswith("a machine ran out of memory")
 
 
 @pytest.mark.usefixtures("ray_here")
