@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crackbatch.errors import OptionError, RunError
+from crackbatch.errors import Interrupted, OptionError, RunError
 from crackbatch.machine import num_cores
 from crackbatch.progress import Step, duration
 from crackbatch.storage.redaction import redact
@@ -36,6 +38,9 @@ GPU_DEVICE = "cuda"
 # before the last image was read.
 _RESERVED_SHARE = 0.1
 _NO_MEMORY = "due to the node running low on memory"
+# Of a folder for temporary files: Ray makes sockets below it, and a path of a socket has at most 107.
+_MOST_CHARACTERS = 24
+_NO_ERRORS = (Interrupted, KeyboardInterrupt, GeneratorExit)
 _WRAPPERS = ("SystemException", "UserCodeException")
 # Ray Data appends to a stage's error how often it tried and how to allow more tries.
 _ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts.*", re.DOTALL)
@@ -64,10 +69,14 @@ def is_at_hand(address: str | None) -> bool:
     ray = sys.modules.get("ray")
     if address or os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized()):
         return True
-    # `ray start` writes its address into this file, and Ray itself looks for it there. The file can be old.
+    # `ray start` writes its address into this file, and Ray itself looks for it there. The file can be old. Another
+    # user's file may lead to a cluster of that user, where this run's code and credentials do not belong.
     temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        _check_answers(Path(temporary, "ray", "ray_current_cluster").read_text().strip())
+        file = Path(temporary, "ray", "ray_current_cluster")
+        if file.stat().st_uid not in (os.getuid(), 0):
+            return False
+        _check_answers(file.read_text().strip())
     except (OSError, RunError):
         return False
     return True
@@ -83,6 +92,7 @@ class Cluster:
         self._address = address
         self._is_ours = self._is_own = False
         self._ending = ExitStack()
+        self._folder = ""
         self.is_started = False
         # Ray starts in a thread for two reasons. Ctrl-C then cannot interrupt the start, where Python loses the
         # exception of a signal handler (whenever it forks). And Ray then sets no handler for SIGTERM, which would end
@@ -92,12 +102,14 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._is_ours:
             import ray
 
             ray.shutdown()
         self._ending.close()
+        if self._folder and (kind is None or issubclass(kind, _NO_ERRORS)):  # after an error, Ray's logs stay
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._starter.shutdown(wait=False)
 
     def start(self) -> None:
@@ -118,8 +130,11 @@ class Cluster:
         if ray.is_initialized():
             return
         self._is_own = not is_at_hand(self._address)
+        options: dict[str, Any] = {"address": self._address}
         if self._is_own:
             self._ending.enter_context(_on_this_machine_only())
+            self._folder = _private_folder()
+            options = {"address": "local", "_temp_dir": self._folder}
         address = self._address or os.environ.get("RAY_ADDRESS", "")
         _check_answers(address)
         importing.start()
@@ -128,8 +143,8 @@ class Cluster:
             with _quiet_stderr():
                 starting = self._starter.submit(
                     ray.init,
-                    address=self._address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                    **_without_folder(),
+                    include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                    **options, **_without_folder(),
                 )  # fmt: skip
                 starting.result()
             _restore_handlers()
@@ -294,6 +309,14 @@ def cause_of(error: BaseException) -> str:
     if is_text:
         return redact(lines[-1].removeprefix("crackbatch.errors."))
     return f"{type(error).__name__}: {redact(lines[-1]) if lines else 'no message'}"
+
+
+def _private_folder() -> str:
+    """Make a folder for the files of a Ray that starts here. Those in /tmp/ray can be changed by every user."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(folder) > _MOST_CHARACTERS and os.access("/tmp", os.W_OK):
+        folder = "/tmp"
+    return tempfile.mkdtemp(prefix="cb-", dir=folder)
 
 
 def _restore_handlers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pytest
 
 from builders.credentials import KEY
 from builders.processes import run_main
-from crackbatch.cluster import Seen, cause_of, data_context, on_all_nodes
+from crackbatch.cluster import Seen, cause_of, data_context, is_at_hand, on_all_nodes
 from crackbatch.errors import RunError
 from crackbatch.sources.shards import Shard, read_shard
 
@@ -60,11 +62,27 @@ def test_rays_report_of_too_little_memory_shows_no_command_of_other_processes() 
 
     report = (
         "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7) was 15.2GB / 16.0GB."
-        f" Top 10 memory users:\nPID\tMEM(GB)\tCOMMAND\n4107\t8.47\tpython other.py --password={KEY}\nRefer to the docs."
+        f" Top 10 memory users:\nPID\tMEM(GB)\tCOMMAND\n4107\t8.47\tpython a.py --password={KEY}\nRefer to the docs."
     )
     told = cause_of(OutOfMemoryError(report))
     assert KEY not in told
     assert told.startswith("a machine ran out of memory")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file of another user")
+@pytest.mark.parametrize(("owner", "is_found"), [(0, True), (4711, False)])
+def test_the_cluster_of_another_user_is_not_joined(
+    owner: int, is_found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        file = tmp_path / "ray" / "ray_current_cluster"
+        file.parent.mkdir()
+        file.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        os.chown(file, owner, owner)
+        assert is_at_hand(None) is is_found
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -24,6 +24,8 @@ _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
         file, read_across_frames=True
     ),
 }  # fmt: skip
+# Images are packed hardly any further. Only a bomb unpacks to more than this, which would fill a disk.
+_UNPACKED, _UNPACKED_PER_BYTE = 256 << 20, 100
 _ZSTD_WINDOW = 1 << 27  # bytes that such a stream may make this process allocate; the zstd command allows as much
 # tarfile raises ValueError, UnicodeError (a ValueError) and OverflowError for invalid numbers and names in headers.
 _STREAM_ERRORS = (
@@ -41,10 +43,16 @@ _MAX_TAR_PADDING = 4 << 20
 
 
 def list_tar(
-    file: IO[bytes], kind: str, listing: Listing, wanted: Callable[[str], bool], spool: IO[bytes] | None = None
+    file: IO[bytes],
+    kind: str,
+    listing: Listing,
+    wanted: Callable[[str], bool],
+    spool: IO[bytes] | None = None,
+    size: int | None = None,
 ) -> Iterator[Member]:
     """Yield the images of a tar; those of a compressed tar are copied to `spool`, and their ranges refer to it.
 
+    With the file's `size` in bytes, the images may have as many times that as packed images have, and no more.
     Without a spool (in a dry run), the ranges of a compressed tar have no meaning. If tars were joined by `cat`, all of
     them are read; but more than 4 MiB of zeros between two of them count as the end.
     """
@@ -70,6 +78,8 @@ def list_tar(
                 listing.pass_over(LINKS)
                 continue
             elif compressed and spool is not None and member.status is None:
+                if size is not None and spool.tell() + info.size > _UNPACKED + _UNPACKED_PER_BYTE * size:
+                    raise tarfile.ReadError(f"its images unpack to more than {spool.tell():,} bytes, as a bomb's do")
                 member = seen[info.name] = _copy(tar, info, member, spool)
             found += 1
             yield member

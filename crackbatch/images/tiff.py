@@ -21,6 +21,9 @@ from crackbatch.images.formats import Refused
 # Tags of TIFF 6.0, section 8, of its supplement 1 (SubIFDs) and of the DNG specification.
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _MAKE, _PLANAR, _BELOW, _DNG_VERSION = 254, 256, 257, 271, 284, 330, 50706
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+# A tile may be larger than a small picture.
+_TILE_SPARE, _TILE_PIXELS = 4, 1 << 22
 _SENSOR_VALUES = (32803, 34892)  # photometric interpretations of raws: a colour filter array, or linear
 _DEPTHS = frozenset([1, 2, 4, 8, 10, 12, 14, 16, 24, 32, 64, 128])
 _MAX_DIRECTORIES = 16
@@ -72,6 +75,9 @@ def check_tiff(image: TiffImageFile) -> None:
     compression, tags = image.info.get("compression"), image.tag_v2
     if not _has_codec(compression):
         raise Refused("unsupported", f"the installed Pillow cannot decode a TIFF with compression {compression}")
+    tile, size = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0), image.width * image.height
+    if tile > _TILE_SPARE * size + _TILE_PIXELS:  # a decoder allocates a whole tile
+        raise Refused("corrupt", f"its tiles have {tile:,} pixels, and the picture has {size:,}")
     # In such planes, Pillow takes each byte for a sample.
     if compression == "raw" and tags.get(_PLANAR) == 2 and max(tags.get(BITS_PER_SAMPLE, (1,))) > 8:
         raise Refused("unsupported", "a TIFF with uncompressed planes of more than 8 bits per sample is not supported")

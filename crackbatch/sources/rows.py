@@ -293,7 +293,7 @@ def _members(
             if members is None:
                 raise _NoImageColumn
         else:
-            members = list_tar(file, found.kind, listing, want, spool)
+            members = list_tar(file, found.kind, listing, want, spool, found.size)
         yield from limited(members, found.size, listing)
 
 

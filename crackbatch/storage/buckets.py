@@ -21,6 +21,8 @@ from crackbatch.storage.retry import MAX_TRIES, retrying
 _THREADS = 16
 _WAITING_PAGES = 16
 _MANY_FOLDERS = 16
+# Of a server that lists one folder at a time, and may make them up. An archive has fewer.
+_MOST_LEVELS, _MOST_FOLDERS = 64, 100_000
 _GOOGLE_FIELDS = "nextPageToken,prefixes,items(name,size,etag)"
 
 
@@ -283,6 +285,8 @@ def _any_store(filesystem: Any, path: str, max_tries: int) -> _Store:
             elif name.startswith(root) and name.rstrip("/") not in entered:  # links of web pages may form a loop
                 entered.add(name.rstrip("/"))
                 folders.append(name)
+            if name.count("/") - root.count("/") > _MOST_LEVELS or len(entered) > _MOST_FOLDERS:
+                raise OSError(f"its folders have no end: more than {_MOST_LEVELS} levels, or {_MOST_FOLDERS:,} folders")
         filesystem.invalidate_cache(folder.prefix)  # fsspec would keep every listing in memory
         yield _Page(found, folders)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -120,3 +121,17 @@ def test_a_preview_on_the_first_page_is_not_taken_for_the_photo_on_the_next() ->
     assert struct.unpack_from("<HHII", data, second + 2) == (254, 4, 1, 1)
     struct.pack_into("<I", data, second + 10, 0)  # only the first page is a preview
     assert np.array_equal(pixels(read_image(bytes(data))), np.asarray(photo))
+
+
+def test_tiles_that_are_larger_than_their_picture_are_refused_before_they_take_memory() -> None:
+    """A decoder allocates a whole tile, and the header of a tiny file may give it any size."""
+    side = 32_768
+    entries = [
+        (256, 3, 1, 64), (257, 3, 1, 64), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1),
+        (322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 200), (325, 4, 1, 20),
+    ]  # fmt: skip
+    data = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(entries))
+    data += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    picture = read_image(data.ljust(200, b"\0") + zlib.compress(bytes(1 << 20))[:20])
+    assert picture.status == "corrupt"
+    assert picture.error == "its tiles have 1,073,741,824 pixels, and the picture has 4,096"

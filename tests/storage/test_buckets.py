@@ -15,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from builders.archives import write_files, zip_with
 from builders.plans import contents, plan_of
-from builders.servers import Place
+from builders.servers import Place, WholeFiles, serving
+from crackbatch.errors import SourceError
 from crackbatch.storage import locations, objects
 from crackbatch.storage.buckets import _WAITING_PAGES, Entry, list_objects
 
@@ -138,3 +139,21 @@ def test_many_pages_of_folders_are_listed_as_the_storage_does_with_each_objects_
         place.filesystem.invalidate_cache()
         assert found[name].version == locations.version(place.filesystem.info(name))
         assert found[name].size == 1
+
+
+@pytest.mark.parametrize("breadth", [1, 40])
+def test_a_web_server_whose_folders_have_no_end_is_refused(
+    breadth: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("crackbatch.storage.buckets._MOST_FOLDERS", 2_000)
+
+    class Handler(WholeFiles):
+        def do_GET(self) -> None:  # noqa: N802  # http.server calls it so
+            links = "".join(f'<a href="{self.path.rstrip("/")}/{number}/">x</a>' for number in range(breadth))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<html>{links}</html>".encode())
+
+    with serving(tmp_path, Handler) as base, pytest.raises(SourceError, match=r"its folders have no end"):
+        plan_of(f"{base}/top/")
