@@ -354,11 +354,11 @@ def test_a_tar_that_announces_more_images_than_its_file_can_hold_is_a_problem(tm
 def test_a_compressed_tar_that_would_fill_the_disk_gives_what_it_may(tmp_path: Path, tiles: dict[str, bytes]) -> None:
     size, tile = 60 << 20, tiles["tile-00.jpg"]
     pieces = [header("a.jpg", len(tile), tarfile.REGTYPE), tile, bytes(-len(tile) % 512)]
-    for number in range(6):
+    for number in range(12):
         pieces += [header(f"{number}.jpg", size, tarfile.REGTYPE), bytes(size)]
     path = compressed_tar(tmp_path / "a.tar.gz", [*pieces, bytes(1024)])
     plan = plan_of_archive(path)
     assert contents(plan)["a.jpg"] == tile
-    assert 3 <= plan.table.num_rows <= 6
+    assert 4 <= plan.table.num_rows <= 12
     assert "its images unpack to more than" in plan.listing.problems[0]
-    assert sum(file.stat().st_size for file in (tmp_path / "scratch").rglob("*")) < 450 << 20
+    assert sum(file.stat().st_size for file in (tmp_path / "scratch").rglob("*")) < 650 << 20
