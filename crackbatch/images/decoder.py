@@ -36,7 +36,7 @@ READY = b"\n"
 # A Pillow image takes 4 bytes per pixel. Decoding, turning and converting an image keeps a few copies at once.
 _BYTES_PER_PIXEL = 32
 _BASE_BYTES = 1 << 30
-_MAX_ERROR = 500  # characters
+MAX_ERROR = 500  # characters
 
 
 def serve() -> None:
@@ -93,7 +93,7 @@ class _Decoder:
             picture.status = "crashed"
             picture.error = f"decoding it needs more than {last_limit / 1e9:.1f} GB of memory"
         if picture.error is not None:
-            picture.error = picture.error[:_MAX_ERROR]  # a decoder may quote the image's own bytes
+            picture.error = picture.error[:MAX_ERROR]  # a decoder may quote the image's own bytes
         known = {"sha256": hashlib.sha256(encoded).hexdigest(), "looks": looks.hex() if looks else None}
         return [known[name] if name in known else getattr(picture, name) for name in FACTS], pixels
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crackbatch.images.decoder import MAX_ERROR
 from crackbatch.images.decoders import Decoders
 from crackbatch.models.model import Model
 from crackbatch.results.table import COLUMNS
@@ -75,6 +76,7 @@ class Predictor:
         negative, positive = self._model().bundle.classes
         values = {
             **{name: known.column(name) for name in known.column_names},
+            "error": pc.utf8_slice_codeunits(known.column("error"), 0, MAX_ERROR),
             "crack_probability": probabilities,
             "label": pc.if_else(pc.greater_equal(probabilities, threshold), positive, negative),
             "model_id": pa.repeat(self._stamp.model_id, num),

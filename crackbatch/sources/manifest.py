@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import itertools
 import os
@@ -25,7 +26,7 @@ from crackbatch.archives.members import Listing, Object, split_uri
 from crackbatch.errors import SourceError
 from crackbatch.sources.prefixes import Prefixes
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, in_order, list_archive, look_at
-from crackbatch.storage import locations, objects, ranges
+from crackbatch.storage import locations, ranges
 from crackbatch.storage.redaction import as_text, from_text, redact
 
 URI_COLUMN = "image_uri"
@@ -35,6 +36,7 @@ _SEPARATOR_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;\t|])"?\r?\n?', re.IG
 _INDEX = re.compile(r"__index_level_\d+__")  # the numbers of rows, which pandas writes beside the columns
 # What a manifest may hold. Cells that repeat take no bytes in Parquet, but memory here.
 _MOST_VALUES, _VALUES_PER_BYTE, _MOST_BYTES = 64_000_000, 64, 4 << 30
+_MAX_URI, _SHOWN_URI = 8_192, 1_000  # characters
 _LOOKED_AT = 10_000
 _LOOKING_THREADS = 8
 
@@ -61,7 +63,9 @@ def read_manifest(location: str) -> Manifest | None:
                 return None
             table = found
         else:
-            data = objects.read_bytes(location)
+            data = ranges.read_whole(location, _MOST_BYTES)
+            if len(data) > _MOST_BYTES:
+                raise SourceError(f"manifest {shown} has more than {_MOST_BYTES:,} bytes; split it")
             table = _read_csv(data, shown)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and not locations.is_local(location):
@@ -198,7 +202,9 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None, pre
     loose: list[tuple[int, str]] = []
     inside: dict[str, dict[str, list[int]]] = {}  # archive → member name → manifest rows
     for row, uri in enumerate(manifest.table.column(URI_COLUMN).to_pylist()):
-        if inner := split_uri(uri):
+        if len(uri) > _MAX_URI:
+            loose.append((row, uri))
+        elif inner := split_uri(uri):
             _, name, container = inner
             inside.setdefault(_absolute(container, folder), {}).setdefault(name, []).append(row)
         else:
@@ -233,6 +239,9 @@ def _absolute(uri: str, folder: str) -> str:
 
 
 def _look_at(location: str, prefixes: Prefixes) -> Object:
+    if len(location) > _MAX_URI:
+        short = f"{location[:_SHOWN_URI]}…#id={hashlib.sha256(os.fsencode(location)).hexdigest()[:16]}"
+        return Object(short, None, "", None, "unreadable", f"its path or URL has more than {_MAX_URI:,} characters")
     why = prefixes.refusal(location)
     return look_at(location) if why is None else Object(location, None, "", None, "unreadable", why)
 

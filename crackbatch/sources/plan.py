@@ -39,6 +39,7 @@ from crackbatch.storage.redaction import redact
 
 _LISTING_THREADS = 8
 _SHOWN_REASONS = 5
+_ANYWHERE = Prefixes()
 
 
 class Tally:
@@ -95,7 +96,7 @@ def make_plan(
     limit: int | None = None,
     tally: Tally | None = None,
     apart: Sequence[str] = (),
-    prefixes: Prefixes = Prefixes(),  # noqa: B008  # it is never changed
+    prefixes: Prefixes = _ANYWHERE,
 ) -> Plan:
     """List every image in the sources once, ordered by container and offset.
 
@@ -136,7 +137,13 @@ def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[s
 class _Planner:
     """Collects the rows of the plan from objects, archives and manifests; threads list the archives."""
 
-    def __init__(self, extensions: frozenset[str], scratch: str | None, tally: Tally, prefixes: Prefixes) -> None:
+    def __init__(
+        self,
+        extensions: frozenset[str],
+        scratch: str | None,
+        tally: Tally,
+        prefixes: Prefixes = _ANYWHERE,
+    ) -> None:
         self.listing = Listing()
         self._tally = tally
         self._extensions = extensions

@@ -188,11 +188,15 @@ def _files(folder: str) -> list[str]:
 
 
 def _read(file: str) -> Lease | None:
-    """Read a lease; return None if it is gone or not completely written."""
+    """Read a lease; return None if it is gone, not completely written, or not one that a process has written."""
     try:
-        return Lease(number=_number(file), **json.loads(objects.read_bytes(file)))
-    except (FileNotFoundError, ValueError, TypeError):
+        lease = Lease(number=_number(file), **json.loads(objects.read_bytes(file)))
+        moments = [datetime.fromisoformat(moment) for moment in (lease.since, lease.renewed_at)]
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+    texts = (lease.host, lease.machine, lease.started, lease.token)
+    is_ours = isinstance(lease.pid, int) and all(isinstance(text, str) for text in texts)
+    return lease if is_ours and all(moment.tzinfo for moment in moments) else None
 
 
 def _number(file: str) -> int:

@@ -83,6 +83,25 @@ async def _web_range(found: Any, path: str, start: int, stop: int) -> bytes:
         return bytes(data)
 
 
+def read_whole(location: str, limit: int) -> bytes:
+    """Read a whole object; raises FileNotFoundError or another error of the storage.
+
+    A web server needs no ranges for it, and no more than one byte beyond the limit is taken from it.
+    """
+    if locations.is_local(location):
+        with open_file(location) as file:
+            return read_at_most(file, limit)
+    found, path = objects.filesystem(location)
+    if not locations.is_web(location):
+        return retrying(lambda: bytes(found.cat_file(path)))
+
+    def read() -> bytes:
+        with objects.told_apart(path), found.open(path, "rb", block_size=0) as file:
+            return read_at_most(io.BufferedReader(file, _PIECE_BYTES), limit)
+
+    return retrying(read)
+
+
 def read_at_most(file: IO[bytes], limit: int) -> bytes:
     """Read a file to its end, or one byte more than the limit; takes memory only for what is there."""
     pieces, left = [], limit + 1

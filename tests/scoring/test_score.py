@@ -151,6 +151,7 @@ def test_a_manifests_columns_are_carried_and_may_not_collide(
     assert len(rows(out)) == len(tiles) + scored.summary.images, "runs with different columns are read together"
 
 
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_signed_urls_that_look_alike_are_a_row_each_and_their_signatures_are_written_nowhere(
     tmp_path: Path, tiles: dict[str, bytes], engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,7 @@ def test_a_row_that_cannot_be_looked_up_ends_as_a_row(tmp_path: Path, tiles: dic
             f"/{'x' * 5000}.jpg",
             "http://[/y.jpg",
             "zip://a::foo://x/y.zip",
+            f"{'y' * 900_000}.jpg",
         ]
         pq.write_table(pa.table({"image_uri": uris}), tmp_path / "m.parquet")
         rows = fetch_all(plan_of(tmp_path / "m.parquet"))
@@ -298,6 +299,7 @@ def test_a_row_that_cannot_be_looked_up_ends_as_a_row(tmp_path: Path, tiles: dic
     assert [row["bytes"] for row in read] == [tiles["tile-00.jpg"]]
     assert len(str(read[0]["version"])) == 64
     assert {row["status"] for row in rows} == {None, "unreadable"}
+    assert max(len(str(row["image_uri"])) for row in rows) < 8_000
 
 
 def test_a_parquet_manifest_that_unpacks_to_any_size_is_refused_in_one_line(tmp_path: Path) -> None:

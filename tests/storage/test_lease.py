@@ -100,10 +100,26 @@ def test_a_holder_on_another_machine_is_waited_for_until_it_is_silent_for_long(
 ELSEWHERE = Lease(1, "far", 1, "other/pid:[1]", "1", "t", "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"renewed_at": 7}, {"since": "never"}, {"renewed_at": "2026-01-01T00:00:00"}, {"pid": "../../1"}, {"x": 1}],
+)
+def test_a_lease_that_no_process_has_written_holds_nothing(
+    damage: dict, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_SILENT_S", 1.0)
+    there = locations.join(folder, "lease-00001.json")
+    atomic.write_whole(there, json.dumps({**json.loads(lease._encode(ELSEWHERE)), **damage}).encode())
+    assert working_lease(folder) is None
+    with Holding(folder, "run r"):
+        assert read_lease(folder).number == 2
+
+
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_clock_that_is_an_hour_off_neither_steals_a_run_nor_blocks_it(
-    folder: str, hours: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = str(tmp_path / "runs" / "r")
     monkeypatch.setattr(lease, "_SILENT_S", 2.0)
     monkeypatch.setattr(lease, "_RENEW_S", 0.4)
     there, moment = locations.join(folder, "lease-00001.json"), datetime.now(UTC) + timedelta(hours=hours)
