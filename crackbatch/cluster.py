@@ -148,6 +148,7 @@ class Cluster:
                 )  # fmt: skip
                 starting.result()
             _restore_handlers()
+            _hide_token()
         except Exception as error:  # Ray also raises plain `Exception`
             what = f"connect to the Ray cluster at {address}" if address else "start Ray on this machine"
             raise RunError(f"cannot {what}: {cause_of(error)}") from None
@@ -317,6 +318,14 @@ def _private_folder() -> str:
     if len(folder) > _MOST_CHARACTERS and os.access("/tmp", os.W_OK):
         folder = "/tmp"
     return tempfile.mkdtemp(prefix="cb-", dir=folder)
+
+
+def _hide_token() -> None:
+    """Let nobody else read the token that Ray asks its clients for: Ray writes it for all users to read."""
+    with suppress(OSError, RuntimeError):  # there is none, or no home
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        if file.stat().st_uid == os.getuid():
+            file.chmod(0o600)
 
 
 def _restore_handlers() -> None:

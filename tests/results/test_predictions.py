@@ -65,6 +65,7 @@ def write_nights(out: Path, *piers: object) -> None:
         pq.write_table(row.append_column("pier", pa.array([pier])), folder / f"{date}-00000.parquet")
 
 
+@pytest.mark.slow
 def test_every_reader_sees_the_same_rows(tmp_path: Path, scored: Scored) -> None:
     import ray
 

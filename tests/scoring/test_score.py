@@ -60,6 +60,7 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_a_bad_image_is_a_row_with_its_reason_and_a_damaged_archive_is_named(
     tmp_path: Path, tiles: dict[str, bytes], engine: str
 ) -> None:

@@ -109,6 +109,7 @@ def test_an_error_of_the_stream_reaches_the_training(pixels: Pixels) -> None:
         list(StreamedBatches(broken, sampler, Augmentation(32, 0, "full"), 5, 10, 0).epoch(1))
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_into_memory_are_streamed_and_train_alike(
     photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from crackbatch.training.compare import Room, find_room
 SMALL = {"workers": 0, "init": "none", "image_size": 64, "batch_size": 16, "epochs": 1}
 
 
+@pytest.mark.slow
 def test_each_network_is_trained_and_measured_on_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crackbatch.training.compare._SPEED_S", 0.2)
     photos = str(make_photos(tmp_path / "deck", 20))

@@ -27,8 +27,9 @@ from crackbatch.sources.plan import make_plan
 from crackbatch.storage import objects
 
 
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_one_image_gives_the_same_row_from_wherever_it_comes(
-    tmp_path: Path, tiles: dict[str, bytes], s3: str, ray_here: str
+    tmp_path: Path, tiles: dict[str, bytes], s3: str, engine: str
 ) -> None:
     import boto3
 
@@ -44,7 +45,7 @@ def test_one_image_gives_the_same_row_from_wherever_it_comes(
     client.put_object(Bucket="inspections", Key="archive.zip", Body=zip_with(0, tiles), ACL="public-read")
     bucket, out = "s3://inspections", "s3://inspections/results"
     command = [sources, f"{bucket}/bridge", f"{bucket}/archive.zip", f"{s3}/inspections/archive.zip", "--out", out]
-    first = run_score(*command, "--address", ray_here)
+    first = run_score(*command, "--engine", engine)
     assert first.returncode == 0, first.stdout + first.stderr
     table = crackbatch.read_predictions(out)
     assert len(table) == 8 * len(tiles)
