@@ -26,7 +26,7 @@ from typing import Any
 from crackbatch.errors import Interrupted, OptionError, RunError
 from crackbatch.machine import num_cores
 from crackbatch.progress import Step, duration
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 
 # Reading and writing mostly wait, so they need less than one CPU.
 IO_CPUS = 0.25
@@ -234,7 +234,7 @@ class Seen:
             return
         for root in self.roots:
             if not os.path.lexists(root):
-                raise _not_seen(redact(root), "give sources as URLs or as paths that all nodes share")
+                raise _not_seen(masked(root), "give sources as URLs or as paths that all nodes share")
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def on_all_nodes(option: str, folder: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         mend = f"give {option} as a URL or a path that all nodes share"
-        raise _not_seen(f"the run's folder {redact(folder)}", mend) from None
+        raise _not_seen(f"the run's folder {masked(folder)}", mend) from None
 
 
 def _not_seen(what: str, mend: str) -> RunError:

@@ -31,6 +31,7 @@ from crackbatch.machine import free_memory, live_as_child, start_child
 _LEAST_MEMORY, _MOST_MEMORY = 1 << 30, 4 << 30
 _LIBRARIES = 512 << 20  # what Python and Arrow take
 _MAX_CPU_S = 600
+_SHOWN_PATH = 200  # bytes
 _AT_ONCE, _AT_ONCE_BYTES = 32, 8 << 20
 _MAX_RANGE = 64 << 20
 _READ_AHEAD = 4 << 20
@@ -115,7 +116,9 @@ def _receive(sender: socket.socket, length: int) -> bytearray:
 def serve() -> None:
     """Run the process. It is asked by socket, size and memory."""
     asked = live_as_child()
-    resource.setrlimit(resource.RLIMIT_DATA, (_LIBRARIES + asked["memory"],) * 2)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _LIBRARIES + asked["memory"]
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     with suppress(ValueError):  # a lower limit is set already
         resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
     with socket.socket(fileno=asked["socket"]) as parent, suppress(EOFError, ConnectionError):
@@ -173,16 +176,22 @@ def _how_to_read(group: pq.RowGroupMetaData, column: str) -> tuple[list[str], in
 def _cell(scalar: pa.Scalar) -> pa.Buffer | Content:
     path = None
     if pa.types.is_struct(scalar.type):
-        path = scalar["path"].as_py() if scalar.is_valid and "path" in scalar else None
+        path = scalar["path"] if scalar.is_valid and "path" in scalar else None
         scalar = scalar["bytes"] if scalar.is_valid else pa.scalar(None, pa.binary())
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     if not scalar.is_valid:
-        where = f"; its path {str(path)[:200]!r} points outside the Parquet file" if path else ""
+        where = f"; its path {_text(path)!r} points outside the Parquet file" if path and path.is_valid else ""
         return Content(None, "missing", f"the row has no bytes{where}")
     if len(scalar.as_buffer()) > MAX_IMAGE_BYTES:
         return Content(None, *too_large(len(scalar.as_buffer())))
     return scalar.as_buffer()
+
+
+def _text(path: pa.Scalar) -> str:
+    """Return a path for a message; it need not be UTF-8."""
+    value = path.value if isinstance(path, pa.DictionaryScalar) else path
+    return bytes(value.as_buffer())[:_SHOWN_PATH].decode(errors="replace") if hasattr(value, "as_buffer") else "?"
 
 
 class _Remote(io.RawIOBase):

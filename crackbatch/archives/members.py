@@ -23,6 +23,7 @@ _ABSOLUTE = re.compile(r"::(?=/|~|[a-z][a-z0-9+.-]*://)")
 # What one archive may announce: this many images, and beyond them one for each few bytes of its file. More would only
 # take memory. Names are limited as in the systems (PATH_MAX of Linux).
 _MOST_MEMBERS, _LEAST_BYTES = 100_000, 16
+_MOST_NAMES = 64 << 20  # characters of all its names, and 16 for each byte of its file
 MAX_NAME_BYTES = 4096
 LINKS = "links and special files in archives"  # the name under which they are counted
 # Folders in which systems keep thumbnails, deleted files and their own data: Synology, QNAP, Windows, macOS, Linux.
@@ -126,7 +127,12 @@ def is_hidden(name: str) -> bool:
 def limited(members: Iterable[Member], size: int | None, listing: Listing) -> Iterator[Member]:
     """Yield the members of an archive with a file of `size` bytes, up to the number that it can really hold."""
     most = max(_MOST_MEMBERS, (size or 0) // _LEAST_BYTES)
+    characters = _MOST_NAMES + _LEAST_BYTES * (size or 0)
     for number, member in enumerate(members):
+        characters -= len(member.name)
+        if characters < 0:
+            listing.problems.append("its names have more characters than the names of a file of its size")
+            return
         if number == most:
             listing.problems.append(f"it announces more than {most:,} images, which a file of its size cannot hold")
             return

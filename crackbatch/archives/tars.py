@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import tarfile
@@ -19,21 +20,24 @@ from crackbatch.progress import counted
 from crackbatch.storage.redaction import as_text
 
 _DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
-    "tar.gz": lambda file: _GzipFile(None, "rb", fileobj=file), "tar.bz2": bz2.open, "tar.xz": lzma.open,
+    "tar.gz": lambda file: _GzipFile(None, "rb", fileobj=file), "tar.bz2": bz2.open,
+    "tar.xz": lambda file: _XzFile(file),
     "tar.zst": lambda file: zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
         file, read_across_frames=True
     ),
 }  # fmt: skip
 # Images are packed hardly any further. Only a bomb unpacks to more than this, which would fill a disk.
 _UNPACKED, _UNPACKED_PER_BYTE = 256 << 20, 100
+_SHOWN_LINK = 200  # characters
 _ZSTD_WINDOW = 1 << 27  # bytes that such a stream may make this process allocate; the zstd command allows as much
 # tarfile raises ValueError, UnicodeError (a ValueError) and OverflowError for invalid numbers and names in headers.
 _STREAM_ERRORS = (
     tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, ValueError, OverflowError
 )  # fmt: skip
 _CHUNK = 1 << 20
+_XZ_MEMORY = 192 << 20  # bytes; xz -9 takes 65 MiB
 _MAX_TAR_HEADER = 1 << 20
-_MAX_GLOBAL_HEADERS = 4 << 20  # bytes of all of them; tarfile keeps them
+_MAX_GLOBAL_HEADERS = 64 << 10  # bytes of all of them; tarfile copies them for each member
 _MAX_HEADERS_IN_A_ROW = 32  # extended headers in front of a member; programs write three at most
 _PAX_RECORD = re.compile(rb"(\d{1,9}) ")
 _MAX_SPARSE_BLOCKS = 10_000  # of 512 bytes; a member with more holes is rather damaged
@@ -56,7 +60,7 @@ def list_tar(
     Without a spool (in a dry run), the ranges of a compressed tar have no meaning. If tars were joined by `cat`, all of
     them are read; but more than 4 MiB of zeros between two of them count as the end.
     """
-    compressed, found = kind != "tar", 0
+    compressed, found, before = kind != "tar", 0, -1
     seen: dict[str, Member] = {}  # possible targets of hard links; in a plain tar also files that are not images
     try:
         stream = _DECOMPRESSORS[kind](file) if compressed else file
@@ -65,6 +69,11 @@ def list_tar(
         )
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
+            if compressed and size is not None and tar.offset > _UNPACKED + _UNPACKED_PER_BYTE * size:
+                raise tarfile.ReadError(f"it unpacks to more than {tar.offset:,} bytes, as a bomb does")
+            if info.size < 0 or tar.offset <= before:
+                raise tarfile.ReadError("a member has a negative size")
+            before = tar.offset
             if info.isdir() or not listing.accepts(info.name):
                 continue
             is_wanted = wanted(info.name)
@@ -78,8 +87,6 @@ def list_tar(
                 listing.pass_over(LINKS)
                 continue
             elif compressed and spool is not None and member.status is None:
-                if size is not None and spool.tell() + info.size > _UNPACKED + _UNPACKED_PER_BYTE * size:
-                    raise tarfile.ReadError(f"its images unpack to more than {spool.tell():,} bytes, as a bomb's do")
                 member = seen[info.name] = _copy(tar, info, member, spool)
             found += 1
             yield member
@@ -96,7 +103,7 @@ def _linked(info: tarfile.TarInfo, seen: dict[str, Member], compressed: bool) ->
     """Return a hard link as a member with the bytes of its target."""
     if target := seen.get(info.linkname):
         return target._replace(name=info.name)
-    link = f"it is a hard link to {as_text(info.linkname)}, which"
+    link = f"it is a hard link to {as_text(info.linkname[:_SHOWN_LINK])}, which"
     status, error = "missing", f"{link} does not come before it in the archive"
     if compressed:
         status, error = "unsupported", f"{link} was skipped or does not exist; pack the archive as .tar instead"
@@ -150,6 +157,44 @@ class _GzipFile(gzip.GzipFile):
             if self.mtime is None or not str(error).startswith("Not a gzipped file"):
                 raise
             return b""
+
+
+class _XzFile(io.RawIOBase):
+    """Decompresses xz streams with limited memory: a header may name a dictionary of 4 GiB."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._held, self._is_first = file, b"", True
+        self._has_begun = False  # whether the stream has given any bytes
+        self._stream = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            if self._stream.eof:  # another stream may follow, after zeros
+                rest = self._stream.unused_data.lstrip(b"\0") or self._next().lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._stream, self._held = lzma.LZMADecompressor(memlimit=_XZ_MEMORY), rest
+                self._is_first = self._has_begun = False
+            if self._stream.needs_input and not self._held:
+                self._held = self._next()
+                if not self._held:
+                    raise EOFError("the compressed data ends before its end marker")
+            held, self._held = self._held, b""
+            try:
+                data = self._stream.decompress(held, size)
+            except lzma.LZMAError:
+                if self._is_first or self._has_begun:
+                    raise
+                return b""  # other bytes behind the last stream are its end, as Python's lzma has it
+            if data:
+                self._has_begun = True
+                return data
+
+    def _next(self) -> bytes:
+        return self._file.read(_CHUNK)
 
 
 class _Ahead:
@@ -225,6 +270,12 @@ class _StrictTarInfo(tarfile.TarInfo):
         tarfile_.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
         self.size = size
         return self
+
+    def _proc_gnusparse_00(self, following: tarfile.TarInfo, *_: Any) -> None:
+        following.sparse = b""
+
+    def _proc_gnusparse_01(self, following: tarfile.TarInfo, *_: Any) -> None:
+        following.sparse = b""
 
     def _proc_gnusparse_10(self, following: tarfile.TarInfo, headers: Any, tarfile_: Any) -> None:
         """Leave the map of a sparse member unread: it stands in front of its data, and may have no end either."""

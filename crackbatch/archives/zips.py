@@ -24,6 +24,8 @@ _METHOD_NAMES = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstandard", 95: "
 _CHUNK, _FIRST_CHUNK = 1 << 20, 4 << 10
 _BEHIND = 20  # bytes
 _MAX_UNMEASURED = 20
+_MAX_DIRECTORY = 1 << 30  # bytes, of ten million members
+_MOST_TWINS = 3
 _MOST_PACKED = 20  # times; encoded images are hardly packed any more
 # To find where members end, this much is unpacked, and for each byte of the file. Images are not packed that well.
 _INFLATED, _INFLATED_PER_BYTE = 256 << 20, 64
@@ -32,6 +34,9 @@ _WRAP = 1 << 32  # without zip64, this is where positions and sizes begin again 
 
 def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -> Iterator[Member]:
     """Yield the images of a zip in byte order; if the directory is lost, those that a scan of the file finds."""
+    if (claimed := _directory_bytes(file)) > _MAX_DIRECTORY:  # which zipfile would read at once
+        listing.problems.append(f"its directory claims to have {claimed:,} bytes, more than {_MAX_DIRECTORY:,}")
+        return
     try:
         archive = zipfile.ZipFile(file)
         if _is_last_volume(file):
@@ -58,6 +63,7 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
             " cannot be found; unpack it on a Mac and give the folder"
         )
     infos = sorted(archive.filelist, key=lambda info: info.header_offset)
+    overlaps = _overlaps(infos)
     begin = infos[0].header_offset if infos else end  # negative if the zip lost its first bytes
     if 0 < begin <= end and _follows_a_zip(file, begin):
         listing.problems.append(
@@ -73,19 +79,39 @@ def list_zip(file: IO[bytes], listing: Listing, wanted: Callable[[str], bool]) -
             if not 0 <= member.start < end:  # not read: an error would also affect its neighbours in the same request
                 where = "the zip's directory gives it a position outside of the file"
                 member = member._replace(status="corrupt", error=where)
-            elif infos and _overlaps(info, infos[-1]):
-                overlap = f"its bytes overlap those of {as_text(infos[-1].filename)}, as in a decompression bomb"
+            elif (other := overlaps.get(len(infos))) is not None:
+                overlap = f"its bytes overlap those of {as_text(other)}, as in a decompression bomb"
                 member = member._replace(status="corrupt", error=f"{overlap}; pack the zip again")
             yield member
 
 
-def _overlaps(info: zipfile.ZipInfo, following: zipfile.ZipInfo) -> bool:
-    """Whether a member reaches into the next one. Two names of one member do not, if they cannot be a bomb."""
-    same = info.header_offset == following.header_offset and info.compress_size == following.compress_size
-    if same and info.file_size == following.file_size <= _MOST_PACKED * info.compress_size + _CHUNK:
-        return False
-    end = info.header_offset + LOCAL_HEADER.size + len(info.orig_filename) + info.compress_size
-    return end > following.header_offset
+def _overlaps(infos: list[zipfile.ZipInfo]) -> dict[int, str]:
+    """Return the members (how many come behind each) that reach into a later one, with the name of that one.
+
+    A few names of one member do not overlap, if they cannot be a bomb. `infos` are in the order of their positions.
+    """
+    found: dict[int, str] = {}
+    other, twins = None, 1  # the next member at another position, and how many share the current one
+    for behind, (info, following) in enumerate(zip(infos[-2::-1], infos[:0:-1], strict=True), start=1):
+        same = info.header_offset == following.header_offset
+        other, twins = (other, twins + 1) if same else (following, 1)
+        is_twin = same and info.compress_size == following.compress_size and info.file_size == following.file_size
+        is_bomb = twins > _MOST_TWINS or info.file_size > _MOST_PACKED * info.compress_size + _CHUNK
+        end = info.header_offset + LOCAL_HEADER.size + len(info.orig_filename) + info.compress_size
+        if same and (is_bomb or not is_twin):
+            found[behind] = following.filename
+        elif other is not None and end > other.header_offset >= 0:
+            found[behind] = other.filename
+    return found
+
+
+def _directory_bytes(file: IO[bytes]) -> int:
+    """Return how many bytes the directory has, as the end record (APPNOTE.TXT 4.3.14 and 4.3.16) says; 0 if unknown."""
+    try:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    except (OSError, zipfile.BadZipFile, struct.error, ValueError):
+        return 0
+    return int(end[5]) if end else 0
 
 
 def _is_last_volume(file: IO[bytes]) -> bool:

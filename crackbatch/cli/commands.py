@@ -32,7 +32,7 @@ from crackbatch.cli.output import (
     print_training,
 )
 from crackbatch.errors import CrackbatchError, Interrupted, OptionError, RunError
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 from crackbatch.storage.retry import giving_up
 
 app = typer.Typer(
@@ -137,7 +137,7 @@ def train(
     with interruptible("run the same command to continue from the last epoch's checkpoint"):
         result = training.train(**_given(context))
     if not result.trained:
-        print(f"{redact(out)} already holds this finished training; give another --out or --seed to train again")
+        print(f"{masked(out)} already holds this finished training; give another --out or --seed to train again")
     print_training(result)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from crackbatch.progress import counted, duration
-from crackbatch.storage.redaction import printable, redact
+from crackbatch.storage.redaction import masked, printable
 
 if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview
@@ -90,7 +90,7 @@ def print_training(result: TrainResult) -> None:
             f"  {name}: threshold {point.threshold:.3f}, precision {point.precision:.3f}, recall {point.recall:.3f},"
             f" false alarms {point.false_alarm_rate:.3f}"
         )
-    print(f"model: {redact(bundle.location)}")
+    print(f"model: {masked(bundle.location)}")
 
 
 def print_overview(overview: Overview) -> None:
@@ -103,7 +103,7 @@ def print_overview(overview: Overview) -> None:
         cells = (by_split.get(split, (0, 0)) for split in _SPLITS)
         table.add_row(source, label, *(f"{images:,} in {counted(groups, 'group')}" for images, groups in cells))
     _print_table(table)
-    for line in [*overview.notes, *map(redact, overview.files)]:
+    for line in [*overview.notes, *map(masked, overview.files)]:
         print(line)
 
 
@@ -129,7 +129,7 @@ def print_evaluation(found: Evaluation) -> None:
     for source, said in metrics["sources"].items():
         if at := said.get("precision_at_prevalence"):
             print(f"{source}: if {at['prevalence']:.1%} of images are cracked, precision is {at['precision']:.3f}")
-    print(f"metrics, figures and errors: {redact(found.out)}")
+    print(f"metrics, figures and errors: {masked(found.out)}")
 
 
 def print_comparison(found: Comparison) -> None:
@@ -148,7 +148,7 @@ def print_comparison(found: Comparison) -> None:
             duration(row["training_s"]),
         )
     _print_table(table)
-    print(f"table: {redact(found.out)}")
+    print(f"table: {masked(found.out)}")
 
 
 def print_runs(found: Sequence[ListedRun]) -> None:
@@ -170,7 +170,7 @@ def print_cleaning(found: Cleaning) -> None:
     for run_id, reason in found.passed_over.items():
         print(f"skipped: {run_id} {_one_line(reason)}")
     if not found.leftovers:
-        print(f"nothing to remove in {redact(found.out)}")
+        print(f"nothing to remove in {masked(found.out)}")
         return
     table = _table("run", "state", ">files", ">size", ">rows lost")
     for left in found.leftovers:

@@ -28,7 +28,7 @@ from crackbatch.sources.fetch import fetch
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.sources.shards import shard_sizes
 from crackbatch.storage import locations
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 _BATCH = 256
 _NO_PIXELS = 1  # the size of pictures whose pixels are not needed
@@ -105,7 +105,7 @@ def with_given_split(dataset: Dataset, location: str) -> Dataset:
     """
     images = dataset.table.column("sha256").to_pylist()
     splits, num_known = _given_splits(location, images)
-    shown = redact(location)
+    shown = masked(location)
     if absent := [row for row, split in enumerate(splits) if split is None]:
         uri = dataset.table.column("image_uri")[absent[0]].as_py()
         raise SourceError(
@@ -130,7 +130,7 @@ def _given_splits(location: str, images: list[str]) -> tuple[list[str | None], i
         known = read_split(location)
         return [known.get(image) for image in images], len(known)
     if not (seen := read_seen(location)):
-        raise SourceError(f"--split must be a .parquet file or a model that lists its images, got {redact(location)}")
+        raise SourceError(f"--split must be a .parquet file or a model that lists its images, got {masked(location)}")
     return splits_of(images, seen), len(seen)
 
 

@@ -23,7 +23,7 @@ from crackbatch.sources.plan import make_plan
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.storage import locations
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 LABEL_COLUMN = "label"
 # More sub-folders than this are dates or structures, not kinds of images that need metrics of their own.
@@ -56,7 +56,7 @@ def list_labelled(
     table = pa.concat_tables(tables)
     if not table.num_rows:
         raise SourceError(
-            f"no labelled images in {', '.join(map(redact, sources))}: {counted(report.unlabelled, 'image')}"
+            f"no labelled images in {', '.join(map(masked, sources))}: {counted(report.unlabelled, 'image')}"
             f"{report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack; name your"
             " folders with --positive and --negative, or give a manifest with a column label"
         )
@@ -66,9 +66,9 @@ def list_labelled(
 def _source_names(sources: Sequence[str]) -> list[str]:
     """Return the last part of each source's location, or the whole location if two last parts are the same."""
     roots = [root_of(source) for source in sources]
-    names = [PurePosixPath(redact(location)).name for location in roots]
+    names = [PurePosixPath(masked(location)).name for location in roots]
     return [
-        redact(locations.normalize(source)) if names.count(name) > 1 else name
+        masked(locations.normalize(source)) if names.count(name) > 1 else name
         for name, source in zip(names, sources, strict=True)
     ]
 
@@ -80,10 +80,10 @@ def _collections(sources: Sequence[str], rules: LabelRules) -> list[str]:
     in `data/Positive` and its sound tiles in `data/Negative`, and both belong to `data`.
     """
     roots = [root_of(source) for source in sources]
-    names = {root: PurePosixPath(redact(root)).name for root in roots}
+    names = {root: PurePosixPath(masked(root)).name for root in roots}
     tops = [_above(root) if rules.label(f"{names[root].removesuffix('.csv')}/an image") else root for root in roots]
-    names = {top: PurePosixPath(redact(top)).name or top for top in tops}
-    return [redact(top) if list(names.values()).count(names[top]) > 1 else names[top] for top in tops]
+    names = {top: PurePosixPath(masked(top)).name or top for top in tops}
+    return [masked(top) if list(names.values()).count(names[top]) > 1 else names[top] for top in tops]
 
 
 def _above(root: str) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.storage import locations
 from crackbatch.storage.documents import read_table, write_table
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ["image_uri", "label", "group", "split", "sha256"]
@@ -107,7 +107,7 @@ def write_split(table: pa.Table, location: str) -> None:
 
 def read_split(location: str) -> dict[str, str]:
     """Return sha256 → split from a table that `write_split` wrote. Raises SourceError for anything else."""
-    shown = redact(location)
+    shown = masked(location)
     try:
         table = read_table(locations.normalize(location), columns=["sha256", "split"])
     except FileNotFoundError:

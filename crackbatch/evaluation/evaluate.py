@@ -38,7 +38,7 @@ from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import local_roots
 from crackbatch.storage import atomic, locations
 from crackbatch.storage.documents import write_table
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 ALL = "all"
 _SHOWN = 32
@@ -150,7 +150,7 @@ def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> 
     if missing := sum(digest not in known for digest in digests):
         raise SourceError(
             f"{missing:,} of {len(digests):,} labelled images have no score from {bundle.model_id} in"
-            f" {redact(out)}; score them first, or evaluate without --predictions"
+            f" {masked(out)}; score them first, or evaluate without --predictions"
         )
     probabilities, thresholds = zip(*(known[digest] for digest in digests), strict=True)
     return np.array(probabilities, np.float32), set(thresholds)
@@ -160,7 +160,7 @@ def _only(thresholds: set[float], out: str) -> float:
     if len(thresholds) > 1:
         shown = ", ".join(f"{threshold:g}" for threshold in sorted(thresholds))
         raise OptionError(
-            f"rows in {redact(out)} were labelled at several thresholds ({shown}); choose one with --threshold"
+            f"rows in {masked(out)} were labelled at several thresholds ({shown}); choose one with --threshold"
         )
     return float(next(iter(thresholds)))
 

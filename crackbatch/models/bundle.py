@@ -18,7 +18,7 @@ from typing import Any
 
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.storage import atomic, locations, ranges
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 
 FORMAT_VERSION = 1
 DEFAULT_MODEL = "concrete-resnet18"
@@ -110,7 +110,7 @@ def read_bundle_and_weights(location: str = DEFAULT_MODEL) -> tuple[Bundle, byte
 
     A shipped model keeps its name as its location, because the name is valid on every machine.
     """
-    shown = redact(location)
+    shown = masked(location)
     description = _parse_description(_read(location, DESCRIPTION, _MAX_DESCRIPTION_BYTES), shown)
     weights = _read(location, WEIGHTS, _MAX_WEIGHTS_BYTES)
     _check_safetensors(weights, shown)
@@ -153,7 +153,7 @@ def absolute(location: str, words: Sequence[str] = ()) -> str:
 
 
 def _read(location: str, name: str, limit: int) -> bytes:
-    shown = redact(location)
+    shown = masked(location)
     try:
         with ranges.open_file(locations.join(resolve(location), name)) as file:
             data = ranges.read_at_most(file, limit)
@@ -207,7 +207,7 @@ def _from_description(description: dict[str, Any], location: str) -> Bundle:
         )
         _check_values(bundle)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"model {redact(location)}: {DESCRIPTION} has a missing or wrong value ({error!r})") from None
+        raise BundleError(f"model {masked(location)}: {DESCRIPTION} has a missing or wrong value ({error!r})") from None
     return bundle
 
 

@@ -24,7 +24,7 @@ from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
 from crackbatch.machine import has_gpu
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
 from crackbatch.storage import locations
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ class Model:
         grey = np.full((1, bundle.input_size, bundle.input_size, 3), 128, np.uint8)
         if not np.isfinite(self.logits(grey)).all():
             raise BundleError(
-                f"model {redact(bundle.location)}: its network gives no number for a picture; train it again"
+                f"model {masked(bundle.location)}: its network gives no number for a picture; train it again"
             )
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

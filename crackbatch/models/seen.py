@@ -11,7 +11,7 @@ from crackbatch.errors import BundleError
 from crackbatch.models.bundle import resolve
 from crackbatch.storage import locations
 from crackbatch.storage.documents import read_table, write_table
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 FILE = "seen.parquet"
 # A model learns from the images that it is trained on, and from the images that it is tuned on.
@@ -55,7 +55,7 @@ def _read(location: str) -> tuple[dict[int, str], dict[int, str]]:
     except (FileNotFoundError, NotADirectoryError):
         return {}, {}
     except (pa.ArrowException, KeyError) as error:
-        raise BundleError(f"model {redact(location)}: {FILE} cannot be read ({error})") from None
+        raise BundleError(f"model {masked(location)}: {FILE} cannot be read ({error})") from None
     return _known(images, own), _known(images, before)
 
 

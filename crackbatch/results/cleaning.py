@@ -21,7 +21,7 @@ from crackbatch.results.states import LEASE, ListedRun, RunFolder, survey
 from crackbatch.sources.rows import IDENTITY
 from crackbatch.storage import locations, objects
 from crackbatch.storage.lease import Holding
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 from crackbatch.storage.retry import giving_up
 
 _THREADS = 16
@@ -60,10 +60,10 @@ def clean(out: locations.Location, yes: bool = False, run_id: str | None = None)
         names = [run.run_id for _, run in found]
         found = [item for item in found if item[1].run_id == run_id]
         if not found:
-            raise OptionError(f"no run {run_id} in {redact(out)}; runs: {', '.join(names)}")
+            raise OptionError(f"no run {run_id} in {masked(out)}; runs: {', '.join(names)}")
     passed_over: dict[str, str] = {}
     leftovers = []
-    with giving_up(lambda why: RunError(f"cleaning {redact(out)} stopped ({why}); run the same command to continue")):
+    with giving_up(lambda why: RunError(f"cleaning {masked(out)} stopped ({why}); run the same command to continue")):
         for folder, run in found:
             if reason := _why_not(run):
                 passed_over[run.run_id] = reason

@@ -16,7 +16,7 @@ from crackbatch.results.table import WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.documents import write_table
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 _THREADS = 8
 
@@ -100,7 +100,7 @@ def read_columns(location: str, columns: list[str]) -> pa.Table:
     Raises OutputError if the file is damaged or lacks one of these columns.
     """
     if (table := read_part(location, columns)) is None:
-        raise OutputError(f"{redact(location)} is not a complete crackbatch table; move it elsewhere and run again")
+        raise OutputError(f"{masked(location)} is not a complete crackbatch table; move it elsewhere and run again")
     return table
 
 

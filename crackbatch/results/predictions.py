@@ -15,7 +15,7 @@ import pyarrow.fs
 from crackbatch.errors import OptionError, OutputError
 from crackbatch.sources.rows import in_order, with_large_texts
 from crackbatch.storage import locations, objects
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def read_predictions(
     root = locations.join(locations.normalize(out), "predictions")
     files = objects.list_files(root, ".parquet")
     if not files:
-        raise OutputError(f"no predictions in {redact(out)}; run `crackbatch score` with this --out first")
+        raise OutputError(f"no predictions in {masked(out)}; run `crackbatch score` with this --out first")
     dataset = _open(root, files)
     wanted = _check_columns(columns, dataset.schema)
     condition = _condition(run_id, date)

@@ -17,7 +17,7 @@ from crackbatch.results.run import Run
 from crackbatch.sources.rows import IDENTITY, identity_keys, in_order
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_table
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 _THREADS = 8
 ROW_GROUP_ROWS = 128 * 1024
@@ -54,7 +54,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
         written.append((hidden, visible))
     for hidden, visible in written:  # all renames come last and together, so that readers rarely see only some files
         if objects.exists(visible):
-            raise PublishError(f"{redact(visible)} already exists, but no listing showed it; it is not replaced")
+            raise PublishError(f"{masked(visible)} already exists, but no listing showed it; it is not replaced")
         objects.move(hidden, visible)
     return [visible for _, visible in written]
 

@@ -21,7 +21,7 @@ from typing import Any
 from crackbatch.errors import OptionError, OutputError
 from crackbatch.storage import locations, objects
 from crackbatch.storage.documents import read_json, write_json
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 # What a run needs only while it works.
 WORKING_FOLDERS = ("plan", "parts", "scratch", "publish")
@@ -121,7 +121,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
         check_about(known, file, run_id)
         if known.get("fingerprint") != fingerprint:
             raise OptionError(
-                f"run {run_id} in {redact(out)} has other sources, another model or other options;"
+                f"run {run_id} in {masked(out)} has other sources, another model or other options;"
                 " give another --run-id"
             )
         if date is not None and known["date"] != date:
@@ -132,7 +132,7 @@ def choose_run(out: str, fingerprint: str, date: str | None, run_id: str | None)
 
 def check_about(about: dict[str, Any], file: str, run_id: str) -> None:
     """Raise OutputError unless run.json (or summary.json) has the name of its run and a date: both name other files."""
-    shown, date = redact(file), about.get("date")
+    shown, date = masked(file), about.get("date")
     if about.get("run_id") != run_id:
         raise OutputError(f"{shown} belongs to run {about.get('run_id')!r}; remove it and run again")
     try:

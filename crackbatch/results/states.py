@@ -29,7 +29,7 @@ from crackbatch.results.run import RUN_ID, Run, check_about
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.documents import read_json
 from crackbatch.storage.lease import working_lease
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 from crackbatch.storage.retry import FIRST_TRIES, giving_up, is_storage_error
 
 LEASE = re.compile(r"lease-\d+\.json")
@@ -103,13 +103,13 @@ def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
     with ThreadPoolExecutor(_THREADS) as threads:
         found = [(folder, run) for folder, run in zip(folders, threads.map(_look, folders), strict=True) if run]
     if not found:
-        raise OutputError(f"no runs in {redact(out)}; run `crackbatch score` with this --out first")
+        raise OutputError(f"no runs in {masked(out)}; run `crackbatch score` with this --out first")
     return sorted(found, key=lambda item: (item[1].created_at or "", item[1].run_id))
 
 
 def _list_folders(out: str) -> list[RunFolder]:
     """List the folders below `runs/` that have the name of a run, with all their files."""
-    with giving_up(lambda why: OutputError(f"cannot list the runs in {redact(out)}: {why}")):
+    with giving_up(lambda why: OutputError(f"cannot list the runs in {masked(out)}: {why}")):
         listed = objects.list_sizes(locations.join(out, "runs"), FIRST_TRIES)
     folders: dict[str, dict[str, int]] = {}
     for name, size_bytes in listed.items():

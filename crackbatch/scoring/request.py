@@ -15,7 +15,7 @@ from crackbatch.machine import library_versions
 from crackbatch.models.bundle import Bundle
 from crackbatch.storage import locations
 from crackbatch.storage.documents import fingerprint_of
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 # What runs the stages: Ray, this process, or whichever suits the amount of work.
 ENGINES = ("auto", "local", "ray")
@@ -62,8 +62,8 @@ class Request:
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit must be 1 or more, got {self.limit}")
 
-        if not all(self.only_below):
-            raise OptionError("--only-below must not be empty; give a folder or URL")
+        if not all(self.only_below) or any(prefix.endswith("://") for prefix in self.only_below):
+            raise OptionError("--only-below must be a folder or a URL with a host or bucket")
         if self.engine not in ENGINES:
             raise OptionError(f"--engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.engine == "local" and self.address:
@@ -102,14 +102,14 @@ class Request:
         return {
             "fingerprint": self.fingerprint,
             "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "sources": [redact(source) for source in self.sources],
+            "sources": [masked(source) for source in self.sources],
             "model_id": self.bundle.model_id,
             "threshold": self.threshold,
             "extensions": sorted(self.extensions),
             "max_megapixels": self.max_megapixels,
             "limit": self.limit,
             "new_only": self.new_only,
-            "only_below": [redact(prefix) for prefix in self.only_below],
+            "only_below": [masked(prefix) for prefix in self.only_below],
             "versions": {"crackbatch": __version__, **library_versions("ray", "torch", "torchvision", "pyarrow")},
         }
 

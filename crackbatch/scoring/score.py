@@ -42,7 +42,7 @@ from crackbatch.sources.plan import Plan, Tally, intersect, make_plan, subtract
 from crackbatch.sources.prefixes import Prefixes
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.lease import Holding
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 from crackbatch.storage.retry import giving_up, num_retries
 
 _SHOWN_NOTES = 5
@@ -114,7 +114,7 @@ def score(
         batch_size=batch_size,
         address=address,
         engine=engine,
-        only_below=tuple(locations.normalize(os.fspath(prefix)) if prefix else "" for prefix in only_below),
+        only_below=tuple(os.fspath(prefix) for prefix in only_below),
     )
     objects.follow_redirects(not request.only_below)
     if dry_run:
@@ -152,7 +152,7 @@ def _schema(request: Request, plan: Plan) -> pa.Schema:
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
-    with giving_up(lambda why: OutputError(f"cannot read the runs in {redact(request.out)}: {why}")):
+    with giving_up(lambda why: OutputError(f"cannot read the runs in {masked(request.out)}: {why}")):
         return choose_run(request.out, request.fingerprint, date, run_id)
 
 
@@ -269,7 +269,7 @@ def _summarize(
     return RunSummary(
         run_id=run.run_id if run else "",
         date=run.date if run else "",
-        out=redact(request.out),
+        out=masked(request.out),
         model_id=request.bundle.model_id,
         threshold=request.threshold,
         images=sum(statuses.values()) if run else num_rows,
@@ -279,7 +279,7 @@ def _summarize(
         archives=plan.num_archives,
         passed_over=dict(plan.listing.passed_over.most_common()),
         problems=plan.listing.problems,
-        files=[redact(file) for file in run.published_files()] if run else [],
+        files=[masked(file) for file in run.published_files()] if run else [],
         seconds=round(seconds, 3),
         images_per_s=round(work.rows / seconds, 2) if work.rows else None,
         stages=work.stages,

@@ -15,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from crackbatch.archives.cells import read_cells
+from crackbatch.archives.cells import UnreadableError, read_cells
 from crackbatch.archives.members import MAX_BLOCK_BYTES, MAX_IMAGE_BYTES, Content
 from crackbatch.archives.zips import unzip
 from crackbatch.errors import RunError
 from crackbatch.sources.rows import CARRIED
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA
 from crackbatch.storage import locations, objects, ranges
-from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.redaction import masked, reason_of
 from crackbatch.storage.retry import retrying
 
 # Reading a gap of up to this size between two ranges costs less than a second request.
@@ -110,7 +110,7 @@ def _read_rows(rows: list[dict[str, Any]]) -> Iterable[Content]:
 
 def _failure(error: BaseException, location: str) -> Content:
     """Return the status and error of a row that cannot be read; raise RunError if the storage refuses credentials."""
-    shown = redact(location)
+    shown = masked(location)
     objects.check_credentials(error, location)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return Content(None, "missing", f"it was removed since it was listed: {shown}")
@@ -152,7 +152,7 @@ def _read_remote(row: dict[str, Any], location: str, most: int) -> Content | Non
         if content.data is not None and locations.lists_versions(location) and not _is_version(data, listed):
             now = locations.version(objects.info(location))
             if now != listed:
-                return Content(None, "changed", f"it was replaced since it was listed: {redact(location)}; run again")
+                return Content(None, "changed", f"it was replaced since it was listed: {masked(location)}; run again")
         return content
     except Exception as error:  # each storage has its own exceptions
         return _failure(error, location)
@@ -198,7 +198,7 @@ def _changed(row: dict[str, Any], size: int) -> Content:
 
 
 def _changed_archive(location: str) -> Content:
-    return Content(None, "changed", f"{redact(location)} changed since it was listed; run again")
+    return Content(None, "changed", f"{masked(location)} changed since it was listed; run again")
 
 
 def _read_ranges(rows: list[dict[str, Any]]) -> list[Content]:
@@ -303,14 +303,24 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[Content]:
 
 
 def _in_blocks(contents: Iterable[Content]) -> Iterator[list[Content]]:
-    block, held = [], 0
-    for content in contents:
+    block, held, failure = [], 0, None
+    coming = iter(contents)
+    while True:
+        try:
+            content = next(coming)
+        except StopIteration:
+            break
+        except UnreadableError as error:  # what was read before it is good
+            failure = error
+            break
         block.append(content)
         held += len(content.data or b"")
         if held >= MAX_BLOCK_BYTES:
             yield block
             block, held = [], 0
     yield block
+    if failure is not None:
+        raise failure
 
 
 def _stat_version(location: str) -> str:

@@ -13,7 +13,7 @@ from crackbatch.archives.members import Listing
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.manifest import URI_COLUMN, Manifest, plan_manifest
 from crackbatch.sources.prefixes import Prefixes
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 
 def open_image(image_uri: str, version: str | None = None) -> io.BytesIO:
@@ -30,9 +30,9 @@ def open_image(image_uri: str, version: str | None = None) -> io.BytesIO:
         if version is not None:
             plan = plan.filter(pc.equal(plan.column("version"), version))
         if not plan.num_rows:
-            raise FileNotFoundError(f"{redact(image_uri)} has no version {version}")
+            raise FileNotFoundError(f"{masked(image_uri)} has no version {version}")
         (row,) = (row for block in fetch(plan.slice(0, 1)) for row in block.to_pylist())
     if row["bytes"] is None:
         kind = FileNotFoundError if row["status"] == "missing" else OSError
-        raise kind(f"{redact(image_uri)} cannot be opened: {row['error'] or row['status']}")
+        raise kind(f"{masked(image_uri)} cannot be opened: {row['error'] or row['status']}")
     return io.BytesIO(row["bytes"])

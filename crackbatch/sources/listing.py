@@ -18,9 +18,11 @@ from crackbatch.archives.members import ARCHIVE_SCHEMES, Listing, Object, is_hid
 from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.images.formats import RAW_EXTENSIONS, describe_extensions
 from crackbatch.sources.manifest import Manifest, read_manifest
+from crackbatch.sources.prefixes import ANYWHERE, Prefixes
+from crackbatch.sources.rows import NO_FILE
 from crackbatch.storage import locations, objects
 from crackbatch.storage.buckets import Entry, list_objects
-from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.redaction import masked, reason_of, redact
 from crackbatch.storage.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
 _WRITTEN = ("predictions", "runs")  # the folders below --out that scoring writes to
@@ -35,12 +37,16 @@ def check_sources(sources: locations.Location | Sequence[locations.Location]) ->
     if not all(names):
         raise SourceError("a source must not be empty; write . for the current folder")
     if inside := [name for name in names if locations.scheme(name) in ARCHIVE_SCHEMES]:
-        raise SourceError(f"{redact(inside[0])} is inside an archive; give the archive or a manifest of its images")
+        raise SourceError(f"{masked(inside[0])} is inside an archive; give the archive or a manifest of its images")
     return names
 
 
 def list_source(
-    source: str, extensions: frozenset[str], listing: Listing, skip: Iterable[str] = ()
+    source: str,
+    extensions: frozenset[str],
+    listing: Listing,
+    skip: Iterable[str] = (),
+    prefixes: Prefixes = ANYWHERE,
 ) -> Iterator[Object | Manifest]:
     """Yield the objects and the manifest of one source, without the files that runs wrote.
 
@@ -53,7 +59,7 @@ def list_source(
     # A source inside such a folder is listed.
     below = tuple(folder for folder in written if not f"{location}/".startswith(folder))
     list_all = _list_local if locations.is_local(location) else _list_remote
-    yield from list_all(location, source, extensions, listing, below)
+    yield from list_all(location, source, extensions, listing, below, prefixes)
 
 
 def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str]) -> bool:
@@ -90,20 +96,25 @@ def pass_over_name(name: str, listing: Listing) -> None:
 
 
 def _list_local(
-    location: str, source: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
+    location: str,
+    source: str,
+    extensions: frozenset[str],
+    listing: Listing,
+    written: tuple[str, ...],
+    prefixes: Prefixes,
 ) -> Iterator[Object | Manifest]:
     if os.path.isdir(location):
-        yield from _walk_local([location], location, extensions, listing, written)
+        yield from _walk_local([location], location, extensions, listing, written, prefixes)
     elif os.path.lexists(location):
         yield from _single(location, source, extensions, _local_object)
     elif _is_glob(location):
-        yield from _glob_local(location, extensions, listing, written)
+        yield from _glob_local(location, extensions, listing, written, prefixes)
     else:
-        raise SourceError(f"no such file or folder: {redact(source)}")
+        raise SourceError(f"no such file or folder: {masked(source)}")
 
 
 def _glob_local(
-    pattern: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
+    pattern: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...], prefixes: Prefixes
 ) -> Iterator[Object | Manifest]:
     """Yield the files that a glob matches and, for a glob without `**`, those below the folders that it matches."""
     filesystem, path = objects.filesystem(pattern)
@@ -117,17 +128,25 @@ def _glob_local(
             listing.pass_over("hidden folders")
         else:
             folders.append(found)
-    yield from _walk_local(folders, pattern, extensions, listing, written)
+    yield from _walk_local(folders, pattern, extensions, listing, written, prefixes)
 
 
 def _walk_local(
-    tops: list[str], location: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
+    tops: list[str],
+    location: str,
+    extensions: frozenset[str],
+    listing: Listing,
+    written: tuple[str, ...],
+    prefixes: Prefixes,
 ) -> Iterator[Object | Manifest]:
     """Yield the files below folders; symbolic links are followed, and each real folder is entered only once."""
     entered: set[tuple[int, int]] = set()
     waiting = tops[::-1]
     while waiting:
         folder = waiting.pop()
+        if prefixes.refusal(folder):
+            listing.pass_over("folders that are not below --only-below")
+            continue
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
@@ -141,7 +160,7 @@ def _walk_local(
                 raise SourceError(f"cannot read {location}: {error.strerror}") from None
             if folder.startswith(written) and isinstance(error, FileNotFoundError):  # a run that is ending removed it
                 continue
-            listing.problems.append(f"{redact(folder)}: cannot be listed ({error.strerror})")
+            listing.problems.append(f"{masked(folder)}: cannot be listed ({error.strerror})")
             continue
         folders = []
         for entry in entries:
@@ -178,7 +197,7 @@ def _local_object(path: str, kind: str | None, entry: os.DirEntry[str] | None = 
     except OSError as error:  # a broken link, or removed while listing
         return Object(path, None, "", kind, "missing", f"{error.strerror}: {redact(path)}")
     if not stat.S_ISREG(status.st_mode):
-        return Object(path, None, "", kind, "not_an_image", "it is a pipe, a device or a folder, not a file")
+        return Object(path, None, "", kind, "not_an_image", NO_FILE)
     return Object(path, status.st_size, locations.local_version(status), kind)
 
 
@@ -192,10 +211,10 @@ def _single(location: str, source: str, extensions: frozenset[str], make: Any) -
             yield manifest
             return
     if not interesting and (unopened := why_unopened(name)):
-        raise SourceError(f"{redact(source)}: {unopened[1]}")
+        raise SourceError(f"{masked(source)}: {unopened[1]}")
     if not interesting:
         raise SourceError(
-            f"{redact(source)} is neither an image ({describe_extensions(extensions)}),"
+            f"{masked(source)} is neither an image ({describe_extensions(extensions)}),"
             " an archive (.zip, .tar, .tar.gz, …, .parquet) nor a manifest (.csv);"
             " if it is an image, add its extension with --extensions"
         )
@@ -232,11 +251,16 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _list_remote(
-    location: str, source: str, extensions: frozenset[str], listing: Listing, written: tuple[str, ...]
+    location: str,
+    source: str,
+    extensions: frozenset[str],
+    listing: Listing,
+    written: tuple[str, ...],
+    _: Prefixes,  # objects link to nothing, and links of web pages are followed below the source only
 ) -> Iterator[Object | Manifest]:
     filesystem, path = _open_storage(location, source)
 
-    def make(_: str, archive: str | None) -> Object:
+    def make(_location: str, archive: str | None) -> Object:
         info = objects.info(location)
         return _remote_object(location, info.get("size"), locations.version(info), archive)
 
@@ -263,13 +287,13 @@ def _list_remote(
     except FileNotFoundError as error:
         if error.__cause__ is not None:
             raise _unlisted(error.__cause__, location, source, is_known) from None
-        raise SourceError(f"no such object or prefix: {redact(source)}") from None
+        raise SourceError(f"no such object or prefix: {masked(source)}") from None
     except CrackbatchError:
         raise
     except Exception as error:  # each cloud library has its own exceptions
         raise _unlisted(error, location, source, is_known) from None
     if is_empty and not is_glob:
-        raise SourceError(f"no such object or prefix: {redact(source)}")
+        raise SourceError(f"no such object or prefix: {masked(source)}")
 
 
 def _open_storage(location: str, source: str) -> tuple[Any, str]:
@@ -280,7 +304,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
         raise
     except (TypeError, AttributeError) as error:
         why = f"a URL alone does not open {locations.scheme(location)}:// ({reason_of(error, source)})"
-        raise SourceError(f"cannot read {redact(source)}: {why}") from None
+        raise SourceError(f"cannot read {masked(source)}: {why}") from None
     except Exception as error:  # each cloud library has its own exceptions
         raise _unlisted(error, location, source, is_known=False) from None
 
@@ -288,7 +312,7 @@ def _open_storage(location: str, source: str) -> tuple[Any, str]:
 def _unlisted(error: BaseException, location: str, source: str, is_known: bool) -> CrackbatchError:
     """Return a SourceError for a source that cannot be listed, a RunError if it may be listed later."""
     objects.check_credentials(error, location)
-    why = f"cannot read {redact(source)}: {reason_of(error, source)}"
+    why = f"cannot read {masked(source)}: {reason_of(error, source)}"
     can_pass = is_transient(error) and (is_known or is_answer(error))
     return RunError(f"{why}; run again") if can_pass else SourceError(why)
 

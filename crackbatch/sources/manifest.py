@@ -27,7 +27,7 @@ from crackbatch.errors import SourceError
 from crackbatch.sources.prefixes import Prefixes
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, in_order, list_archive, look_at
 from crackbatch.storage import locations, ranges
-from crackbatch.storage.redaction import as_text, from_text, redact
+from crackbatch.storage.redaction import as_text, from_text, masked, redact
 
 URI_COLUMN = "image_uri"
 # If a quote is not closed, everything after it would become one cell.
@@ -37,6 +37,10 @@ _INDEX = re.compile(r"__index_level_\d+__")  # the numbers of rows, which pandas
 # What a manifest may hold. Cells that repeat take no bytes in Parquet, but memory here.
 _MOST_VALUES, _VALUES_PER_BYTE, _MOST_BYTES = 64_000_000, 64, 4 << 30
 _MAX_URI, _SHOWN_URI = 8_192, 1_000  # characters
+# What spreadsheets and mails leave around a cell, also characters that nobody sees.
+_AROUND = " \t\r\n\v\f<>\u00a0\u200b\u200c\u200d\u2060\ufeff"
+_NEARLY_URL = re.compile(r"[a-z][a-z0-9+.-]{1,30}:/|[^\s/:]+:[^\s/@]+@|[?&;][\w-]+=", re.IGNORECASE)
+_MOST_COLUMNS, _SNIFFED = 10_000, 4_096
 _LOOKED_AT = 10_000
 _LOOKING_THREADS = 8
 
@@ -54,7 +58,7 @@ def read_manifest(location: str) -> Manifest | None:
 
     Raises SourceError if the file is not a manifest, and the exceptions of a remote storage that fails.
     """
-    shown = redact(location)
+    shown = masked(location)
     try:
         if locations.file_name(location).lower().endswith(".parquet"):
             with ranges.open_file(location) as file:
@@ -102,6 +106,9 @@ def _read_parquet(file: IO[bytes], shown: str) -> pa.Table | None:
     texts = [field.name for field in schema if _is_text(_value_type(field)) or pa.types.is_binary(_value_type(field))]
     parquet = pq.ParquetFile(file, read_dictionary=texts)
     groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
+    widths = sum(field.type.byte_width for field in schema if pa.types.is_fixed_size_binary(field.type))
+    if widths * parquet.metadata.num_rows > _MOST_BYTES:
+        raise SourceError(f"manifest {shown} holds more than {_MOST_BYTES:,} bytes; split it")
     num_values = sum(group.column(leaf).num_values for group in groups for leaf in range(group.num_columns))
     if num_values > max(_MOST_VALUES, _VALUES_PER_BYTE * size):
         raise SourceError(f"manifest {shown} announces {num_values:,} cells, which a file of its size cannot hold")
@@ -157,9 +164,11 @@ def _read_csv(data: bytes, shown: str) -> pa.Table:
     if not first_line.strip():
         raise SourceError(f"manifest {shown} is empty; its first line must name the columns, including {URI_COLUMN}")
     try:
-        delimiter = separator[1].decode() if separator else csv.Sniffer().sniff(first_line, ",;\t").delimiter
+        delimiter = separator[1].decode() if separator else csv.Sniffer().sniff(first_line[:_SNIFFED], ",;\t").delimiter
     except csv.Error:
         delimiter = ","
+    if (num := first_line.count(delimiter) + 1) > _MOST_COLUMNS:
+        raise SourceError(f"manifest {shown} has {num:,} columns, more than {_MOST_COLUMNS:,}; leave some out")
     _check_lines(data, delimiter, shown)
     # Large enough for the longest line: a character has at most four bytes.
     read = pyarrow.csv.ReadOptions(block_size=8 * _MAX_LINE_CHARACTERS)
@@ -206,9 +215,9 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None, pre
             loose.append((row, uri))
         elif inner := split_uri(uri):
             _, name, container = inner
-            inside.setdefault(_absolute(container, folder), {}).setdefault(name, []).append(row)
+            inside.setdefault(_absolute(container, folder, prefixes), {}).setdefault(name, []).append(row)
         else:
-            loose.append((row, _absolute(uri, folder)))
+            loose.append((row, _absolute(uri, folder, prefixes)))
     rows, order = Rows(), []
     with ThreadPoolExecutor(_LOOKING_THREADS) as threads:
         for start in range(0, len(loose), _LOOKED_AT):  # an image that waits for a thread takes 2 kB of memory
@@ -229,10 +238,13 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None, pre
     return planned
 
 
-def _absolute(uri: str, folder: str) -> str:
+def _absolute(uri: str, folder: str, prefixes: Prefixes) -> str:
+    uri = uri.strip(_AROUND)
     is_relative = locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~", "file:/"))
     location = locations.normalize(locations.join(folder, uri) if is_relative else uri)
-    if "\\" in uri and locations.is_local(location):  # as it is, from a row of the table, or written on Windows
+    if (
+        "\\" in uri and locations.is_local(location) and not prefixes
+    ):  # As it is, from a row of the table, or written on Windows. With prefixes, nobody may ask what exists elsewhere.
         spellings = (location, from_text(location), location.replace("\\", "/"))
         return next(filter(os.path.lexists, spellings), location)
     return location
@@ -240,8 +252,12 @@ def _absolute(uri: str, folder: str) -> str:
 
 def _look_at(location: str, prefixes: Prefixes) -> Object:
     if len(location) > _MAX_URI:
-        short = f"{location[:_SHOWN_URI]}…#id={hashlib.sha256(os.fsencode(location)).hexdigest()[:16]}"
+        digest = hashlib.sha256(os.fsencode(location)).hexdigest()[:16]
+        short = f"{masked(location)[:_SHOWN_URI]}…#id={digest}"
         return Object(short, None, "", None, "unreadable", f"its path or URL has more than {_MAX_URI:,} characters")
+    if locations.is_local(location) and _NEARLY_URL.search(location) and not os.path.lexists(location):
+        told = "it is neither a file nor a URL; write URLs as https://host/path"
+        return Object(redact(location), None, "", None, "unreadable", told)
     why = prefixes.refusal(location)
     return look_at(location) if why is None else Object(location, None, "", None, "unreadable", why)
 
@@ -251,7 +267,7 @@ def _pick_members(
 ) -> pa.Table:
     found = _look_at(container, prefixes)._replace(kind=kind_of(locations.file_name(container)))
     if found.status is None and found.kind is None:
-        found = found._replace(status="unreadable", error=f"{redact(container)} is not named like an archive")
+        found = found._replace(status="unreadable", error=f"{masked(container)} is not named like an archive")
     rows = Rows()
     present: set[str] = set()
     if found.status is None:
@@ -276,7 +292,7 @@ def _pick_members(
             rows.add(
                 f"{protocol}://{as_text(name)}::{shown}", shown, os.fsencode(container), "",
                 0, 0, None, "none", None, "", None, found.status or "missing",
-                found.error or f"{redact(container)} has no member {name}",
+                found.error or f"{masked(container)} has no member {name}",
             )  # fmt: skip
     return pa.concat_tables([table, rows.table()]) if present else rows.table()
 

@@ -22,7 +22,7 @@ from crackbatch.errors import RunError, SourceError
 from crackbatch.images.formats import describe_extensions
 from crackbatch.sources.listing import list_source, pass_over_name, root_of
 from crackbatch.sources.manifest import Manifest, plan_manifest
-from crackbatch.sources.prefixes import Prefixes
+from crackbatch.sources.prefixes import ANYWHERE, Prefixes
 from crackbatch.sources.rows import (
     CARRIED,
     IDENTITY,
@@ -35,11 +35,10 @@ from crackbatch.sources.rows import (
     with_large_texts,
 )
 from crackbatch.storage import locations
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 _LISTING_THREADS = 8
 _SHOWN_REASONS = 5
-_ANYWHERE = Prefixes()
 
 
 class Tally:
@@ -96,7 +95,7 @@ def make_plan(
     limit: int | None = None,
     tally: Tally | None = None,
     apart: Sequence[str] = (),
-    prefixes: Prefixes = _ANYWHERE,
+    prefixes: Prefixes = ANYWHERE,
 ) -> Plan:
     """List every image in the sources once, ordered by container and offset.
 
@@ -109,10 +108,10 @@ def make_plan(
     sources = list(sources)
     for source in sources:
         if why := prefixes.refusal(root_of(source)):
-            raise SourceError(f"{redact(source)}: {why}")
+            raise SourceError(f"{masked(source)}: {why}")
     try:
         for source in sources:
-            for found in list_source(source, extensions, planner.listing, skip):
+            for found in list_source(source, extensions, planner.listing, skip, prefixes):
                 planner.add(found)
             planner.end_source(is_ordered=locations.is_local(source))
         plan = planner.finish(apart)
@@ -126,7 +125,7 @@ def make_plan(
 
 
 def _nothing_found(sources: list[str], listing: Listing, extensions: frozenset[str]) -> str:
-    where = ", ".join(redact(source) for source in sources)
+    where = ", ".join(masked(source) for source in sources)
     if listing.problems:
         return f"no images in {where}: {listing.problems[0]}"
     found = ", ".join(f"{count:,} {reason}" for reason, count in listing.passed_over.most_common(_SHOWN_REASONS))
@@ -142,7 +141,7 @@ class _Planner:
         extensions: frozenset[str],
         scratch: str | None,
         tally: Tally,
-        prefixes: Prefixes = _ANYWHERE,
+        prefixes: Prefixes = ANYWHERE,
     ) -> None:
         self.listing = Listing()
         self._tally = tally
@@ -167,7 +166,7 @@ class _Planner:
             add_loose(self._loose, found, self._scratch)
             self._tally.count()
         elif found.status is not None:
-            self.listing.problems.append(f"{redact(found.location)}: {found.error}")
+            self.listing.problems.append(f"{masked(found.location)}: {found.error}")
         else:
             listed = self._threads.submit(list_archive, found, self._wanted, self._scratch)
             self._archives.append((found.location, listed))
@@ -230,7 +229,7 @@ def _left_unopened(listing: Listing) -> Iterable[str]:
     """Return a problem for each archive that was not opened, one for all volumes of a split archive."""
     told = [problem.partition(f": {VOLUME}")[0] for problem in listing.problems if f": {VOLUME}" in problem]
     for (archive, why), num in listing.unopened.items():
-        shown = redact(archive)
+        shown = masked(archive)
         if f"{shown}.zip" not in told:  # the last volume of a zip has the name of the whole
             yield f"{shown}: {why}" + (f" ({num:,} volumes)" if num > 1 else "")
 

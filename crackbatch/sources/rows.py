@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import IO, Any, cast
@@ -18,7 +19,7 @@ from crackbatch.archives.tars import list_tar
 from crackbatch.archives.zips import list_zip
 from crackbatch.errors import CrackbatchError, RunError, SourceError
 from crackbatch.storage import atomic, locations, objects, ranges
-from crackbatch.storage.redaction import as_text, reason_of, redact
+from crackbatch.storage.redaction import as_text, masked, reason_of
 from crackbatch.storage.retry import is_transient, retrying
 from crackbatch.storage.urls import is_partial
 
@@ -46,8 +47,10 @@ IDENTITY = ["image_uri", "version"]
 CARRIED = "carried:"
 
 _BATCH_ROWS = 50_000
+_MAX_ERROR = 1_000  # characters
 _MOST_TEXT = 1 << 30  # bytes
 _SHOWN_NAMES = 3
+NO_FILE = "it is a pipe, a device or a folder, not a file"
 _PARTIAL = "its URL had a parameter that may be a secret and is not written down; give the whole URL"
 _PROCESS_LOCAL = ("memory",)  # other processes cannot see these, so their images are copied to the scratch folder
 
@@ -60,6 +63,8 @@ class Rows:
         self._batches: list[pa.RecordBatch] = []
 
     def add(self, *values: Any) -> None:
+        *values, error = values  # type: ignore[assignment]
+        values = (*values, None if error is None else error[:_MAX_ERROR])
         for column, value in zip(self._columns, values, strict=True):
             column.append(value)
         if len(self._columns[0]) >= _BATCH_ROWS:
@@ -142,12 +147,14 @@ def look_at(location: str) -> Object:
     try:
         if locations.is_local(location):
             status = os.stat(location)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe may wait for ever, and a device may have no end
+                return Object(location, None, "", None, "not_an_image", NO_FILE)
             return Object(location, status.st_size, locations.local_version(status), None)
         info = objects.info(location)
         size = info.get("size")
         return Object(location, None if size is None else int(size), locations.version(info), None)
     except FileNotFoundError:
-        return Object(location, None, "", None, "missing", f"no such file: {redact(location)}")
+        return Object(location, None, "", None, "missing", f"no such file: {masked(location)}")
     except SourceError as error:
         if locations.scheme(location) in locations.EXTRAS:  # a package is missing for it and many others
             raise
@@ -162,7 +169,7 @@ def list_archive(
 ) -> tuple[pa.Table, Listing] | None:
     """List the images of one archive as rows; return None for a Parquet file without images."""
     listing = Listing()
-    shown, location, container_version = redact(found.location), found.location, found.version
+    shown, location, container_version = masked(found.location), found.location, found.version
     head = _head(found)
     if (kind := kind_inside(head)) is None and (other := why_no_archive(head)) is not None:
         listing.problems.append(f"{shown}: it is {other}")
@@ -220,7 +227,7 @@ def _check_unpacked(found: Object, table: pa.Table) -> pa.Table:
     if now.status is None and now.version == found.version:
         return table
     status = now.status or "changed"
-    error = now.error or f"{redact(found.location)} changed since it was listed; run again"
+    error = now.error or f"{masked(found.location)} changed since it was listed; run again"
     error_column = pc.if_else(pc.is_null(table["status"]), error, table["error"])
     table = table.set_column(table.column_names.index("error"), "error", error_column)
     return table.set_column(table.column_names.index("status"), "status", pc.fill_null(table["status"], status))
@@ -263,7 +270,7 @@ def _why_unread(error: _Unread, location: str) -> str:
     objects.check_credentials(cause, location)
     why = reason_of(cause, location)
     if not locations.is_local(location) and is_transient(cause):
-        raise RunError(f"cannot read {redact(location)}: the storage fails ({why}); run again") from cause
+        raise RunError(f"cannot read {masked(location)}: the storage fails ({why}); run again") from cause
     return f"cannot be read: {why}"
 
 

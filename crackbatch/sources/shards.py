@@ -19,7 +19,7 @@ from crackbatch.storage.urls import visible_url
 _SHARDS_PER_FILE = 512
 _MAX_SHARD_BYTES = 32 << 20
 _UNKNOWN_SIZE = 256 << 10
-_MAY_HOLD_SECRETS = r"(?is)^[a-z][a-z0-9+.-]*://.*([@?#;]|%3b)"
+_MAY_HOLD_SECRETS = r"(?is)^[a-z][a-z0-9+.-]*://.*[^\w./ ~-]"
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 

@@ -16,7 +16,7 @@ from typing import IO
 from crackbatch.errors import OutputError, SourceError
 from crackbatch.storage.locations import is_local, join, normalize, scheme
 from crackbatch.storage.objects import filesystem, read_bytes, remove
-from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.redaction import masked, reason_of
 from crackbatch.storage.retry import retrying
 
 
@@ -102,12 +102,12 @@ def _check_writable(location: str) -> None:
     except FileNotFoundError as error:
         why = "the bucket or container does not exist; create it first"
         where = reason_of(error, location) if is_local(location) else why
-        raise OutputError(f"cannot write to {redact(location)}: {where}") from None
+        raise OutputError(f"cannot write to {masked(location)}: {where}") from None
     except (OSError, SourceError, ValueError) as error:
-        raise OutputError(f"cannot write to {redact(location)}: {reason_of(error, location)}") from None
+        raise OutputError(f"cannot write to {masked(location)}: {reason_of(error, location)}") from None
     except Exception as error:  # each cloud library has its own exceptions
         name = type(error).__name__
-        raise OutputError(f"cannot write to {redact(location)}: {name}: {reason_of(error, location)}") from None
+        raise OutputError(f"cannot write to {masked(location)}: {name}: {reason_of(error, location)}") from None
 
 
 def missing_folders(location: str) -> list[Path]:

@@ -280,6 +280,8 @@ def _any_store(filesystem: Any, path: str, max_tries: int) -> _Store:
         found, folders = [], []
         for info in retrying(partial(filesystem.ls, folder.prefix, detail=True), max_tries):
             name = info["name"]
+            if "/../" in f"{name}/":  # a page may link to what is above it
+                continue
             if info["type"] != "directory":
                 found.append(_entry(filesystem, info))
             elif name.startswith(root) and name.rstrip("/") not in entered:  # links of web pages may form a loop

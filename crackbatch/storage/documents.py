@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from crackbatch.errors import OutputError
 from crackbatch.storage import atomic, objects
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 
 def fingerprint_of(request: dict[str, Any]) -> str:
@@ -26,9 +26,9 @@ def read_json(location: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise OutputError(f"{redact(location)} is damaged ({error}); remove it and run again") from None
+        raise OutputError(f"{masked(location)} is damaged ({error}); remove it and run again") from None
     if not isinstance(value, dict):
-        raise OutputError(f"{redact(location)} is damaged (not a JSON object); remove it and run again")
+        raise OutputError(f"{masked(location)} is damaged (not a JSON object); remove it and run again")
     return value
 
 

@@ -25,7 +25,7 @@ from types import TracebackType
 
 from crackbatch.errors import HeldError, LeaseLostError
 from crackbatch.storage import atomic, locations, objects
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 
 _RENEW_S = 5.0
 _SILENT_S = 30.0
@@ -109,7 +109,7 @@ class Holding:
             newest = self._newest()
             if not newest and not objects.exists(self._folder):
                 raise LeaseLostError(
-                    f"{redact(self._folder)} no longer exists; restore it and run the same command again to continue"
+                    f"{masked(self._folder)} no longer exists; restore it and run the same command again to continue"
                 )
             # The lease is gone or not ours: another process took over, and may have ended, while this one was paused.
             if newest != self._lease.number or not self._is_mine():

@@ -14,7 +14,7 @@ import fsspec
 from crackbatch.errors import RunError, SourceError
 from crackbatch.storage.buckets import list_objects
 from crackbatch.storage.locations import EXTRAS, GONE, S3, is_local, is_temporary, is_web, join, normalize, scheme
-from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.redaction import masked, reason_of
 from crackbatch.storage.retry import MAX_TRIES, is_credential, is_unexplained, lacks_credentials, retrying
 from crackbatch.storage.urls import WEB
 
@@ -41,9 +41,9 @@ def filesystem(location: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = EXTRAS.get(kind)
         mend = f"pip install 'crackbatch[{extra}]'" if extra else str(error)
-        raise SourceError(f"{redact(location)}: reading {kind}:// needs another package: {mend}") from None
+        raise SourceError(f"{masked(location)}: reading {kind}:// needs another package: {mend}") from None
     except ValueError as error:
-        raise SourceError(f"{redact(location)}: {reason_of(error, location)}") from None
+        raise SourceError(f"{masked(location)}: {reason_of(error, location)}") from None
     return found, path
 
 
@@ -110,7 +110,7 @@ def check_credentials(error: BaseException, location: str) -> None:
         except Exception as told:  # each storage has its own exceptions
             error = told
     if is_credential(error):
-        shown = f"{redact(location)} ({reason_of(error, location)})"
+        shown = f"{masked(location)} ({reason_of(error, location)})"
         if lacks_credentials(error):
             raise RunError(f"there are no credentials for {shown}; set them as its own tools expect, and run again")
         raise RunError(f"the storage refuses this job's credentials at {shown}; renew them and run again")

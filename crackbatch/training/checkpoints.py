@@ -15,7 +15,7 @@ from typing import Any
 
 from crackbatch.errors import RunError
 from crackbatch.storage import atomic, locations, objects
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 
 _KEPT = 2
 _OLD_BEST = "best.pt"  # older versions of crackbatch stored the best weights under this name, for any epoch
@@ -65,7 +65,7 @@ class Checkpoints:
             weights = None
         if weights is None:
             raise RunError(
-                f"the weights of the best epoch ({epoch}) are missing from {redact(self.folder)} or damaged; remove the"
+                f"the weights of the best epoch ({epoch}) are missing from {masked(self.folder)} or damaged; remove the"
                 " folder and train again"
             )
         return weights

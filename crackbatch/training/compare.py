@@ -26,7 +26,7 @@ from crackbatch.models.model import Model, load_model
 from crackbatch.sources.listing import check_sources, list_source
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import write_table
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 from crackbatch.training.initial import WORDS, initial_network
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.train import train
@@ -88,7 +88,7 @@ def compare(
     given = check_sources(sources)
     for source in given:
         if next(list_source(source, EXTENSIONS, Listing()), None) is None:
-            raise SourceError(f"no images in {redact(source)}")
+            raise SourceError(f"no images in {masked(source)}")
     # Each trial runs in its own working directory, so relative paths would not work.
     sources, split = list(map(locations.normalize, given)), absolute(os.fspath(split)) if split else None
     labels: dict[str, Any] = {
@@ -112,7 +112,7 @@ def compare(
             raise SourceError(
                 "the test split is empty, so the networks cannot be compared: the data have too few groups (see"
                 " --group-pattern), or the given --split has no test images; the trained networks are kept in"
-                f" {redact(location)}"
+                f" {masked(location)}"
             )
         measured = evaluate(
             sources, locations.join(folder, "evaluation"), model=folder, threshold=threshold, **labels

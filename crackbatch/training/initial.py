@@ -13,7 +13,7 @@ from crackbatch.models.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle
 from crackbatch.models.model import build_network, load_tensors
 from crackbatch.models.seen import read_learnt
 from crackbatch.storage import locations, objects
-from crackbatch.storage.redaction import reason_of, redact
+from crackbatch.storage.redaction import masked, reason_of, redact
 from crackbatch.training.checkpoints import is_best
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _read_state(init: str) -> tuple[dict[str, Any], str]:
     if _is_bundle(init):
         bundle, weights = read_bundle_and_weights(init)
         return dict(load(weights)), bundle.model_id
-    shown = redact(init)
+    shown = masked(init)
     try:
         data = objects.read_bytes(absolute(init))
     except CrackbatchError:
@@ -154,7 +154,7 @@ def _load(network: torch.nn.Module, head: str, state: dict[str, Any], init: str,
     if missing:
         found = tuple(state[missing[0]].shape) if missing[0] in state else "nothing"
         raise BundleError(
-            f"--init {redact(init)} does not fit network {name}: {len(missing)} tensors differ, such as {missing[0]}"
+            f"--init {masked(init)} does not fit network {name}: {len(missing)} tensors differ, such as {missing[0]}"
             f" (expected {tuple(wanted[missing[0]].shape)}, found {found})"
         )
     load_tensors(network, fitting, strict=False)

@@ -47,7 +47,7 @@ from crackbatch.sources.plan import local_roots
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import fingerprint_of, read_json, read_table, write_json, write_table
 from crackbatch.storage.lease import Holding
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked
 from crackbatch.storage.retry import giving_up
 from crackbatch.training.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.training.checkpoints import Checkpoints
@@ -127,7 +127,11 @@ def train(
     made = atomic.missing_folders(folder)
     broken_off = giving_up(lambda why: RunError(f"the training stopped ({why}); run the same command to continue"))
     try:
-        with broken_off, Holding(folder, f"the training in {redact(out)}"), _scratch(folder, workers) as scratch:
+        with (
+            broken_off,
+            Holding(folder, f"the training in {masked(out)}"),
+            _scratch(folder, workers) as scratch,
+        ):
             listed = list_labelled(names, rules, scratch)
             # Load torch and the weights first: an error there shows in seconds, but reading all images may take hours.
             built = initial_network(recipe.network, recipe.init, recipe.image_size, recipe.seed)
@@ -231,7 +235,7 @@ def _finished(out: str, fingerprint: str) -> Bundle | None:
         return None
     bundle = read_bundle(out)
     if bundle.training.get("fingerprint") != fingerprint:
-        raise OptionError(f"--out {redact(out)} holds a model made with other data or options; choose another --out")
+        raise OptionError(f"--out {masked(out)} holds a model made with other data or options; choose another --out")
     return bundle
 
 
@@ -241,7 +245,7 @@ def _begin(folder: str, request: dict[str, Any]) -> None:
     is_other = known is not None and known.get("fingerprint") != request["fingerprint"]
     if is_other and objects.list_files(folder, ".pt"):  # without a checkpoint there is nothing to keep
         raise OptionError(
-            f"{redact(folder)} holds an unfinished training with other data or options; give the same ones to"
+            f"{masked(folder)} holds an unfinished training with other data or options; give the same ones to"
             " finish it, choose another --out, or remove the folder"
         )
     if known is None or is_other:
@@ -264,8 +268,8 @@ def _describe_learnt(dataset: Dataset, before: dict[int, str], init: str) -> lis
     if not (num := splits_of(held_out, before).count("train")):
         return []
     return [
-        f"warning: {num:,} of {len(held_out):,} held-out images were used to train {redact(init)}, so results will look"
-        f" too good; use --split {redact(init)}, or images that are all new to it"
+        f"warning: {num:,} of {len(held_out):,} held-out images were used to train {masked(init)}, so results will look"
+        f" too good; use --split {masked(init)}, or images that are all new to it"
     ]
 
 
@@ -353,7 +357,7 @@ def _bundle(
 
 def _short(source: str) -> str:
     """The last part of a source's path: a bundle should not reveal the folders of a machine."""
-    return redact(source).rstrip("/").rsplit("/", 1)[-1]
+    return masked(source).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _calibrate(bundle: Bundle, weights: bytes, logits: np.ndarray, labels: np.ndarray) -> Bundle:

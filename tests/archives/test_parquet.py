@@ -148,3 +148,20 @@ def test_columns_of_which_any_may_hold_the_images_are_named(tmp_path: Path) -> N
     pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=r"any of its columns left, right may hold the images: rename one to image"):
         plan_of_archive(tmp_path / "a.parquet")
+
+
+def test_cells_before_a_damaged_page_and_beside_odd_paths_are_read(tmp_path: Path) -> None:
+    good = [os.urandom(20_000) for _ in range(100)]
+    options = {"compression": "none", "use_dictionary": False, "data_page_size": 200_000, "write_batch_size": 1}
+    pq.write_table(pa.table({"image": good}), tmp_path / "a.parquet", **options)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    at = data.index(good[90])
+    data[at - 400 : at] = os.urandom(400)
+    (tmp_path / "a.parquet").write_bytes(data)
+    rows = [row for block in fetch(plan_of_archive(tmp_path / "a.parquet").table) for row in block.to_pylist()]
+    assert len(rows) == 100
+    assert sum(row["bytes"] == cell for row, cell in zip(rows, good, strict=True)) >= 60
+    paths = pa.array([b"a", b"\xe4\xf6", b"c"]).view(pa.string())
+    column = pa.StructArray.from_arrays([pa.array([b"1", b"2", None]), paths], ["bytes", "path"])
+    pq.write_table(pa.table({"image": column}), tmp_path / "b.parquet")
+    assert contents(plan_of_archive(tmp_path / "b.parquet")) == {"image/0": b"1", "image/1": b"2", "image/2": "missing"}

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import pytest
 import zstandard
 
 from builders.archives import tar_of, write_files
-from builders.plans import contents, plan_of_archive
+from builders.plans import contents, fetch_all, plan_of_archive
 from crackbatch.archives.members import Listing, limited
 from crackbatch.archives.tars import list_tar
 from crackbatch.errors import RunError, SourceError
@@ -360,5 +361,42 @@ def test_a_compressed_tar_that_would_fill_the_disk_gives_what_it_may(tmp_path: P
     plan = plan_of_archive(path)
     assert contents(plan)["a.jpg"] == tile
     assert 4 <= plan.table.num_rows <= 12
-    assert "its images unpack to more than" in plan.listing.problems[0]
+    assert "it unpacks to more than" in plan.listing.problems[0]
     assert sum(file.stat().st_size for file in (tmp_path / "scratch").rglob("*")) < 650 << 20
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_members_of_negative_sizes_and_links_of_any_length_end_at_once(
+    suffix: str, tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    tile = tiles["tile-00.jpg"]
+    image = header("a.jpg", len(tile), tarfile.REGTYPE) + tile + bytes(-len(tile) % 512)
+    negative = bytearray(header("b.txt", 0, tarfile.REGTYPE))
+    negative[124:136] = b"\xff" * 4 + struct.pack(">q", -512)  # in base 256 (GNU tar's manual, Extensions)
+    negative[148:156] = b"        "
+    negative[148:156] = b"%06o\0 " % sum(negative)
+    links = (
+        pax(b"60024 linkpath=" + b"x" * 60_008 + b"\n", tarfile.XGLTYPE) + header("l.jpg", 0, tarfile.LNKTYPE) * 2500
+    )
+    pieces = {
+        "negative": image + bytes(negative) + bytes(1024),
+        "pax": image + pax(b"14 size=-1536\n") + header("b.txt", 0, tarfile.REGTYPE) + bytes(1024),
+        "links": image + links + bytes(1024),
+    }
+    for name, data in pieces.items():
+        path = tmp_path / f"{name}.{suffix}"
+        path.write_bytes(gzip.compress(data) if suffix == "tar.gz" else data)
+        plan = plan_of_archive(path)
+        assert plan.table.num_rows == (2501 if name == "links" else 1)
+        assert next(iter(fetch_all(plan)))["bytes"] == tile
+        assert name == "links" or "a member has a negative size" in plan.listing.problems[0]
+        assert max(len(error or "") for error in plan.table["error"].to_pylist()) <= 1000
+
+
+def test_an_xz_file_with_a_dictionary_of_gigabytes_is_refused(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29, "preset": 0}]
+    (tmp_path / "a.tar.xz").write_bytes(
+        lzma.compress(header("a.jpg", 0, tarfile.REGTYPE) + bytes(1024), filters=filters)
+    )
+    with pytest.raises(SourceError, match=r"[Mm]emory usage limit"):
+        plan_of_archive(tmp_path / "a.tar.xz")

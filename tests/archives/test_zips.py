@@ -330,3 +330,25 @@ def test_names_longer_than_any_system_allows_are_a_problem(tmp_path: Path, tiles
     plan = plan_of_archive(tmp_path / "a.zip")
     assert list(contents(plan)) == ["a.jpg"]
     assert plan.listing.problems == [f"{tmp_path}/a.zip: members whose names have more than 4,096 bytes are not read"]
+
+
+def test_many_names_of_one_member_and_twins_that_overlap_others_are_refused(tmp_path: Path) -> None:
+    headers = [LOCAL_HEADER.pack(b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0) + b"%02d.jpg" % n for n in range(20)]
+    body, length = b"".join(headers) + bytes(5000), len(headers[0])
+
+    def directory(places: list[tuple[int, int]]) -> bytes:
+        entries = b"".join(
+            struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, size, size, 6, 0, 0, 0, 0, 0, place)
+            + b"%02d.jpg" % number
+            for number, (place, size) in enumerate(places)
+        )
+        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(places), len(places), len(entries), len(body), 0)
+        return body + entries + end
+
+    twins = [(number * length, len(body) - (number + 1) * length) for number in range(20) for _ in range(2)]
+    (tmp_path / "twins.zip").write_bytes(directory(twins))
+    (tmp_path / "names.zip").write_bytes(directory([(19 * length, 5000)] * 40))
+    for name, num_good in (("twins", 2), ("names", 3)):
+        rows = plan_of_archive(tmp_path / f"{name}.zip").table.to_pylist()
+        assert len(rows) == 40
+        assert sum(row["status"] is None for row in rows) == num_good, name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders.archives import write_files, zip_with
+from builders.credentials import KEY
 from builders.faulty import Faults
 from builders.plans import contents, fetch_all, plan_of, plan_of_archive
 from builders.servers import WholeFiles, put, serving
@@ -317,3 +320,25 @@ def test_a_parquet_manifest_that_unpacks_to_any_size_is_refused_in_one_line(tmp_
     found = read_manifest(str(tmp_path / "good.parquet"))
     assert found is not None
     assert found.table["note"].to_pylist() == ["a"] * len(uris)
+
+
+def test_pipes_devices_and_mistyped_urls_end_as_rows(tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path, {"a.jpg": tiles["tile-00.jpg"]})
+    os.mkfifo(tmp_path / "fifo.zip")
+    (tmp_path / "zero.zip").symlink_to("/dev/zero")
+    odd = [f" http:/user:{KEY}@h/b.jpg", f"//u:{KEY}@h/x.jpg", f"simplecache::https://u:{KEY}@h/x?sig={KEY}"]
+    uris = ["zip://a.jpg::fifo.zip", "zip://a.jpg::zero.zip", "fifo.zip", *odd, "\u200b a.jpg \t"]
+    pq.write_table(pa.table({"image_uri": uris}), tmp_path / "m.parquet")
+    rows = fetch_all(plan_of(tmp_path / "m.parquet"))
+    assert len(rows) == len(uris)
+    assert [row["bytes"] for row in rows if row["status"] is None] == [tiles["tile-00.jpg"]]
+    assert KEY not in str(rows)
+
+
+@pytest.mark.parametrize("header", ["image_uri" + ",a" * 500_000, ",'" * 32_000 + "image_uri"])
+def test_a_csv_with_an_endless_header_is_refused_at_once(header: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(f"{header}\nx.jpg\n")
+    began = time.process_time()
+    with pytest.raises(SourceError, match=r"columns, more than 10,000"):
+        read_manifest(str(tmp_path / "m.csv"))
+    assert time.process_time() - began < 3

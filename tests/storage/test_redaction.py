@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 
 from builders.credentials import KEY, SIGNATURE, TOKEN
-from crackbatch.storage.redaction import redact
+from crackbatch.storage.redaction import masked, redact
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,42 @@ def test_secrets_of_the_environment_and_of_the_urls_at_hand_are_hidden_wherever_
     url = f"https://user:pa%20ss{SIGNATURE}@host/a b.jpg?visitor={TOKEN[5:]}"
     told = f"cannot decode {unquote('pa%20ss' + SIGNATURE)} or {TOKEN[5:]}"
     assert redact(told, url) == "cannot decode *** or ***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"tried https://h/a,https://u:{KEY}@h/b", f"[https://h/a](https://u:{KEY}@h/b)", f"Server=h;Password='{KEY}';",
+        f'?token="{KEY}"', f'{{\\"password\\": \\"{KEY}\\"}}', f"{{b'x-api-key': b'{KEY}'}}", f"('x-api-key', '{KEY}')",
+        f"<SecretAccessKey>{KEY}</SecretAccessKey>", f"--password {KEY}", f"password => {KEY}", f"password := {KEY}",
+        f"MYSQL_PWD={KEY}", f"x_sig={KEY}", f"DB_PASS={KEY}", f"x-functions-key: {KEY}", f"user:{KEY}@host",
+        f"//user:{KEY}@host/x", f"https:/user:{KEY}@h/x", f"https%3A%2F%2Fu%3A{KEY}%40h", f"token=SecretStr('{KEY}')",
+        f"Password={{ab;{KEY}}};",
+    ],
+)  # fmt: skip
+def test_credentials_in_other_forms_are_hidden_too(text: str) -> None:
+    assert KEY not in redact(text)
+
+
+def test_a_secret_that_begins_with_another_is_hidden_whole_and_in_every_spelling() -> None:
+    assert redact("says abcdefgh1234", "https://h/x?code=abcd&pin=abcdefgh1234") == "says ***"
+    for told in ("a+b/secret", "a%2Bb%2Fsecret", "a+b%2fsecret"):
+        assert "secret" not in redact(f"sig {told}", "https://h/x?sig=a%2Bb%2Fsecret")
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "digest 0123456789abcdef0123456789abcdef differs", "Basic understanding-of-images", "no such key: pier/7.jpg",
+        "the zip member does not match its checksum (CRC-32)", "photo 7 of /data/R and D/pier.jpg",
+    ],
+)  # fmt: skip
+def test_harmless_texts_stay(harmless: str) -> None:
+    assert redact(harmless) == harmless
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/R&D=2024/pier.jpg", "/data/what?pos=3.jpg", "/data/a;pos=3.jpg", "/d/token=2/x"]
+)
+def test_local_paths_are_shown_as_they_are(path: str) -> None:
+    assert masked(path) == path

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from builders.credentials import KEY, SIGNATURE
+from crackbatch.storage.redaction import redact
 from crackbatch.storage.urls import identity_url, is_partial, visible_url
 
 HIDDEN = [
@@ -65,3 +68,65 @@ def test_images_whose_urls_look_alike_keep_different_ones_and_a_new_signature_ch
     nights = (f"https://host/a.jpg?code=1&sv=3&se=2026-11-{day}&sig={SIGNATURE}{day}" for day in (20, 21))
     assert len(set(map(identity_url, nights))) == 1
     assert identity_url("https://host/i?code=1&pin=2") == identity_url("https://host/i?pin=2&code=1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://proxy/https://user:{KEY}@inner/x.png", f"https://proxy/https%3A%2F%2Fuser%3A{KEY}%40inner%2Fx",
+        f"https://h/x.jpg%3Fsig%3D{KEY}", f"https://h/x.jpg%253Fsig%253D{KEY}", f"https://user%3A{KEY}%40host/x.png",
+        f"https://h/x.jpg&sig={KEY}", f"s3://b/x.jpg&X-Amz-Signature={KEY}", f"https://host;token={KEY}/x",
+        f"s3://b/x.jpg?sig%3D{KEY}", f"https://user:99999/{KEY}@host/x", f"https://h/x?path=Bearer%20{KEY}",
+    ],
+)  # fmt: skip
+def test_secrets_behind_encoded_delimiters_and_in_inner_urls_are_hidden(url: str) -> None:
+    assert KEY not in visible_url(url)
+    assert KEY not in identity_url(url)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("http://host:8080/img?id=1&name=photo@2x.jpg", "http://host:8080/img?id=2&name=photo@2x.jpg"),
+        ("http://cam:8080/a.jpg?user=me@corp.org", "http://cam:8080/b.jpg?user=me@corp.org"),
+        ("https://h/snap.jpg?timestamp=1", "https://h/snap.jpg?timestamp=2"), ("https://h/i?st=17", "https://h/i?st=18"),
+        ("https://h/i?x-oss-process=crop,x_0", "https://h/i?x-oss-process=crop,x_9"), ("https://h/v?AbC", "https://h/v?aBc"),
+        ("https://h/i?key=a", "https://h/i?key=b"), ("https://h/i?token=1", "https://h/i?token=2"),
+        ("s3://b/x;token=1.jpg", "s3://b/x;token=2.jpg"), ("s3://b/x?st=1.jpg", "s3://b/x?st=2.jpg"),
+        ("https://h/r;code=1/c;code=2", "https://h/r;code=2/c;code=1"), ("s3://b/x?a=1&b=2", "s3://b/x?b=2&a=1"),
+        ("s3://arn:aws:s3:eu-west-1:1:accesspoint/ap/a.jpg", "s3://arn:aws:s3:eu-west-1:1:accesspoint/ap/b.jpg"),
+        ("http://[fe80::1%25en-0]/a.jpg", "http://[fe80::1%25en-0]/b.jpg"),
+        ("memory://pier 1/a.jpg", "memory://pier 1/b.jpg"),
+        ("github://o1:r@main/x", "github://o2:r@main/x"), ("https://h:p:q/a.jpg", "https://h:p:q/b.jpg"),
+    ],
+)  # fmt: skip
+def test_different_images_never_share_a_url(first: str, second: str) -> None:
+    assert identity_url(first) != identity_url(second)
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={n}&X-Amz-Expires=600&X-Amz-Signature={s}",
+        "AWSAccessKeyId=AKIA&Expires={n}&Signature={s}", "GoogleAccessId=a@b.c&Expires={n}&Signature={s}",
+        "X-Goog-Date={n}&X-Goog-Signature={s}", "sv=2024-11-04&se=2026-11-{n}&sr=b&sp=r&sig={s}",
+        "Expires={n}&Signature={s}&Key-Pair-Id=K", "Policy={s}{n}&Signature={s}&Key-Pair-Id=K",
+        "hdnts=exp={n}~hmac={s}",
+        "temp_url_sig={s}&temp_url_expires={n}", "q-sign-time={n}&q-signature={s}", "sign={s}&t={n}",
+        "auth_key={n}-{s}",
+        "verify={n}-{s}", "exp={n}&sig={s}", "__token__={s}", "md5={s}&expires={n}", "ex={n}&is={n}&hm={s}",
+        "tempauth={s}", "Authorization={s}", "e={n}&token={s}",
+    ],
+)  # fmt: skip
+def test_a_url_that_is_signed_again_keeps_its_identity(signed: str) -> None:
+    nights = {identity_url(f"https://h/a.jpg?{signed.format(n=20 + night, s=f'{night}{KEY}')}") for night in range(3)}
+    assert nights == {"https://h/a.jpg"}
+
+
+def test_long_texts_and_names_are_looked_at_in_no_time() -> None:
+    began = time.process_time()
+    for text in ("a" * 500_000, "token" * 100_000, "%3b" * 100_000, "a:" * 100_000, "x=" * 100_000, ";a=" * 100_000):
+        redact(text)
+        redact(f"https://host/{text[:8_000]}")
+        identity_url(f"https://host/{text[:8_000]}")
+    assert time.process_time() - began < 5
