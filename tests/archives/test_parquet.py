@@ -62,7 +62,7 @@ def test_large_cells_of_a_parquet_file_are_not_all_in_memory_at_once(
     assert [row["bytes"] for block in blocks for row in block.to_pylist()] == data
 
 
-@pytest.mark.parametrize("layout", ["bytes", "struct"])
+@pytest.mark.parametrize("layout", ["bytes", pytest.param("struct", marks=pytest.mark.slow)])
 def test_a_parquet_file_that_unpacks_to_any_size_costs_only_its_own_rows(tmp_path: Path, layout: str) -> None:
     """One value of 20 MB in a dictionary of a few kilobytes that 40 rows share; a page of 300 MB; and good files."""
     (tmp_path / "in").mkdir()

@@ -180,6 +180,7 @@ def test_other_tiles_of_a_photo_that_a_model_has_seen_say_nothing_of_it_either(p
     assert found["images"] == images["test"] + 1
 
 
+@pytest.mark.slow
 def test_what_the_model_that_a_training_began_with_has_seen_stays_seen(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

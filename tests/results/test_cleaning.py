@@ -181,7 +181,7 @@ def test_a_run_on_a_machine_whose_clock_is_behind_is_passed_over(out: str, monke
     renewing.start()
     found = crackbatch.clean(out, yes=True)
     renewing.join()
-    assert found.passed_over == {"r": "has just been continued"}
+    assert found.passed_over == {"r": f"is running ({elsewhere.holder}, since {elsewhere.since})"}
     assert read_done(run)[1].num_rows == 3
 
 

@@ -28,6 +28,7 @@ def run(folder: Path, what: str) -> tuple[dict[str, Any], str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_scoring_on_gpus_gives_the_rows_of_cpus(tmp_path: Path) -> None:
     make_photos(tmp_path / "in", 24)

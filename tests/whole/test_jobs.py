@@ -78,6 +78,7 @@ def submit(head: str, script: str, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_submitted_job_publishes_the_table(tmp_path: Path, tiles: dict[str, bytes], head: str) -> None:
     source = write_files(tmp_path / "in", tiles)
     said = submit(head, "jobs/score.py", str(source), "--out", str(tmp_path / "out"))
