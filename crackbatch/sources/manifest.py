@@ -239,7 +239,8 @@ def plan_manifest(manifest: Manifest, listing: Listing, scratch: str | None, pre
 
 
 def _absolute(uri: str, folder: str, prefixes: Prefixes) -> str:
-    uri = uri.strip(_AROUND)
+    if (plain := uri.strip(_AROUND)) != uri and not os.path.lexists(os.path.join(folder, uri)):
+        uri = plain
     is_relative = locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~", "file:/"))
     location = locations.normalize(locations.join(folder, uri) if is_relative else uri)
     if (
