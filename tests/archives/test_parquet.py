@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from builders.places import TESTS
 from builders.plans import contents, plan_of_archive
 from crackbatch.archives import cells
 from crackbatch.errors import SourceError
@@ -86,7 +87,7 @@ for block in fetch(plan_of("{tmp_path}/in").table):
     for row in block.to_pylist():
         print(json.dumps([row["image_uri"], row["status"], row["error"], len(row["bytes"] or b"")]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     read = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row[3] for row in read] == [len(item) for item in good] + [0] + [20 << 20] * 40

@@ -208,7 +208,7 @@ def test_memory_is_a_source_too(tmp_path: Path, tiles: dict[str, bytes], engine:
 @pytest.mark.parametrize(
     ("number", "first", "second"),
     [
-        (signal.SIGTERM, "local", "local"),
+        pytest.param(signal.SIGTERM, "local", "local", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "local", "ray", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, "local", "ray", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "ray", "local", marks=pytest.mark.slow),

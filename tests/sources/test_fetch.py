@@ -20,6 +20,7 @@ import pytest
 from builders.archives import archive_of, tar_of, write_files, zip_with
 from builders.credentials import SECRET
 from builders.faulty import Faults, bad_sector
+from builders.places import TESTS
 from builders.plans import contents, fetch_all, plan_of
 from builders.servers import (
     Endless,
@@ -293,7 +294,7 @@ plan = plan_of("{tmp_path}/m.csv")
 print(sorted({{(row["status"], len(row["bytes"] or b"")) for row in fetch_all(plan)}}, key=str))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], cwd=TESTS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = (None, len(packed)) if kind is Packed else ("changed", 0)
     told, peak_kb = done.stdout.splitlines()
