@@ -155,5 +155,9 @@ def test_a_web_server_whose_folders_have_no_end_is_refused(
             self.end_headers()
             self.wfile.write(f"<html>{links}</html>".encode())
 
-    with serving(tmp_path, Handler) as base, pytest.raises(SourceError, match=r"its folders have no end"):
-        plan_of(f"{base}/top/")
+    with serving(tmp_path, Handler) as base:
+        with pytest.raises(SourceError, match=r"its folders have no end"):
+            plan_of(f"{base}/top/")
+        for thread in threading.enumerate():  # while the server still answers them
+            if thread.name.startswith("list-"):
+                thread.join(30)
