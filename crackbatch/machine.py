@@ -12,6 +12,7 @@ import os
 import platform
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -131,3 +132,20 @@ def _environment_of_child() -> dict[str, str]:
     folders.append(str(Path(__file__).parents[1]))
     # numpy's library starts a thread for each core of the machine, which a child never uses.
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def limit_memory(most: int) -> None:
+    """Limit this process to so many bytes of memory, or to a limit that it has already; then allocations fail."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def receive(sender: socket.socket, length: int) -> bytearray:
+    """Read exactly `length` bytes; raises EOFError if the sender is gone."""
+    data = bytearray(length)
+    view, have = memoryview(data), 0
+    while have < length:
+        if not (num := sender.recv_into(view[have:])):
+            raise EOFError
+        have += num
+    return data

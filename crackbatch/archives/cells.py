@@ -12,20 +12,21 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import resource
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch.archives.members import MAX_IMAGE_BYTES, Content, too_large
-from crackbatch.archives.parquet import image_column
-from crackbatch.machine import free_memory, live_as_child, start_child
+from crackbatch.archives.parquet import image_column, leaves_of
+from crackbatch.machine import free_memory, limit_memory, live_as_child, receive, start_child
+from crackbatch.storage.ranges import RangeFile
 
 # What the child may take: more on machines that have more, since a cell of a gigabyte is copied a few times.
 _LEAST_MEMORY, _MOST_MEMORY = 1 << 30, 4 << 30
@@ -75,14 +76,14 @@ def read_cells(file: IO[bytes], size: int, rows: list[dict[str, Any]]) -> Iterat
 def _answers(child: socket.socket, file: IO[bytes], size: int) -> Iterator[Content]:
     """Yield the cells that come, and give the ranges of the file that are asked for. Nothing here trusts the child."""
     while True:
-        kind, length = _HEAD.unpack(_receive(child, _HEAD.size))
+        kind, length = _HEAD.unpack(receive(child, _HEAD.size))
         if length > MAX_IMAGE_BYTES:
             raise EOFError
-        told = _receive(child, length)
+        told = receive(child, length)
         if kind == _WANTED:
             start, wanted = _RANGE.unpack(told)
             file.seek(min(start, size))
-            child.sendall(_piece(file.read(min(wanted, _MAX_RANGE, size - min(start, size)))))
+            _send(child, _WANTED, file.read(min(wanted, _MAX_RANGE, size - min(start, size))))
         elif kind == _CELL:
             yield Content(bytes(told))
         elif kind == _STATUS:
@@ -94,38 +95,22 @@ def _answers(child: socket.socket, file: IO[bytes], size: int) -> Iterator[Conte
             return
 
 
-def _piece(data: bytes) -> bytes:
-    return _HEAD.pack(_WANTED, len(data)) + data
-
-
 def _send(to: socket.socket, kind: bytes, data: Any) -> None:
     to.sendall(_HEAD.pack(kind, len(data)))
     to.sendall(data)
 
 
-def _receive(sender: socket.socket, length: int) -> bytearray:
-    data = bytearray(length)
-    view, have = memoryview(data), 0
-    while have < length:
-        if not (num := sender.recv_into(view[have:], min(length - have, _MAX_RANGE))):
-            raise EOFError
-        have += num
-    return data
-
-
 def serve() -> None:
     """Run the process. It is asked by socket, size and memory."""
     asked = live_as_child()
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _LIBRARIES + asked["memory"]
-    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    limit_memory(_LIBRARIES + asked["memory"])
     with suppress(ValueError):  # a lower limit is set already
         resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
     with socket.socket(fileno=asked["socket"]) as parent, suppress(EOFError, ConnectionError):
-        _, length = _HEAD.unpack(_receive(parent, _HEAD.size))
-        rows = json.loads(_receive(parent, length))
+        _, length = _HEAD.unpack(receive(parent, _HEAD.size))
+        rows = json.loads(receive(parent, length))
         try:
-            file = io.BufferedReader(_Remote(parent, asked["size"]), _READ_AHEAD)
+            file = io.BufferedReader(RangeFile(partial(_ask_range, parent), asked["size"]), _READ_AHEAD)
             for cell in _cells(file, rows):
                 if isinstance(cell, Content):
                     _send(parent, _STATUS, json.dumps([cell.status, cell.error]).encode())
@@ -135,6 +120,13 @@ def serve() -> None:
         except (pa.ArrowException, OSError, ValueError) as error:
             if not isinstance(error, (ConnectionError, MemoryError)):
                 _send(parent, _ERROR, (str(error).splitlines() or [type(error).__name__])[0].encode(errors="replace"))
+
+
+def _ask_range(parent: socket.socket, start: int, stop: int) -> bytearray:
+    """Return the bytes of a range of the file, at most as many as the parent gives at once."""
+    _send(parent, _WANTED, _RANGE.pack(start, min(stop - start, _MAX_RANGE)))
+    _, length = _HEAD.unpack(receive(parent, _HEAD.size))
+    return receive(parent, length)
 
 
 def _cells(file: IO[bytes], rows: list[list[int]]) -> Iterator[pa.Buffer | Content]:
@@ -166,8 +158,7 @@ def _how_to_read(group: pq.RowGroupMetaData, column: str) -> tuple[list[str], in
 
     A value that many rows share is in memory once then.
     """
-    leaves = [group.column(index) for index in range(group.num_columns)]
-    mine = [leaf for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes")]
+    mine = leaves_of(group, column, "bytes")
     shared = [leaf.path_in_schema for leaf in mine if leaf.has_dictionary_page]
     mean = max((leaf.total_uncompressed_size // max(leaf.num_values, 1) for leaf in mine), default=0)
     return shared, max(1, min(_AT_ONCE, _AT_ONCE_BYTES // max(mean, 1)))
@@ -192,32 +183,3 @@ def _text(path: pa.Scalar) -> str:
     """Return a path for a message; it need not be UTF-8."""
     value = path.value if isinstance(path, pa.DictionaryScalar) else path
     return bytes(value.as_buffer())[:_SHOWN_PATH].decode(errors="replace") if hasattr(value, "as_buffer") else "?"
-
-
-class _Remote(io.RawIOBase):
-    """The file, whose ranges the parent gives."""
-
-    def __init__(self, parent: socket.socket, size: int) -> None:
-        self._parent, self._size, self._at = parent, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), _MAX_RANGE)
-        _send(self._parent, _WANTED, _RANGE.pack(self._at, wanted))
-        _, length = _HEAD.unpack(_receive(self._parent, _HEAD.size))
-        data = _receive(self._parent, length)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

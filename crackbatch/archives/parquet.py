@@ -84,12 +84,16 @@ def _parquet_members(metadata: pq.FileMetaData, column: str, listing: Listing) -
 
 def _is_empty(group: pq.RowGroupMetaData, column: str) -> bool:
     """Whether all cells of a row group are null by its statistics. A path without bytes is a missing image."""
-    leaves = [group.column(index) for index in range(group.num_columns)]
-    mine = [leaf for leaf in leaves if leaf.path_in_schema in (column, f"{column}.bytes", f"{column}.path")]
     return all(
         leaf.is_stats_set and leaf.statistics.has_null_count and leaf.statistics.null_count == leaf.num_values
-        for leaf in mine
+        for leaf in leaves_of(group, column, "bytes", "path")
     )
+
+
+def leaves_of(group: pq.RowGroupMetaData, column: str, *names: str) -> list[pq.ColumnChunkMetaData]:
+    """Return a column of a row group, or those of its fields that have these names."""
+    leaves = [group.column(index) for index in range(group.num_columns)]
+    return [leaf for leaf in leaves if leaf.path_in_schema in (column, *(f"{column}.{name}" for name in names))]
 
 
 class ParquetFileSystem(AbstractArchiveFileSystem):  # type: ignore[misc]

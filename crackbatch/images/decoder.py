@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import resource
 import socket
 import struct
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from crackbatch.images.picture import NO_MEMORY, Picture, picture_hash, read_image, to_input
-from crackbatch.machine import free_memory, live_as_child
+from crackbatch.machine import free_memory, limit_memory, live_as_child, receive
 
 # What is known about an image besides its pixels.
 FACTS = (
@@ -49,25 +48,17 @@ def serve() -> None:
     with socket.socket(fileno=asked["socket"]) as parent, suppress(EOFError):
         parent.sendall(READY)
         while True:
-            num, first, beside = HEADER.unpack(_receive(parent, HEADER.size))
-            lengths = np.frombuffer(_receive(parent, num * LENGTH.size), np.uint64).tolist()
+            num, first, beside = HEADER.unpack(receive(parent, HEADER.size))
+            lengths = np.frombuffer(receive(parent, num * LENGTH.size), np.uint64).tolist()
             most = _limit_memory(max(lengths), decoder.max_megapixels, beside)
             rows = []
             for place, length in enumerate(lengths, start=first):
-                facts, pixels = decoder.decode(_receive(parent, length), None if beside else most)
+                facts, pixels = decoder.decode(receive(parent, length), None if beside else most)
                 if pixels is not None:
                     places[place] = pixels
                 rows.append(facts)
             answer = json.dumps(list(zip(*rows, strict=True)), default=datetime.isoformat).encode()
             parent.sendall(LENGTH.pack(len(answer)) + answer)
-
-
-def _receive(parent: socket.socket, length: int) -> bytearray:
-    """Read exactly `length` bytes; EOFError if the parent is gone."""
-    data = bytearray(length)
-    if parent.recv_into(data, length, socket.MSG_WAITALL) < length:
-        raise EOFError
-    return data
 
 
 class _Decoder:
@@ -106,6 +97,5 @@ def _limit_memory(length: int, max_megapixels: float, beside: int) -> int:
     """
     pixels = int(max_megapixels * 1e6) * _BYTES_PER_PIXEL
     most = _BASE_BYTES + 3 * length + min(pixels, max(0, free_memory() // 2 // (beside + 1) - _BASE_BYTES))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    limit_memory(most)
     return most

@@ -303,24 +303,18 @@ def _read_parquet(rows: list[dict[str, Any]]) -> Iterator[Content]:
 
 
 def _in_blocks(contents: Iterable[Content]) -> Iterator[list[Content]]:
-    block, held, failure = [], 0, None
-    coming = iter(contents)
-    while True:
-        try:
-            content = next(coming)
-        except StopIteration:
-            break
-        except UnreadableError as error:  # what was read before it is good
-            failure = error
-            break
-        block.append(content)
-        held += len(content.data or b"")
-        if held >= MAX_BLOCK_BYTES:
-            yield block
-            block, held = [], 0
+    block, held = [], 0
+    try:
+        for content in contents:
+            block.append(content)
+            held += len(content.data or b"")
+            if held >= MAX_BLOCK_BYTES:
+                yield block
+                block, held = [], 0
+    except UnreadableError:  # what was read before it is good
+        yield block
+        raise
     yield block
-    if failure is not None:
-        raise failure
 
 
 def _stat_version(location: str) -> str:

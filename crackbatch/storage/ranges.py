@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Callable
 from typing import IO, Any
 
 import fsspec.asyn
@@ -34,7 +35,11 @@ def open_file(location: str) -> IO[bytes]:
     size = objects.info(location).get("size")
     if size is None:  # a server that gives no size supports no ranges either
         return retrying(lambda: open_stream(found, path))
-    return io.BufferedReader(_Ranges(found, path, int(size)), _PIECE_BYTES)
+
+    def read(start: int, stop: int) -> bytes:
+        return retrying(lambda: read_range(found, path, start, stop))
+
+    return io.BufferedReader(RangeFile(read, int(size)), _PIECE_BYTES)
 
 
 def open_stream(found: Any, path: str) -> IO[bytes]:
@@ -118,12 +123,11 @@ class _Stream(io.BufferedReader):
         raise io.UnsupportedOperation(_WHOLE_FILES_ONLY)
 
 
-class _Ranges(io.RawIOBase):
-    """An object read by ranges. The buffer around it reads ahead."""
+class RangeFile(io.RawIOBase):
+    """A file of which `read` gives the bytes from a start to a stop. The buffer around it reads ahead."""
 
-    def __init__(self, found: Any, path: str, size: int) -> None:
-        self._found, self._path, self._size = found, path, size
-        self._at = 0
+    def __init__(self, read: Callable[[int, int], bytes | bytearray], size: int) -> None:
+        self._read, self._size, self._at = read, size, 0
 
     def readable(self) -> bool:
         return True
@@ -142,7 +146,7 @@ class _Ranges(io.RawIOBase):
         start, stop = self._at, min(self._at + len(buffer), self._size)
         if start >= stop:
             return 0
-        data = retrying(lambda: read_range(self._found, self._path, start, stop))
+        data = self._read(start, stop)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
