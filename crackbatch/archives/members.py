@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from crackbatch.storage.redaction import printable
+from crackbatch.storage.urls import MEMBERS
 
-ARCHIVE_SCHEMES = ("zip", "tar", "parquet")  # the URL schemes of images in archives, as in the table
+ARCHIVE_SCHEMES = MEMBERS
 # No photo has more encoded bytes than this. An archive directory that gives a larger size is damaged or malicious.
 MAX_IMAGE_BYTES = 1 << 30
 # Images are read and passed on in blocks of about this many encoded bytes.

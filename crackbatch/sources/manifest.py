@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import itertools
 import os
@@ -28,6 +27,7 @@ from crackbatch.sources.prefixes import Prefixes
 from crackbatch.sources.rows import CARRIED, Rows, add_loose, in_order, list_archive, look_at
 from crackbatch.storage import locations, ranges
 from crackbatch.storage.redaction import as_text, from_text, masked, redact
+from crackbatch.storage.urls import with_digest
 
 URI_COLUMN = "image_uri"
 # If a quote is not closed, everything after it would become one cell.
@@ -243,9 +243,8 @@ def _absolute(uri: str, folder: str, prefixes: Prefixes) -> str:
         uri = plain
     is_relative = locations.is_local(uri) and "://" not in uri and not uri.startswith(("/", "~", "file:/"))
     location = locations.normalize(locations.join(folder, uri) if is_relative else uri)
-    if (
-        "\\" in uri and locations.is_local(location) and not prefixes
-    ):  # As it is, from a row of the table, or written on Windows. With prefixes, nobody may ask what exists elsewhere.
+    # As it is, from a row of the table, or written on Windows. With prefixes, nobody may ask what exists elsewhere.
+    if "\\" in uri and locations.is_local(location) and not prefixes:
         spellings = (location, from_text(location), location.replace("\\", "/"))
         return next(filter(os.path.lexists, spellings), location)
     return location
@@ -253,8 +252,7 @@ def _absolute(uri: str, folder: str, prefixes: Prefixes) -> str:
 
 def _look_at(location: str, prefixes: Prefixes) -> Object:
     if len(location) > _MAX_URI:
-        digest = hashlib.sha256(os.fsencode(location)).hexdigest()[:16]
-        short = f"{masked(location)[:_SHOWN_URI]}…#id={digest}"
+        short = with_digest(f"{masked(location)[:_SHOWN_URI]}…", location)
         return Object(short, None, "", None, "unreadable", f"its path or URL has more than {_MAX_URI:,} characters")
     if locations.is_local(location) and _NEARLY_URL.search(location) and not os.path.lexists(location):
         told = "it is neither a file nor a URL; write URLs as https://host/path"

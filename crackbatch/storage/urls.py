@@ -53,7 +53,7 @@ SECRET_NAME = (
 )
 _IS_SECRET = re.compile(SECRET_NAME, re.IGNORECASE)
 _CHAIN = re.compile(r"::(?=[a-z][a-z0-9+.-]{0,30}://)", re.IGNORECASE)
-_MEMBERS = ("zip", "tar", "parquet")
+MEMBERS = ("zip", "tar", "parquet")  # schemes of images in archives, as in the table
 _PARTS = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.IGNORECASE | re.DOTALL)
 _PORT = r"(?::\d{0,5})?"
 _WEB_HOST = re.compile(rf"(?:[\w.-]*|\[[0-9a-f:.]+(?:%[\w.~-]+)?\]){_PORT}", re.IGNORECASE)
@@ -97,7 +97,11 @@ def identity_url(url: str) -> str:
     text = "::".join(part.text for part in shown)
     if not any(part.is_partial for part in shown):
         return text
-    whole = "::".join(part.whole for part in shown)
+    return with_digest(text, "::".join(part.whole for part in shown))
+
+
+def with_digest(text: str, whole: str) -> str:
+    """Return what is shown of a URL with a digest of all that identifies it."""
     return f"{text}#id={hashlib.sha256(whole.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
@@ -150,7 +154,7 @@ def _is_proof(name: str, value: str) -> bool:
 
 def _shown(url: str) -> _Shown:
     found = _PARTS.fullmatch(url)
-    if found is None or found[1].lower() in (*_MEMBERS, "file", "local"):
+    if found is None or found[1].lower() in (*MEMBERS, "file", "local"):
         return _Shown(url, url)
     scheme, authority, path, query, fragment = found.groups()
     is_web, host_form = scheme.lower() in WEB, _WEB_HOST if scheme.lower() in WEB else _HOST
