@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, unquote_plus
 
 AZURE = ("az", "abfs", "abfss")
-WEB = ("http", "https", "webdav", "webdavs", "dav", "davs")
+WEB = ("http", "https")
+_LIKE_WEB = (*WEB, "webdav", "webdavs", "dav", "davs")  # their URLs have the same parts
 # Names of parameters that say which image, or which rendering of it.
 _HARMLESS = frozenset(
     """
@@ -157,7 +158,8 @@ def _shown(url: str) -> _Shown:
     if found is None or found[1].lower() in (*MEMBERS, "file", "local"):
         return _Shown(url, url)
     scheme, authority, path, query, fragment = found.groups()
-    is_web, host_form = scheme.lower() in WEB, _WEB_HOST if scheme.lower() in WEB else _HOST
+    is_web = scheme.lower() in _LIKE_WEB
+    host_form = _WEB_HOST if is_web else _HOST
     login, at, host = authority.rpartition("@")
     # Before a slash, an `@` behind `?` or `#` ends a password; later, it belongs to a name.
     behind = (query or "") + (fragment or "") if ":" in host and not at and not path else ""

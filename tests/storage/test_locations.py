@@ -57,3 +57,9 @@ def test_a_new_folder_of_a_file_url_has_the_name_that_the_url_means(tmp_path: Pa
     assert locations.normalize(str(literal)) == str(literal)
     literal.mkdir()
     assert locations.normalize(f"file://{literal}") == str(literal)
+
+
+def test_only_http_is_read_as_web_servers_are() -> None:
+    assert [locations.is_web(f"{scheme}://host/a.jpg") for scheme in ("http", "HTTPS", "webdav", "davs")] == [
+        True, True, False, False
+    ]  # fmt: skip
