@@ -206,7 +206,7 @@ def recipe(folder: str, out: str) -> None:
     from torchvision import transforms
 
     from crackbatch.models.bundle import read_bundle_and_weights
-    from crackbatch.models.model import build_network
+    from crackbatch.models.networks import build_network
 
     class Classifier:
         def __init__(self) -> None:

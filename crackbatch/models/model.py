@@ -1,4 +1,4 @@
-"""Builds the network of a bundle and runs its forward pass.
+"""Loads the network of a bundle and runs its forward pass.
 
 Scoring, evaluation and notebooks all call `Model.logits`. torch and torchvision are imported only when a model is
 built, because importing them takes longer than importing everything else together.
@@ -23,6 +23,7 @@ from crackbatch.images.decoders import Decoders
 from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
 from crackbatch.machine import has_gpu
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
+from crackbatch.models.networks import build_network, fold, frame_in_float32, load_tensors
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import masked
 
@@ -40,30 +41,6 @@ _MANY = 64
 def load_model(location: locations.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
     """Load a shipped model by name, or a bundle from a path or URL. Raises BundleError."""
     return Model(*read_bundle_and_weights(os.fspath(location)), device)
-
-
-def build_network(name: str, input_size: int = 224) -> torch.nn.Module:
-    """Return a torchvision classifier with two classes (no crack, crack) and untrained weights. Raises BundleError."""
-    import torchvision.models
-
-    # The list holds only classifiers. torchvision's other networks, such as detectors, would download weights.
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise BundleError(f"torchvision has no classifier {name!r}; use one that it has, such as resnet18")
-    options: dict[str, Any] = {}
-    if name.startswith("vit_"):  # built for one input size; the others accept any size
-        options["image_size"] = input_size
-    if name in ("googlenet", "inception_v3"):  # have auxiliary outputs that only help training
-        options |= {"aux_logits": False, "init_weights": True}
-    network: torch.nn.Module = torchvision.models.get_model(name, weights=None, num_classes=2, **options)
-    return network
-
-
-def load_tensors(network: torch.nn.Module, tensors: dict[str, torch.Tensor], strict: bool = True) -> None:
-    """Load tensors by name into a network, as tensors of its own version; torch raises errors of several kinds."""
-    state = network.state_dict()  # holds the layers' versions, which MNASNet needs and safetensors does not store
-    state.clear()
-    state.update(tensors)
-    network.load_state_dict(state, strict=strict)
 
 
 class Model:
@@ -85,8 +62,8 @@ class Model:
         network = build_network(bundle.network, bundle.input_size)
         _load_weights(network, bundle, weights)
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
-        self._network = _fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
-        _frame_in_float32(self._network, self.device.type)
+        self._network = fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
+        frame_in_float32(self._network, self.device.type)
         self._to_input = Normalisation(bundle.mean, bundle.std, self.device)
         self._streams = threading.local()
         if self.device.type == "cuda":
@@ -232,40 +209,6 @@ def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> N
         raise BundleError(
             f"model {bundle.location}: its weights do not fit the network {bundle.network} ({first_line})"
         ) from None
-
-
-def _fold(network: torch.nn.Module) -> torch.nn.Module:
-    """Fold each batch norm into the convolution before it (Jacob et al. 2018, section 3.2)."""
-    from torch.fx.experimental.optimization import fuse
-
-    folded: torch.nn.Module = fuse(network)
-    return folded
-
-
-def _frame_in_float32(network: torch.nn.Module, device: str) -> None:
-    """Let the first and the last layer compute in float32, also within autocast; both take little time.
-
-    Rounding the pixels to the 8 bits of bfloat16 causes half of the error: the largest difference of a probability from
-    float32 in 4,120 tiles is 0.006 instead of 0.010 (benchmarks/LOG.md). Rounded logits would have many ties.
-    """
-    import torch
-
-    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-    for layer in {*layers[:1], *layers[-1:]}:
-        _run_in_float32(layer, device)
-
-
-def _run_in_float32(layer: torch.nn.Module, device: str) -> None:
-    import torch
-
-    forward = layer.forward
-
-    def in_float32(inputs: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device, enabled=False):
-            result: torch.Tensor = forward(inputs.float())
-        return result
-
-    layer.forward = in_float32
 
 
 def _is_path(image: object) -> bool:

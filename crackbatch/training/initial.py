@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crackbatch.errors import BundleError, CrackbatchError
 from crackbatch.models.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle_and_weights, shipped_models
-from crackbatch.models.model import build_network, load_tensors
+from crackbatch.models.networks import build_network, import_torchvision, load_tensors
 from crackbatch.models.seen import read_learnt
 from crackbatch.storage import locations, objects
 from crackbatch.storage.redaction import masked, reason_of, redact
@@ -95,10 +95,8 @@ def head_of(network: torch.nn.Module, name: str) -> str:
 
 
 def _imagenet(name: str) -> dict[str, Any]:
-    from torchvision.models import get_model_weights
-
     try:
-        weights = get_model_weights(name).DEFAULT
+        weights = import_torchvision().models.get_model_weights(name).DEFAULT
         state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # from urllib, the hub, or a proxy
         raise BundleError(

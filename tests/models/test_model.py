@@ -16,7 +16,8 @@ from crackbatch.cli.demo import draw_tile
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.models.bundle import read_bundle_and_weights
-from crackbatch.models.model import Model, build_network, calibrated, load_model, runs_bfloat16
+from crackbatch.models.model import Model, calibrated, load_model, runs_bfloat16
+from crackbatch.models.networks import build_network
 
 
 def test_weights_of_another_network_are_refused(bundle: Path) -> None:
