@@ -85,7 +85,7 @@ def process_sizes(driver: int) -> tuple[int, int]:
             command = (folder / "cmdline").read_bytes()
             if ancestor != driver:
                 continue
-            if process == driver or b"_Scorer" in command or b"crackbatch.images.decoder" in command:
+            if process == driver or b"_Scorer" in command or b"crackbatch.decoding.decoder" in command:
                 ours += proportional_size(folder)
             elif command.startswith(b"ray::"):
                 rest += proportional_size(folder)

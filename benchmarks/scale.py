@@ -122,8 +122,8 @@ class Nothing:
 
 
 def not_decoded(batches: Iterable[list[bytes]]) -> Iterator[Any]:
-    from crackbatch.images.decoder import FACTS
-    from crackbatch.images.decoders import Decoded
+    from crackbatch.decoding.decoder import FACTS
+    from crackbatch.decoding.decoders import Decoded
 
     for batch in batches:
         known = {"status": "failed", "error": "not decoded"}

@@ -165,7 +165,7 @@ def ceiling(folder: Path, device: str) -> float:
 
 def stage_ceiling(folder: Path, device: str, stage: str) -> float:
     """Images/s of only decoding, on all cores, or of only the network, on decoded pixels."""
-    from crackbatch.images.decoders import Decoders
+    from crackbatch.decoding.decoders import Decoders
     from crackbatch.images.picture import read_image, to_input
     from crackbatch.models.model import load_model
 

@@ -21,8 +21,8 @@ from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.listing import LABEL_COLUMN, Listed, list_labelled
 from crackbatch.datasets.report import Report
 from crackbatch.datasets.split import check_split, draw_split, images_digest, read_split
+from crackbatch.decoding.decoders import Decoded, Decoders
 from crackbatch.errors import SourceError
-from crackbatch.images.decoders import Decoded, Decoders
 from crackbatch.models.seen import read_seen, splits_of
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.rows import SCHEMA as PLAN_SCHEMA

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from crackbatch.datasets.dataset import read_decoded
 from crackbatch.datasets.listing import LABEL_COLUMN
+from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import RunError
-from crackbatch.images.decoders import Decoders
 from crackbatch.machine import free_memory
 
 _MEMORY_SHARE = 0.4

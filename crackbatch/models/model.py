@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
+from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, RunError
-from crackbatch.images.decoders import Decoders
 from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
 from crackbatch.machine import has_gpu
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from crackbatch.cluster import cause_of
+from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, CrackbatchError, RunError
-from crackbatch.images.decoders import Decoders
 from crackbatch.machine import num_cores
 from crackbatch.models.model import CPU_BATCH_SIZE, CUDA_BATCH_SIZE, Model, default_device, load_model, one_thread_each
 from crackbatch.results.parts import count_part, rows_per_part, write_part

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from crackbatch.cluster import Cluster, Seen, cause_of, data_context, gpus_of_this_node, on_all_nodes
+from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, CrackbatchError, RunError
-from crackbatch.images.decoders import Decoders
 from crackbatch.machine import num_cores
 from crackbatch.models.model import CPU_BATCH_SIZE, CUDA_BATCH_SIZE, Model, load_model
 from crackbatch.progress import say

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crackbatch.images.decoder import MAX_ERROR
-from crackbatch.images.decoders import Decoders
+from crackbatch.decoding.decoder import MAX_ERROR
+from crackbatch.decoding.decoders import Decoders
 from crackbatch.models.model import Model
 from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import CARRIED

@@ -12,7 +12,7 @@ import pytest
 
 from builders.archives import write_files
 from builders.plans import plan_of
-from crackbatch.images.decoders import Decoders
+from crackbatch.decoding.decoders import Decoders
 from crackbatch.models.model import Model, load_model
 from crackbatch.results.table import COLUMNS
 from crackbatch.scoring.predictor import Predictor, Stamp

@@ -15,8 +15,8 @@ from builders.places import ROOT, TESTS
 PACKAGE = ROOT / "crackbatch"
 # From the ground up: a room imports those before it and itself. The others are files beside the rooms.
 STOREYS = (
-    "errors", "machine", "progress", "storage", "cluster", "images", "archives", "sources", "models", "results",
-    "datasets", "evaluation", "scoring", "training", "cli",
+    "errors", "machine", "progress", "storage", "cluster", "images", "decoding", "archives", "sources", "models",
+    "results", "datasets", "evaluation", "scoring", "training", "cli",
 )  # fmt: skip
 NEIGHBOURS = ("scoring", "training")  # which do not know each other
 RAY = ("cluster", "evaluation.inference", "scoring.pipeline", "training.workers", "training.compare")

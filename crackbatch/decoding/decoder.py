@@ -1,8 +1,8 @@
 """What a decoder process does: it turns encoded images into pixels until its parent process ends.
 
-    python -c "from crackbatch.images.decoder import serve; serve()" {"socket": 5, …}
+    python -c "from crackbatch.decoding.decoder import serve; serve()" {"socket": 5, …}
 
-`images/decoders.py` starts these processes and explains why there are several. A request is a header, the length of
+`decoding/decoders.py` starts these processes and explains why there are several. A request is a header, the length of
 each image, and the images. The answer is JSON with one column for each name in `FACTS`. The pixels of the image at
 place k of the request are written at place `first + k` of the shared memory.
 """

@@ -19,8 +19,9 @@ from builders.pictures import encode, gradient
 from builders.poison import POISON
 from builders.processes import wait_for
 from crackbatch.cli.demo import draw_tile
+from crackbatch.decoding.decoders import Decoded, Decoders
+from crackbatch.decoding.process import too_slow
 from crackbatch.errors import RunError
-from crackbatch.images.decoders import Decoded, Decoders, too_slow
 from crackbatch.images.picture import read_image, to_input
 
 TILES = [draw_tile(seed, cracked=bool(seed % 2)) for seed in range(6)]
@@ -145,7 +146,7 @@ def test_decoders_that_do_not_start_say_why(monkeypatch: pytest.MonkeyPatch, tmp
 
 KILLED = """
 import sys, time
-from crackbatch.images.decoders import Decoders
+from crackbatch.decoding.decoders import Decoders
 decoders = Decoders(64, num_processes=2)
 while len(decoders.pids) < 2: time.sleep(0.01)
 print(*decoders.pids, flush=True)
