@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crackbatch.decoding.decoder import FACTS
-from crackbatch.decoding.memory import Free, Memory
+from crackbatch.decoding.memory import Budget, Free, Memory, PhotoMemory
 from crackbatch.decoding.process import STOPPED, Chunk, Gate, Process
 from crackbatch.errors import RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
@@ -27,6 +27,19 @@ from crackbatch.machine import num_cores
 DEFAULT_TIMEOUT_S = 120.0
 # Images that one process decodes at a time: few messages for tiles, all processes for photographs.
 _CHUNK_IMAGES, _CHUNK_BYTES = 16, 1 << 20
+# Decoded photographs may take so much memory for each process: one of 50 megapixels, or three of 16.
+_PHOTO_BYTES = 150_000_000
+
+
+class Photo(NamedTuple):
+    """A photograph decoded at its own size: a value for each of `FACTS`, and its pixels, None unless it is `ok`.
+
+    `pixels` are (height, width, 3) uint8, RGB, upright. `release` gives back the memory, and must be called.
+    """
+
+    facts: dict[str, Any]
+    pixels: np.ndarray | None
+    release: Callable[[], None]
 
 
 class Decoded(NamedTuple):
@@ -43,7 +56,8 @@ class Decoders:
     """Decoder processes for one size of pictures; starts them at once. Several threads may call `decode`.
 
     The default of `num_processes` is the number of cores. A batch has at most `batch_size` images, and the memory holds
-    `num_batches`. With `looks`, the facts hold each picture's hash.
+    `num_batches`. With `looks`, the facts hold each picture's hash. With `photo_side`, of an image with two sides that
+    long only the header is read: it has the status `photo`, and `decode_photos` decodes it.
     """
 
     def __init__(
@@ -56,6 +70,7 @@ class Decoders:
         batch_size: int = 64,
         num_batches: int | None = None,
         looks: bool = False,
+        photo_side: int | None = None,
     ) -> None:
         num_processes = num_processes or num_cores()
         num_batches = num_batches or 2 + -(-2 * num_processes // batch_size)
@@ -63,7 +78,8 @@ class Decoders:
         self._chunk = max(1, min(_CHUNK_IMAGES, -(-batch_size // num_processes)))
         self._memory = Memory(num_batches * batch_size, size)
         self._free = Free(number * batch_size for number in range(num_batches))
-        asked = {"size": size, "max_megapixels": max_megapixels, "looks": looks}
+        self._photo_bytes = Budget(num_processes * _PHOTO_BYTES)
+        asked = {"size": size, "max_megapixels": max_megapixels, "looks": looks, "photo_side": photo_side}
         self._work: SimpleQueue[Chunk | None] = SimpleQueue()
         self._turn, self._is_closed = threading.Lock(), False
         gate = Gate()
@@ -108,6 +124,33 @@ class Decoders:
             for batch in waiting:
                 batch.release()
 
+    def decode_photos(self, photos: Iterable[tuple[bytes, int]]) -> Iterator[Photo]:
+        """Yield photographs decoded at their own size, in order, while the next ones are decoded.
+
+        A photograph is its bytes and its number of pixels, which is width times height in its header. Those that are
+        not released take a limited amount of memory, unless one alone takes more.
+        """
+        coming, waiting = iter(photos), deque[_Photo]()
+        following = next(coming, None)
+        try:
+            while following is not None or waiting:
+                while following is not None and self._photo_bytes.take(3 * following[1], wait=not waiting):
+                    waiting.append(self._submit_photo(*following))
+                    following = next(coming, None)
+                yield waiting.popleft().decoded()
+        finally:
+            for photo in waiting:
+                photo.cancel()
+
+    def _submit_photo(self, image: bytes, num_pixels: int) -> _Photo:
+        photo = _Photo(image, num_pixels, lambda: self._photo_bytes.give(3 * num_pixels))
+        with self._turn:
+            if self._is_closed:
+                photo.cancel()
+                raise RunError(STOPPED)
+            self._work.put(photo.chunk)
+        return photo
+
     def _send(self, coming: Iterator[Sequence[bytes]], waiting: deque[_Batch], wait: bool) -> bool:
         """Send the next batch to the processes unless two are under way; return whether any batch is under way.
 
@@ -147,6 +190,37 @@ def _cut(images: Sequence[bytes], most: int, limit: int) -> Iterator[tuple[int, 
         held += len(image)
     if start < len(images):
         yield start, len(images)
+
+
+class _Photo:
+    """A photograph under way. Its memory is free again once it is released and no process writes into it."""
+
+    def __init__(self, image: bytes, num_pixels: int, free: Callable[[], None]) -> None:
+        self._memory, self._num_pixels, self._free = PhotoMemory(num_pixels), num_pixels, free
+        self.chunk = Chunk([image], 0, self._memory)
+
+    def decoded(self) -> Photo:
+        """Wait until it is decoded."""
+        try:
+            (row,) = self.chunk.facts.result()
+            facts, pixels = dict(zip(FACTS, row, strict=True)), None
+            if facts["status"] == "ok" and facts["width"] * facts["height"] != self._num_pixels:
+                facts |= {"status": "failed", "error": "it has another size than its header says"}
+            elif facts["status"] == "ok":
+                pixels = self._memory.pixels(facts["height"], facts["width"])
+        except BaseException:
+            self._release()
+            raise
+        return Photo(facts, pixels, self._release)
+
+    def cancel(self) -> None:
+        """Give it up, before or while it is decoded."""
+        self.chunk.facts.cancel()
+        self.chunk.facts.add_done_callback(lambda _: self._release())
+
+    def _release(self) -> None:
+        self._memory.close()
+        self._free()
 
 
 class _Batch:

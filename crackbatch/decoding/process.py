@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from crackbatch.decoding.decoder import FACTS, HEADER, LENGTH, READY
-from crackbatch.decoding.memory import Memory
+from crackbatch.decoding.memory import Memory, PhotoMemory
 from crackbatch.errors import RunError
 from crackbatch.images.picture import NO_MEMORY
 from crackbatch.machine import start_child
@@ -38,10 +38,13 @@ Facts = list[Any]
 
 
 class Chunk:
-    """Images that one process decodes; the pixels of the first lie at place `first` of the shared memory."""
+    """Images that one process decodes; the pixels of the first lie at place `first` of the shared memory.
 
-    def __init__(self, images: Sequence[bytes], first: int) -> None:
-        self.images, self.first = images, first
+    With `photo`, it is one image, whose pixels are written there at their own size.
+    """
+
+    def __init__(self, images: Sequence[bytes], first: int, photo: PhotoMemory | None = None) -> None:
+        self.images, self.first, self.photo = images, first, photo
         self.facts: Future[list[Facts]] = Future()
 
 
@@ -130,7 +133,7 @@ class Process:
     def _decode(self, chunk: Chunk) -> list[Facts]:
         try:
             with self._gate.beside():
-                rows = self._ask(chunk.images, chunk.first)
+                rows = self._ask(chunk.images, chunk.first, chunk.photo)
         except _TooSlow:
             if len(chunk.images) == 1:
                 return [self._failure("failed", too_slow(self._timeout_s))]
@@ -138,19 +141,19 @@ class Process:
         except _Died:
             rows = None
         return [
-            self._decode_alone(image, chunk.first + index)
+            self._decode_alone(image, chunk.first + index, chunk.photo)
             if rows is None or _lacked_memory(rows[index])
             else rows[index]
             for index, image in enumerate(chunk.images)
         ]
 
-    def _decode_alone(self, image: bytes, place: int) -> Facts:
+    def _decode_alone(self, image: bytes, place: int, photo: PhotoMemory | None) -> Facts:
         """Decode an image whose decoder died, or lacked memory; the first time other processes go on."""
         how = ""
         for number in range(_MAX_TRIES):
             try:
                 with self._gate.alone() if number else self._gate.beside():
-                    (row,) = self._ask([image], place, alone=number > 0)
+                    (row,) = self._ask([image], place, photo, alone=number > 0)
                 if not _lacked_memory(row):
                     return row
             except _Died as death:
@@ -163,7 +166,7 @@ class Process:
     def _failure(status: str, error: str) -> Facts:
         return [{"status": status, "error": error}.get(name) for name in FACTS]
 
-    def _ask(self, images: Sequence[bytes], first: int, alone: bool = False) -> list[Facts]:
+    def _ask(self, images: Sequence[bytes], first: int, photo: PhotoMemory | None, alone: bool = False) -> list[Facts]:
         """Have the process decode images; raises _Died or _TooSlow, and then the process is gone."""
         if self._connection is None:
             self._start()
@@ -171,7 +174,8 @@ class Process:
         try:
             connection = _Timed(self._connection, self._timeout_s)
             head = HEADER.pack(len(images), first, 0 if alone else self._beside)
-            connection.send(head + b"".join(LENGTH.pack(len(image)) for image in images))
+            connection.send(head, [] if photo is None else [photo.descriptor])
+            connection.send(b"".join(LENGTH.pack(len(image)) for image in images))
             for image in images:
                 connection.send(image)
             (length,) = LENGTH.unpack(connection.receive(LENGTH.size))
@@ -237,9 +241,11 @@ class _Timed:
     def __init__(self, connection: socket.socket, timeout_s: float) -> None:
         self._connection, self._end = connection, time.monotonic() + timeout_s
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send bytes, and with the first of them open files."""
         self._connection.settimeout(self._left())
-        self._connection.sendall(data)
+        sent = socket.send_fds(self._connection, [data], descriptors) if descriptors else 0
+        self._connection.sendall(data[sent:])
 
     def receive(self, length: int) -> bytearray:
         data = bytearray(length)

@@ -35,6 +35,8 @@ from crackbatch.images.tiff import BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, 
 
 DEFAULT_MAX_MEGAPIXELS = 200.0
 NO_MEMORY = "not enough memory to decode it"
+# The status of a photograph of which only the header was read. No result has it.
+PHOTO = "photo"
 
 pi_heif.register_heif_opener(thumbnails=False)
 
@@ -66,8 +68,12 @@ class Picture:
     camera: str | None = None
 
 
-def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
-    """Decode one encoded image to upright RGB. A bad image raises nothing: the `Picture` has its status and error."""
+def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS, photo_side: int | None = None) -> Picture:
+    """Decode one encoded image to upright RGB. A bad image raises nothing: the `Picture` has its status and error.
+
+    If both sides have at least `photo_side` pixels, only its header is read: it has the status `photo`, and the width
+    and height before it is turned upright.
+    """
     if not data:
         return Picture("empty", "the image has no bytes")
     known = recognize(data)
@@ -77,7 +83,7 @@ def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> P
             return Picture("unsupported", unsupported(other), format=other)
         picture = Picture(format=known)
         try:
-            _decode(data, max_megapixels, picture)
+            _decode(data, max_megapixels, picture, photo_side)
         except Refused as refusal:
             picture.status, picture.error = refusal.args
         except MemoryError:
@@ -127,7 +133,7 @@ def picture_hash(picture: Picture) -> bytes | None:
     return np.packbits(spots[:, 1:] > spots[:, :-1]).tobytes()
 
 
-def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
+def _decode(data: bytes, max_megapixels: float, picture: Picture, photo_side: int | None) -> None:
     if picture.format == "png":
         data = pixels_only(data)
     if (size := size_in_ico(data)) is not None:
@@ -138,6 +144,9 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture) -> None:
             image.seek(page)
         _note_size(picture, image)
         _check_size(*image.size, max_megapixels)
+        if photo_side is not None and min(image.size) >= photo_side:
+            picture.status = PHOTO
+            return
         check_structure(data, picture.format)
         for name, value in read_exif(image)._asdict().items():
             setattr(picture, name, value)
