@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +79,12 @@ def load_tensors(network: torch.nn.Module, tensors: dict[str, torch.Tensor], str
     network.load_state_dict(state, strict=strict)
 
 
-def fold(network: torch.nn.Module) -> torch.nn.Module:
+def fold(network: torch.nn.Module) -> torch.fx.GraphModule:
     """Fold each batch norm into the convolution before it (Jacob et al. 2018, section 3.2)."""
     from torch.fx.experimental.optimization import fuse
 
-    folded: torch.nn.Module = fuse(network)
-    return folded
+    folded: Any = fuse(network)
+    return folded  # type: ignore[no-any-return]
 
 
 def frame_in_float32(network: torch.nn.Module, device: str) -> None:
@@ -93,19 +95,17 @@ def frame_in_float32(network: torch.nn.Module, device: str) -> None:
     """
     import torch
 
-    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    layers: list[Any] = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
     for layer in {*layers[:1], *layers[-1:]}:
-        _run_in_float32(layer, device)
+        layer.in_float32 = partial(_in_float32, device)
+        layer.forward = layer.in_float32(layer.forward)
 
 
-def _run_in_float32(layer: torch.nn.Module, device: str) -> None:
+def _in_float32(device: str, run: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
-
-    forward = layer.forward
 
     def in_float32(inputs: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, enabled=False):
-            result: torch.Tensor = forward(inputs.float())
-        return result
+            return run(inputs.float())
 
-    layer.forward = in_float32
+    return in_float32
