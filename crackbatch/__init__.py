@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview, describe_dataset
     from crackbatch.evaluation.evaluate import Evaluation, evaluate
+    from crackbatch.evaluation.photos import calibrate
     from crackbatch.models.model import Model, load_model
+    from crackbatch.models.photo import CrackMap
+    from crackbatch.reports.show import Shown, show
     from crackbatch.results.cleaning import Cleaning, clean
+    from crackbatch.results.maps import read_map
     from crackbatch.results.predictions import read_predictions
     from crackbatch.results.states import ListedRun, list_runs
     from crackbatch.results.summary import RunSummary
@@ -26,12 +30,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Cleaning",
     "Comparison",
+    "CrackMap",
     "Evaluation",
     "ListedRun",
     "Model",
     "Overview",
     "RunSummary",
+    "Shown",
     "TrainResult",
+    "calibrate",
     "clean",
     "compare",
     "describe_dataset",
@@ -39,29 +46,36 @@ __all__ = [
     "list_runs",
     "load_model",
     "open_image",
+    "read_map",
     "read_predictions",
     "score",
+    "show",
     "train",
 ]
 
 _HOMES = {
+    "calibrate": "evaluation.photos",
     "Cleaning": "results.cleaning",
     "clean": "results.cleaning",
     "Comparison": "training.compare",
     "compare": "training.compare",
+    "CrackMap": "models.photo",
     "Evaluation": "evaluation.evaluate",
     "ListedRun": "results.states",
     "list_runs": "results.states",
     "Model": "models.model",
     "Overview": "datasets.overview",
     "RunSummary": "results.summary",
+    "Shown": "reports.show",
     "TrainResult": "training.train",
     "describe_dataset": "datasets.overview",
     "evaluate": "evaluation.evaluate",
     "load_model": "models.model",
     "open_image": "sources.image",
+    "read_map": "results.maps",
     "read_predictions": "results.predictions",
     "score": "scoring.score",
+    "show": "reports.show",
     "train": "training.train",
 }
 

@@ -25,9 +25,11 @@ from crackbatch.cli.output import (
     print_comparison,
     print_evaluation,
     print_overview,
+    print_photo_settings,
     print_plan,
     print_runs,
     print_runs_json,
+    print_shown,
     print_summary,
     print_training,
 )
@@ -92,6 +94,20 @@ def score(
     only_below: Annotated[
         list[str] | None, typer.Option(help="Read no image outside of this folder or URL; may be repeated.")
     ] = None,
+    view: Annotated[
+        str,
+        typer.Option(help="Photographs: in windows if large enough (auto), always (windows), or shrunk (whole)."),
+    ] = "auto",
+    tile_size: Annotated[
+        float | None, typer.Option(help="Pixels of a photograph that one window covers [default: the model's].")
+    ] = None,
+    ground_resolution: Annotated[
+        float | None,
+        typer.Option(help="Millimetres of the surface in a pixel; or a manifest column of that name."),
+    ] = None,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
+    ] = False,
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
     with interruptible("finished work is kept; run the same command to continue"):
@@ -162,8 +178,11 @@ def dataset(
 @app.command()
 def evaluate(
     context: typer.Context,
-    sources: options.Data,
+    sources: options.MaybeData = None,
     out: Annotated[str, typer.Option(help="Folder or URL for metrics, figures and errors.")] = "",
+    photos: Annotated[
+        str | None, typer.Option(help="Measure on photographs: a CSV file with a label for each cell.")
+    ] = None,
     model: options.Model = "concrete-resnet18",
     predictions: Annotated[
         str | None, typer.Option(help="Measure the rows that score published in this folder or URL.")
@@ -188,6 +207,51 @@ def evaluate(
     from crackbatch.evaluation import evaluate as evaluation
 
     print_evaluation(evaluation.evaluate(**_given(context)))
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Paths or URLs of images, as in image_uri.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder or URL for the pictures.")] = "",
+    results: Annotated[
+        str | None, typer.Option("--from", help="Show the most probable rows of this --out of score instead.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="With --from: how many rows to show.")] = 20,
+    run_id: Annotated[str | None, typer.Option(help="With --from: only rows of this run.")] = None,
+    model: options.Model = "concrete-resnet18",
+    tile_size: Annotated[
+        float | None, typer.Option(help="Pixels of a photograph that one window covers [default: the model's].")
+    ] = None,
+    ground_resolution: Annotated[float | None, typer.Option(help="Millimetres of the surface in a pixel.")] = None,
+) -> None:
+    """Draw where the cracks are: each image with its crack map and its worst region."""
+    from crackbatch.reports import show as pictures
+
+    print_shown(pictures.show(**_given(context)))
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    cells: Annotated[
+        str, typer.Argument(metavar="CELLS", help="A CSV file with a label for each cell of photographs.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URL for the calibrated model.")] = "",
+    model: options.Model = "concrete-resnet18",
+    tile_size: Annotated[
+        float | None, typer.Option(help="Pixels of these photographs that one window covers [default: a cell].")
+    ] = None,
+    ground_resolution: Annotated[
+        float | None, typer.Option(help="Millimetres of the surface in a pixel of these photographs.")
+    ] = None,
+) -> None:
+    """Choose on labelled photographs how a model judges photographs. Write the model with these settings."""
+    from crackbatch.evaluation import photos
+
+    print_photo_settings(photos.calibrate(**_given(context)))
 
 
 @app.command()

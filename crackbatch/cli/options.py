@@ -13,6 +13,10 @@ Data = Annotated[
         help="Labelled images, in any source that score reads. Labels are folder or archive names, or in a manifest.",
     ),
 ]
+MaybeData = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[DATA]...", help="Labelled images, as for train."),
+]
 Address = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster [default: the current one, else Ray on this machine].")
 ]

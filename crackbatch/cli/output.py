@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -17,6 +17,8 @@ from crackbatch.storage.redaction import masked, printable
 if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview
     from crackbatch.evaluation.evaluate import Evaluation
+    from crackbatch.models.bundle import Bundle
+    from crackbatch.reports.show import Shown
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
     from crackbatch.results.summary import RunSummary
@@ -56,6 +58,14 @@ def print_summary(summary: RunSummary) -> None:
         print("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
     for problem in summary.problems:
         print(f"problem: {printable(problem)}")
+    if summary.photographs:
+        num_tiles = summary.statuses.get("ok", 0) - summary.photographs
+        print(
+            f"looked at {counted(summary.photographs, 'photograph')} in {summary.windows:,} windows, and at"
+            f" {counted(num_tiles, 'tile')}"
+        )
+    for note in summary.notes:
+        print(f"note: {printable(note)}")
     for file in summary.files:
         print(f"table: {printable(file)}")
     if summary.retries:
@@ -110,6 +120,10 @@ def print_overview(overview: Overview) -> None:
 def print_evaluation(found: Evaluation) -> None:
     """Print the most important figures for each source; metrics.json has all of them."""
     metrics = found.metrics
+    if "views" in metrics:
+        _print_photos(metrics)
+        print(f"metrics and photographs: {masked(found.out)}")
+        return
     reasons = {
         "train": f"on which {metrics['model_id']}, or a model that it began from, was trained",
         "validation": f"on which {metrics['model_id']}, or a model that it began from, was tuned",
@@ -130,6 +144,57 @@ def print_evaluation(found: Evaluation) -> None:
         if at := said.get("precision_at_prevalence"):
             print(f"{source}: if {at['prevalence']:.1%} of images are cracked, precision is {at['precision']:.3f}")
     print(f"metrics, figures and errors: {masked(found.out)}")
+
+
+def _print_photos(metrics: dict[str, Any]) -> None:
+    """Print how well photographs are judged: by cell, then by view at each operating point."""
+    print(f"{metrics['model_id']} on {counted(metrics['photographs'], 'photograph')}, with 95 % intervals")
+    table = _table("surface", ">cells", ">cracked", ">roc auc", ">average precision")
+    for surface, said in metrics["cells"].items():
+        figures = (_interval(said[name]) for name in ("roc_auc", "average_precision"))
+        table.add_row(surface, f"{said['cells']:,}", f"{said['cracked']:,}", *figures)
+    _print_table(table)
+    table = _table(
+        "surface", ">views", ">cracked", "at", ">threshold", ">recall", ">false alarms", ">per 100 MP", gap=1
+    )
+    for surface, said in metrics["views"].items():
+        counts = (surface, f"{said['views']:,}", f"{said['cracked']:,}")
+        for point, reached in said["at"].items():
+            table.add_row(
+                *counts,
+                "--threshold" if point == "threshold" else point,
+                f"{reached['threshold']:.3f}",
+                _interval(reached["recall"]),
+                _interval(reached["false_alarms_per_100_views"], 1),
+                _interval(reached["false_alarms_per_100_megapixels"], 1),
+            )
+            counts = ("", "", "")
+    _print_table(table)
+    print("false alarms: per 100 sound views, and per 100 megapixels of sound views")
+
+
+def print_photo_settings(bundle: Bundle) -> None:
+    """Print how a model judges photographs."""
+    assert bundle.photo is not None
+    found = bundle.photo.calibration
+    print(
+        f"{bundle.model_id}: calibrated on {found['views']:,} views of {counted(found['photographs'], 'photograph')},"
+        f" {found['cracked_views']:,} of them cracked"
+    )
+    for name, point in bundle.photo.operating_points.items():
+        print(
+            f"  {name}: threshold {point.threshold:.3f}, recall {point.recall:.3f}, {point.false_alarms:.1f} false"
+            " alarms per 100 sound views"
+        )
+    print(f"model: {masked(bundle.location)}")
+
+
+def print_shown(shown: Shown) -> None:
+    """Print the pictures that were written, and what could not be shown."""
+    for file in shown.files:
+        print(f"picture: {printable(masked(file))}")
+    for uri, reason in shown.passed_over.items():
+        print(f"not shown: {printable(uri)} ({printable(reason)})")
 
 
 def print_comparison(found: Comparison) -> None:
@@ -226,13 +291,14 @@ def _print_table(table: Table) -> None:
     console.print(table)
 
 
-def _interval(metric: dict[str, float]) -> str:
+def _interval(metric: dict[str, float | None], digits: int = 3) -> str:
     """A value, and its interval on the next line."""
-    if not math.isfinite(metric["value"]):
+    value, low, high = (metric[name] for name in ("value", "low", "high"))
+    if value is None or not math.isfinite(value):
         return "not defined"
-    if not math.isfinite(metric["low"]):
-        return f"{metric['value']:.3f}\n(one group)"
-    return f"{metric['value']:.3f}\n{metric['low']:.3f}-{metric['high']:.3f}"
+    if low is None or high is None or not math.isfinite(low):
+        return f"{value:.{digits}f}\n(one group)"
+    return f"{value:.{digits}f}\n{low:.{digits}f}-{high:.{digits}f}"
 
 
 def _bytes(size: int) -> str:

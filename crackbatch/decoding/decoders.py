@@ -142,6 +142,11 @@ class Decoders:
             for photo in waiting:
                 photo.cancel()
 
+    def check(self) -> None:
+        """Raise RunError if the processes are closed: then whatever was decoded is of no use."""
+        if self._is_closed:
+            raise RunError(STOPPED)
+
     def _submit_photo(self, image: bytes, num_pixels: int) -> _Photo:
         photo = _Photo(image, num_pixels, lambda: self._photo_bytes.give(3 * num_pixels))
         with self._turn:

@@ -47,7 +47,7 @@ def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> di
         "precision_95": _last(precision >= _PRECISION, int(np.argmax(precision))),
         "false_alarms_1pct": _last(alarms <= _FALSE_ALARMS, 0),
     }
-    lines = _lines(steps)
+    lines = halfway(steps)
     return {
         name: OperatingPoint(
             threshold=float(lines[at]),
@@ -59,7 +59,7 @@ def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> di
     }
 
 
-def _lines(steps: np.ndarray) -> np.ndarray:
+def halfway(steps: np.ndarray) -> np.ndarray:
     """Return thresholds (steps,) float32: halfway to the step below, or the step itself if nothing is between.
 
     Thresholds are applied as float32.

@@ -27,11 +27,12 @@ from crackbatch.datasets.pixels import number_rows, stream_pixels
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation.inference import logits_here, logits_on_ray
 from crackbatch.evaluation.metrics import Scored, confusion, measure, precision_at
+from crackbatch.evaluation.photos import evaluate_photos
 from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
-from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, read_bundle_and_weights
-from crackbatch.models.model import Model, calibrated, default_device
+from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, calibrated, read_bundle_and_weights
+from crackbatch.models.model import Model, default_device
 from crackbatch.models.seen import LEARNT, read_learnt, splits_of
 from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
@@ -53,9 +54,10 @@ class Evaluation:
 
 
 def evaluate(
-    sources: locations.Location | Sequence[locations.Location],
-    out: locations.Location,
+    sources: locations.Location | Sequence[locations.Location] = (),
+    out: locations.Location = "",
     *,
+    photos: locations.Location | None = None,
     model: locations.Location = DEFAULT_MODEL,
     predictions: locations.Location | None = None,
     run_id: str | None = None,
@@ -73,8 +75,13 @@ def evaluate(
 
     With `predictions`, the images are not scored again: the published rows of runs are measured, at their own threshold
     if no threshold or operating point is given. With the `address` of a Ray cluster, its GPUs or nodes score the
-    images. Raises RequestError.
+    images. With `photos`, a CSV file with a label for each cell of photographs (`evaluation/views.py`), the maps and
+    alarms of these photographs are measured instead. Raises RequestError.
     """
+    if photos is not None:
+        if sources or predictions is not None:
+            raise OptionError("--photos names the photographs to measure on; give no other images or predictions")
+        return Evaluation(*evaluate_photos(photos, out, model, threshold, operating_point))
     if run_id is not None and predictions is None:
         raise OptionError("--run-id selects a run of --predictions; give both, or neither")
     if prevalence is not None and not 0 < prevalence < 1:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crackbatch.errors import BundleError, OptionError, SourceError
 from crackbatch.storage import atomic, locations, ranges
 from crackbatch.storage.redaction import masked, redact
@@ -41,6 +43,37 @@ class OperatingPoint:
     false_alarm_rate: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PhotoPoint:
+    """A named threshold for photographs, with what it reached on views that were cut from photographs.
+
+    `recall` is of the cracked views. `false_alarms` are counted per 100 sound views.
+    """
+
+    threshold: float
+    recall: float | None = None
+    false_alarms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoSettings:
+    """How a photograph is looked at in windows, and how their logits become its probability (`models/photo.py`).
+
+    A window covers `window` pixels of a photograph like those that the model was trained on. These show
+    `mm_per_pixel` of the surface in a pixel, and are `width` pixels wide. A window with a logit of at least `cut`
+    belongs to a region.
+    """
+
+    window: float
+    cut: float
+    intercept: float
+    slope: float
+    operating_points: dict[str, PhotoPoint]
+    mm_per_pixel: float | None = None
+    width: int | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Bundle:
     """The content of `model.json`, and the location of the bundle.
@@ -60,6 +93,7 @@ class Bundle:
     weights_sha256: str
     classes: tuple[str, str] = ("no_crack", "crack")
     training: dict[str, Any] = field(default_factory=dict)
+    photo: PhotoSettings | None = None
 
     @property
     def model_id(self) -> str:
@@ -67,25 +101,44 @@ class Bundle:
 
         The operating points do not belong to it: each row of a table has its threshold.
         """
-        settings = [self.network, self.input_size, self.mean, self.std, self.temperature, self.classes]
+        settings: list[Any] = [self.network, self.input_size, self.mean, self.std, self.temperature, self.classes]
+        if self.photo is not None:
+            settings.append([self.photo.window, self.photo.cut, self.photo.intercept, self.photo.slope])
         answers = f"{self.weights_sha256} {json.dumps(settings)}"
         return f"{self.name}@{hashlib.sha256(answers.encode()).hexdigest()[:12]}"
 
     def draw_line(self, threshold: float | None, operating_point: str | None) -> float:
         """Return the given threshold, or the threshold of the given operating point, or of `balanced` if none is given.
 
-        An image with at least this probability is labelled as a crack. Raises OptionError if both are given or if the
-        threshold is not from 0 to 1, BundleError if the model does not have the operating point.
+        An image with at least this probability is labelled as a crack. If only photographs have the operating point,
+        return the threshold of `balanced`. Raises OptionError if both are given or if the threshold is not from 0 to 1,
+        BundleError if the model does not have the operating point.
         """
         if threshold is not None and operating_point is not None:
             raise OptionError("--threshold and --operating-point both set the threshold; give only one of them")
         if threshold is not None:
             return check_threshold(threshold)
-        name = operating_point or DEFAULT_OPERATING_POINT
-        if name not in self.operating_points:
-            known = ", ".join(sorted(self.operating_points)) or "none"
-            raise BundleError(f"model {self.name} has no operating point {name!r}; it has: {known}")
-        return self.operating_points[name].threshold
+        for name in (operating_point or DEFAULT_OPERATING_POINT, DEFAULT_OPERATING_POINT):
+            if name in self.operating_points:
+                return self.operating_points[name].threshold
+            if self.photo is None or name not in self.photo.operating_points:
+                break
+        raise self._lacks(name)
+
+    def draw_photo_line(self, threshold: float | None, operating_point: str | None) -> float:
+        """Return the same for photographs that are looked at in windows; `draw_line` has checked the values."""
+        if threshold is not None:
+            return threshold
+        points = self.photo.operating_points if self.photo else {}
+        for name in (operating_point or DEFAULT_OPERATING_POINT, DEFAULT_OPERATING_POINT):
+            if name in points:
+                return points[name].threshold
+        return self.draw_line(threshold, operating_point)
+
+    def _lacks(self, name: str) -> BundleError:
+        of_photos = self.photo.operating_points if self.photo else {}
+        known = ", ".join(sorted({*self.operating_points, *of_photos})) or "none"
+        return BundleError(f"model {self.name} has no operating point {name!r}; it has: {known}")
 
 
 def check_threshold(threshold: float) -> float:
@@ -93,6 +146,13 @@ def check_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 1:
         raise OptionError(f"--threshold must be from 0 to 1, got {threshold:g}")
     return threshold
+
+
+def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probability of a crack, float32, for logits of any shape: sigmoid(logit / temperature)."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    with np.errstate(over="ignore"):  # exp overflows for a logit far below 0; the result is still 0
+        return (1 / (1 + np.exp(-scaled))).astype(np.float32)
 
 
 def shipped_models() -> list[str]:
@@ -131,6 +191,8 @@ def write_bundle(bundle: Bundle, weights: bytes) -> Bundle:
     atomic.write_whole(locations.join(bundle.location, WEIGHTS), weights)
     description = {"format_version": FORMAT_VERSION, **asdict(bundle)}
     del description["location"]
+    if bundle.photo is None:
+        del description["photo"]
     text = json.dumps(description, indent=2).encode() + b"\n"
     atomic.write_whole(locations.join(bundle.location, DESCRIPTION), text)
     return bundle
@@ -204,11 +266,25 @@ def _from_description(description: dict[str, Any], location: str) -> Bundle:
             weights_sha256=str(description["weights_sha256"]),
             classes=(low, high),
             training=description.get("training", {}),
+            photo=_photo_settings(description["photo"]) if "photo" in description else None,
         )
         _check_values(bundle)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"model {masked(location)}: {DESCRIPTION} has a missing or wrong value ({error!r})") from None
     return bundle
+
+
+def _photo_settings(description: dict[str, Any]) -> PhotoSettings:
+    points = {name: PhotoPoint(**point) for name, point in description["operating_points"].items()}
+    photo = PhotoSettings(**{**description, "operating_points": points})
+    for name in ("window", "cut", "intercept", "slope"):
+        if not math.isfinite(getattr(photo, name)):
+            raise ValueError(f"photo.{name} must be a number, got {getattr(photo, name)!r}")
+    if not (photo.window >= 1 and photo.slope > 0):
+        raise ValueError("photo.window must be 1 or more, and photo.slope above 0")
+    if photo.mm_per_pixel is not None and not 0 < photo.mm_per_pixel < math.inf:
+        raise ValueError(f"photo.mm_per_pixel must be above 0, got {photo.mm_per_pixel!r}")
+    return photo
 
 
 def _check_values(bundle: Bundle) -> None:
@@ -224,7 +300,8 @@ def _check_values(bundle: Bundle) -> None:
         raise ValueError(f"mean must be finite, got {bundle.mean}")
     if not all(math.isfinite(value) and value > 0 for value in bundle.std):
         raise ValueError(f"std must be finite and above 0, got {bundle.std}")
-    for name, point in bundle.operating_points.items():
+    points = [*bundle.operating_points.items(), *(bundle.photo.operating_points.items() if bundle.photo else ())]
+    for name, point in points:
         if not isinstance(point.threshold, (int, float)) or not 0 <= point.threshold <= 1:
             raise ValueError(f"the threshold of {name} must be from 0 to 1, got {point.threshold!r}")
 

@@ -6,6 +6,7 @@ from crackbatch.models.bundle import Bundle
 from crackbatch.storage import atomic, locations
 
 FILE = "MODEL_CARD.md"
+_PHOTO_TITLE = "## Photographs"
 
 
 def write_card(bundle: Bundle) -> None:
@@ -38,6 +39,37 @@ measures the model on images that it has not seen.
 
 {_table(_operating_points(bundle))}
 """
+
+
+def with_photo_section(card: str, bundle: Bundle) -> str:
+    """Return the card with a section on how the bundle judges photographs, instead of one that it had."""
+    before, found, after = card.partition(_PHOTO_TITLE)
+    rest = after[after.index("\n## ") :] if found and "\n## " in after else ""
+    return f"{before.rstrip()}\n\n{_PHOTO_TITLE}\n\n{_photo_section(bundle)}\n{rest}"
+
+
+def _photo_section(bundle: Bundle) -> str:
+    photo = bundle.photo
+    assert photo is not None
+    points = [["operating point", "threshold", "recall", "false alarms per 100 sound views"]]
+    for name, point in photo.operating_points.items():
+        points.append([f"`{name}`", f"{point.threshold:.4f}", f"{point.recall:.3f}", f"{point.false_alarms:.1f}"])
+    found = photo.calibration
+    cut = f"{photo.cut:g}"
+    return f"""A photograph is looked at in overlapping windows of {photo.window:g} pixels. Windows with a logit of at
+least {cut} that touch each other are a region. The strength of a region is log(1 + s), where s is the sum of what its
+logits have above {cut}. The strongest region gives the probability of the photograph:
+sigmoid({photo.intercept:.3f} + {photo.slope:.3f} * strength). Without any region, the strength is the highest logit
+less {cut}.
+
+This was fitted on {found["views"]:,} views of about 7 by 6 windows, {found["megapixels"]:,g} megapixels together. They
+were cut from {found["photographs"]:,} photographs, and {found["cracked_views"]:,} of them have a cell that is labelled
+as cracked. The operating points were chosen on the same views. They reached there:
+
+{_table(points)}
+
+A large photograph shows more than a view, so it raises more alarms. `crackbatch evaluate --photos` also counts the
+false alarms per 100 megapixels."""
 
 
 def _made_by(bundle: Bundle) -> list[list[str]]:

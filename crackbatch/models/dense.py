@@ -50,13 +50,14 @@ class Dense:
             raise self._refusal("windows that are not square")
         self.side: int = features.shape[2]
 
-    def logits(self, strips: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def logits(self, strips: Iterable[torch.Tensor], side: int | None = None) -> Iterator[torch.Tensor]:
         """Yield rows of crack logits (pictures, rows, columns) float32 for strips of pictures, from top to bottom.
 
-        The strips (pictures, 3, rows, width) are normalised, as for the network. The width and the sum of the rows are
+        With a `side` of 1, each place of the last layer answers by itself: class activation (Zhou et al. 2016). The
+        strips (pictures, 3, rows, width) are normalised, as for the network. The width and the sum of the rows are
         multiples of `stride`, and at least `side * stride`.
         """
-        steps, average = self._steps(), _Sliding(_average_of(self.side))
+        steps, average = self._steps(), _Sliding(_average_of(side or self.side))
         for strip, is_last in _with_last(strips):
             pooled = average([self._features(steps, strip, is_last)], is_last)
             if pooled is not None:

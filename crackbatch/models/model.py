@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -20,10 +21,12 @@ import PIL.Image
 
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, RunError
-from crackbatch.images.picture import Picture, from_pillow, read_image, to_input
+from crackbatch.images.picture import PHOTO, Picture, from_pillow, read_image, to_input
 from crackbatch.machine import has_gpu
-from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, read_bundle_and_weights
+from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, calibrated, read_bundle_and_weights
+from crackbatch.models.dense import Dense
 from crackbatch.models.networks import build_network, fold, frame_in_float32, load_tensors
+from crackbatch.models.photo import CrackMap, Grid, fits, judge, photo_side, scale_of, strips
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import masked
 
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 # activations of a core stay in its cache (benchmarks/LOG.md).
 CPU_BATCH_SIZE = 8
 CUDA_BATCH_SIZE = 256
+# A photograph passes through the network in strips of about so many pixels. On a CPU their activations stay in the
+# cache, as those of eight tiles do.
+_CPU_STRIP, _CUDA_STRIP = 512 << 10, 8 << 20
 # Below this, starting decoder processes takes longer than decoding.
 _MANY = 64
 
@@ -64,6 +70,8 @@ class Model:
         self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
         self._network = fold(network.eval()).to(self.device).to(memory_format=torch.channels_last)
         frame_in_float32(self._network, self.device.type)
+        self._dense: Dense | None = None
+        self._dense_lock = threading.Lock()
         self._to_input = Normalisation(bundle.mean, bundle.std, self.device)
         self._streams = threading.local()
         if self.device.type == "cuda":
@@ -83,24 +91,140 @@ class Model:
             crack: np.ndarray = (outputs[:, 1] - outputs[:, 0]).cpu().numpy()
         return crack
 
+    def map_photo(self, pixels: np.ndarray, scale: float, check: Callable[[], None] = lambda: None) -> CrackMap:
+        """Return the map of a photograph (height, width, 3) uint8; a pixel of it becomes `scale` pixels of the input.
+
+        `check` is called before each strip, and may raise an error to stop. Raises BundleError for a network that
+        cannot look at windows.
+        """
+        import torch
+
+        dense = self.dense()
+        height, width = pixels.shape[:2]
+        grid = Grid.of(width, height, scale, dense.stride, dense.side)
+        strip = _CPU_STRIP if self.device.type == "cpu" else _CUDA_STRIP
+        num_rows = max(1, strip // grid.width // dense.stride) * dense.stride
+
+        def inputs() -> Iterator[torch.Tensor]:
+            for rows in strips(pixels, grid, num_rows):
+                check()
+                yield self._to_input(rows[None])
+
+        with torch.inference_mode(), self._precision(), self._own_stream():
+            logits = torch.cat(list(dense.logits(inputs())), 1)[0].cpu().numpy()
+        step = (dense.stride * width / grid.width, dense.stride * height / grid.height)
+        window = (dense.side * step[0], dense.side * step[1])
+        return CrackMap(logits, width, height, step, window, self.bundle.temperature)
+
+    def dense(self) -> Dense:
+        """Return the network for pictures of any size; raises BundleError if it has none."""
+        import torch
+
+        with self._dense_lock, torch.inference_mode(), self._precision():
+            if self._dense is None:
+                self._dense = Dense(self._network, self.bundle.network, self.bundle.input_size)
+            return self._dense
+
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
         return calibrated(logits, self.bundle.temperature)
 
     def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
-        """Return the probability of a crack for each image, None for an image that cannot be read.
+        """Return the probability of a crack for each image, as `score` does, None for an image that cannot be read.
 
         An image is a path, a uint8 array (height, width[, 3]) or a Pillow image. Raises TypeError for a single path.
         """
         if isinstance(images, (str, Path)):
             raise TypeError(f"predict expects a list of images; use [{str(images)!r}]")
-        size, probabilities = self.bundle.input_size, list[float | None]()
+        probabilities = list[float | None]()
         are_many_files = isinstance(images, Sequence) and len(images) >= _MANY and all(map(_is_path, images))
-        decoded = _decode_files(images, size, self.batch_size) if are_many_files else _decode_here(images, size)
-        for are_ok, pixels in decoded:
-            scores = iter(self.probability(self.logits(pixels)) if len(pixels) else ())
-            probabilities.extend(float(next(scores)) if is_ok else None for is_ok in are_ok)
+        pictures = self._decode_files(images) if are_many_files else map(_to_picture, images)
+        coming = iter(pictures)
+        while batch := list(islice(coming, CPU_BATCH_SIZE)):
+            probabilities.extend(self._predict(batch))
         return probabilities
+
+    def map(
+        self,
+        image: str | Path | np.ndarray | PIL.Image.Image,
+        *,
+        tile_size: float | None = None,
+        ground_resolution: float | None = None,
+    ) -> CrackMap:
+        """Return the map of one image: of a photograph its windows, of a tile the class activation.
+
+        One window covers `tile_size` pixels. If `ground_resolution` is given instead (millimetres of the surface in a
+        pixel), a window covers as much of the surface as in training. Raises ValueError if the image cannot be read.
+        """
+        picture = _to_picture(image)
+        if picture.status != "ok":
+            raise ValueError(f"the image cannot be read: {picture.error}")
+        size, settings = self.bundle.input_size, self.bundle.photo
+        assert picture.pixels is not None
+        width, height = picture.pixels.size
+        if settings is not None and min(width, height) >= (photo_side(self.bundle) or 0):
+            scale = scale_of(size, settings, tile_size, ground_resolution)
+            if fits(width, height, scale, size):
+                return self.map_photo(np.array(picture.pixels), scale)
+        return self.map_tile(to_input(picture, size), width, height)
+
+    def map_tile(self, pixels: np.ndarray, width: int, height: int) -> CrackMap:
+        """Return the class activation of a tile of this size, whose pixels (size, size, 3) are scaled to the input."""
+        import torch
+
+        dense = self.dense()
+        with torch.inference_mode(), self._precision(), self._own_stream():
+            strips_of_logits = list(dense.logits([self._to_input(np.array(pixels)[None])], side=1))
+            logits = torch.cat(strips_of_logits, 1)[0].cpu().numpy()
+        step = (width / logits.shape[1], height / logits.shape[0])
+        return CrackMap(logits, width, height, step, step, self.bundle.temperature)
+
+    def _predict(self, pictures: Sequence[Picture]) -> list[float | None]:
+        """Return the probability of each picture, as scoring does: of photographs from their windows."""
+        size, settings, side = self.bundle.input_size, self.bundle.photo, photo_side(self.bundle)
+        logits: dict[int, float] = {}
+        tiles: dict[int, np.ndarray] = {}
+        for place, picture in enumerate(pictures):
+            if picture.status != "ok" or picture.pixels is None:
+                continue
+            scale = None if settings is None else scale_of(size, settings, None, None)
+            if (
+                settings is not None
+                and side is not None
+                and scale is not None
+                and min(picture.pixels.size) >= side
+                and fits(*picture.pixels.size, scale, size)
+            ):
+                crack_map = self.map_photo(np.array(picture.pixels), scale)
+                logits[place] = judge(crack_map, settings).logit * self.bundle.temperature
+            else:
+                tiles[place] = to_input(picture, size)
+        if tiles:
+            logits |= dict(zip(tiles, self.logits(np.stack(list(tiles.values()))).tolist(), strict=True))
+        probabilities = self.probability(np.array([logits.get(place, 0.0) for place in range(len(pictures))]))
+        return [float(value) if place in logits else None for place, value in enumerate(probabilities)]
+
+    def _decode_files(self, paths: Iterable[Any]) -> Iterator[Picture]:
+        """Yield the pictures of files, which processes decode; tiles come already scaled to the input."""
+        coming = iter(paths)
+        read: deque[list[bytes]] = deque()
+
+        def batches() -> Iterator[list[bytes]]:
+            while batch := [_read(path) for path in islice(coming, self.batch_size)]:
+                read.append(batch)
+                yield batch
+
+        side = photo_side(self.bundle)
+        with Decoders(self.bundle.input_size, batch_size=self.batch_size, photo_side=side) as decoders:
+            for facts, pixels in decoders.decode(batches()):
+                tiles = iter(pixels)
+                for status, data in zip(facts["status"], read.popleft(), strict=True):
+                    if status == PHOTO:
+                        yield read_image(data)
+                    elif status == "ok":
+                        yield Picture(pixels=PIL.Image.fromarray(next(tiles)))
+                    else:
+                        yield Picture(status)
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch
@@ -192,13 +316,6 @@ def runs_bfloat16(device: str) -> bool:
     return bool(asked is not None and asked())
 
 
-def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probability of a crack, float32, for logits of any shape: sigmoid(logit / temperature)."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    with np.errstate(over="ignore"):  # exp overflows for a logit far below 0; the result is still 0
-        return (1 / (1 + np.exp(-scaled))).astype(np.float32)
-
-
 def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> None:
     from safetensors.torch import load
 
@@ -213,24 +330,6 @@ def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> N
 
 def _is_path(image: object) -> bool:
     return isinstance(image, (str, Path))
-
-
-def _decode_files(paths: Iterable[Any], size: int, batch_size: int) -> Iterator[tuple[list[bool], np.ndarray]]:
-    """Yield for each batch which files are readable images, and their pixels; processes decode them."""
-    coming = iter(paths)
-    batches = iter(lambda: [_read(path) for path in islice(coming, batch_size)], [])
-    with Decoders(size, batch_size=batch_size) as decoders:
-        for facts, pixels in decoders.decode(batches):
-            yield [status == "ok" for status in facts["status"]], pixels
-
-
-def _decode_here(images: Iterable[Any], size: int) -> Iterator[tuple[list[bool], np.ndarray]]:
-    """Yield the same as `_decode_files` for images of any kind, decoded in this process."""
-    coming = iter(images)
-    while batch := [_to_picture(image) for image in islice(coming, CPU_BATCH_SIZE)]:
-        are_ok = [picture.status == "ok" for picture in batch]
-        pixels = [to_input(picture, size) for picture in batch if picture.status == "ok"]
-        yield are_ok, np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
 
 
 def _read(path: str | Path) -> bytes:

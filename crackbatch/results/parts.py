@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crackbatch.errors import OutputError
+from crackbatch.results.maps import without_maps
 from crackbatch.results.run import Run
 from crackbatch.results.table import WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
@@ -21,14 +23,30 @@ from crackbatch.storage.redaction import masked
 _THREADS = 8
 
 
+class Photos(NamedTuple):
+    """Photographs that were looked at in windows: their number, their windows, those at a guessed scale.
+
+    `coarsest` is the largest number of millimetres in a pixel that a manifest gives.
+    """
+
+    num: int = 0
+    windows: int = 0
+    guessed: int = 0
+    coarsest: float = 0.0
+
+
 def rows_per_part(num_rows: int) -> int:
     """Return how many rows a part of a run of this size has: few, so that little is lost, but at most 256 parts."""
     return max(256, min(8192, num_rows // 256))
 
 
 def write_part(run: Run, rows: pa.Table) -> None:
-    """Write finished rows as one part. Its name is made from its images, so a repeated task overwrites its own part."""
-    write_table(locations.join(run.parts_folder, f"{block_digest(rows)}.part"), rows)
+    """Write finished rows as one part, and their maps before it.
+
+    Its name is made from its images, so a repeated task overwrites its own part.
+    """
+    name = block_digest(rows)
+    write_table(locations.join(run.parts_folder, f"{name}.part"), without_maps(run, rows, name))
 
 
 def count_part(rows: pa.Table) -> dict[str, int]:
@@ -82,6 +100,30 @@ def count_statuses(run: Run) -> dict[str, int]:
     for table in _read_all(run.published_files(), ["status"]):
         counts.update(values_of(table.column(0)))
     return by_frequency(counts)
+
+
+def count_photos(run: Run, widest: float | None, resolution: str) -> Photos:
+    """Count the photographs in the run's published files that were looked at in windows.
+
+    Those wider than `widest` pixels for which no resolution is known count as guessed. `resolution` is the column of a
+    manifest that gives it.
+    """
+    num = windows = guessed = 0
+    coarsest = 0.0
+    for file in run.published_files():
+        with ranges.open_file(file) as opened:
+            table = pq.ParquetFile(opened, pre_buffer=False)
+            names = [name for name in ("tiles", "width", resolution) if name in table.schema_arrow.names]
+            rows = table.read(names, use_threads=False)
+        rows = rows.filter(pc.is_valid(rows.column("tiles")))
+        num, windows = num + rows.num_rows, windows + (pc.sum(rows.column("tiles")).as_py() or 0)
+        unknown = rows
+        if resolution in names:
+            coarsest = max(coarsest, pc.max(rows.column(resolution)).as_py() or 0.0)
+            unknown = rows.filter(pc.is_null(rows.column(resolution)))
+        if widest is not None:
+            guessed += pc.sum(pc.greater(unknown.column("width"), widest)).as_py() or 0
+    return Photos(num, windows, guessed, coarsest)
 
 
 def values_of(column: pa.ChunkedArray) -> dict[str, int]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crackbatch.errors import PublishError
+from crackbatch.results.maps import publish_maps
 from crackbatch.results.parts import concat_identities, read_part
 from crackbatch.results.run import Run
 from crackbatch.sources.rows import IDENTITY, identity_keys, in_order
@@ -52,6 +53,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
         visible = locations.join(run.out, "predictions", f"date={run.date}", name)
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
+    publish_maps(run, expected, number)
     for hidden, visible in written:  # all renames come last and together, so that readers rarely see only some files
         if objects.exists(visible):
             raise PublishError(f"{masked(visible)} already exists, but no listing showed it; it is not replaced")

@@ -35,7 +35,7 @@ from crackbatch.storage.retry import FIRST_TRIES, giving_up, is_storage_error
 LEASE = re.compile(r"lease-\d+\.json")
 _THREADS = 8
 _MADE = re.compile(
-    r"plan/\d{5}\.arrow|parts/[0-9a-f]{24}\.part|scratch/[0-9a-f]{16}\.(images|copy)|publish/[^/]+-\d{5}\.parquet\.whole"
+    r"plan/\d{5}\.arrow|parts/[0-9a-f]{24}\.(part|maps)|scratch/[0-9a-f]{16}\.(images|copy)|publish/[^/]+-\d{5}\.parquet\.(whole|maps)"
     rf"|{LEASE.pattern}"
 )
 _TEMPORARY = re.compile(r"(?P<folder>(.+/)?)\.(?P<name>[^/]+)\.\w{8}\.tmp")

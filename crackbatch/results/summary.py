@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class RunSummary:
     """What a run did. `score` returns it, and `summary.json` holds it.
 
+    `photographs` counts the images that were looked at in `windows`; `notes` says what to doubt in their results.
     `images` counts all rows of the run, `added` the rows of this call. `size_bytes` is the encoded size of the images
     in the sources, where it is known. `seconds` is the duration of the whole call. `retries` counts repeated storage
     requests. If `--max-errors` ended the run, `stopped_early` is set, and some images have no row. After a dry run,
@@ -27,6 +28,9 @@ class RunSummary:
     archives: int
     passed_over: dict[str, int]
     problems: list[str]
+    notes: list[str]
+    photographs: int
+    windows: int
     files: list[str]
     seconds: float
     images_per_s: float | None

@@ -81,6 +81,7 @@ class _Stages:
             timeout_s=request.decode_timeout,
             batch_size=request.batch_size or (CUDA_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE),
             num_batches=2 * lanes,
+            photo_side=request.views.side if request.views else None,
         )
         self._shards = _shards(todo)
         self._next = threading.Lock()
@@ -89,9 +90,9 @@ class _Stages:
         self._stopped = threading.Event()
         self._fetching = _REMOTE_READERS if _any_remote(todo) else 1
         self._model: Future[Model] = Future()
-        stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold)
+        stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold, request.photo_threshold)
         self._ending = ExitStack()
-        self._predict = Predictor(self._model.result, stamp, self._decoders)
+        self._predict = Predictor(self._model.result, stamp, self._decoders, request.views, lanes)
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             for name, num, work in (
@@ -128,6 +129,7 @@ class _Stages:
         self._decoders.close()
         for thread in self._threads:
             thread.join()
+        self._predict.close()
         self._ending.close()
 
     def _write(self, held: list[_Scored]) -> dict[str, Any]:

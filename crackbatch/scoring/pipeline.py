@@ -22,7 +22,7 @@ from crackbatch.progress import say
 from crackbatch.results.parts import count_part, read_done, rows_per_part, write_part
 from crackbatch.results.run import Run
 from crackbatch.scoring.layout import Devices, lay_out, read_ahead, rows_per_call
-from crackbatch.scoring.predictor import Predictor, Stamp
+from crackbatch.scoring.predictor import Predictor, Stamp, Views
 from crackbatch.scoring.request import Request
 from crackbatch.sources.fetch import fetch
 from crackbatch.sources.plan import local_roots, subtract
@@ -112,10 +112,11 @@ def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen:
             fn_constructor_kwargs={
                 "location": request.bundle.location,
                 "size": request.bundle.input_size,
-                "stamp": Stamp(run.run_id, request.bundle.model_id, request.threshold),
+                "stamp": Stamp(run.run_id, request.bundle.model_id, request.threshold, request.photo_threshold),
                 "max_megapixels": request.max_megapixels,
                 "decode_timeout_s": request.decode_timeout,
                 "batch_size": request.batch_size,
+                "views": request.views,
                 "devices": devices,
             },
             compute=ActorPoolStrategy(
@@ -171,6 +172,7 @@ class _Scorer:
         max_megapixels: float,
         decode_timeout_s: float,
         batch_size: int | None,
+        views: Views | None,
         devices: Devices,
     ) -> None:
         # Before torch is imported, which takes as long as the decoders need to start.
@@ -181,6 +183,7 @@ class _Scorer:
             num_processes=devices.num_decoders or max(1, num_cores() // gpus_of_this_node()),
             batch_size=batch_size or (CUDA_BATCH_SIZE if devices.device == "cuda" else CPU_BATCH_SIZE),
             num_batches=2 * devices.calls,
+            photo_side=views.side if views else None,
         )
         import torch
 
@@ -188,7 +191,7 @@ class _Scorer:
         self._refused: CrackbatchError | None = None
         try:
             model = _load_model(location, stamp.model_id, devices.device)
-            self._predict = Predictor(lambda: model, stamp, decoders)
+            self._predict = Predictor(lambda: model, stamp, decoders, views, devices.calls)
         except CrackbatchError as error:  # raised here, it would come again from each actor that Ray tries to start
             self._refused = error
 

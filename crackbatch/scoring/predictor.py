@@ -5,21 +5,29 @@ This is the whole computation of a scoring run. Ray's actors, runs without Ray, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.decoding.decoder import MAX_ERROR
-from crackbatch.decoding.decoders import Decoders
+from crackbatch.decoding.decoders import Decoders, Photo
+from crackbatch.images.picture import PHOTO, Picture, to_input
 from crackbatch.models.model import Model
+from crackbatch.models.photo import CrackMap, Verdict, fits, judge, scale_of
+from crackbatch.results.maps import MAP, pack_maps
 from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import CARRIED
 
+# The column of a manifest that says how many millimetres of the surface a pixel shows.
+RESOLUTION = "ground_resolution"
 _FROM_IMAGE = (
     "status", "error", "format", "width", "height", "captured_at", "latitude", "longitude", "camera", "sha256"
 )  # fmt: skip
@@ -27,42 +35,153 @@ _FROM_IMAGE = (
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a run writes beside each probability: the run, the model and the threshold."""
+    """What a run writes beside each probability: the run, the model, and the threshold of tiles and of photographs."""
 
     run_id: str
     model_id: str
     threshold: float
+    photo_threshold: float
+
+
+@dataclass(frozen=True)
+class Views:
+    """How large images are looked at.
+
+    An image with two sides of at least `side` pixels is a photograph. `tile_size` and `mm_per_pixel` say at which scale
+    it is looked at (`models/photo.py`). With `maps`, the rows hold the maps of the photographs.
+    """
+
+    side: int
+    tile_size: float | None = None
+    mm_per_pixel: float | None = None
+    maps: bool = False
 
 
 class Predictor:
     """Scores tables of encoded images, as `fetch` returns them. Several threads may call it at once.
 
-    `model` is called when the first images are decoded, so that loading it takes no extra time.
+    `model` is called when the first images are decoded, so that loading it takes no extra time. With `views`, large
+    images are looked at in windows, by `num_threads` threads at the same time.
     """
 
-    def __init__(self, model: Callable[[], Model], stamp: Stamp, decoders: Decoders) -> None:
+    def __init__(
+        self,
+        model: Callable[[], Model],
+        stamp: Stamp,
+        decoders: Decoders,
+        views: Views | None = None,
+        num_threads: int = 1,
+    ) -> None:
         self._model = model
         self._stamp = stamp
         self._decoders = decoders
+        self._views = views
+        self._threads = ThreadPoolExecutor(num_threads, "photographs")
+
+    def close(self) -> None:
+        """End the threads. The decoders must be closed before."""
+        self._threads.shutdown(cancel_futures=True)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return one result row for each row of the block, in the same order."""
         encoded = block.column("bytes")
         rows = np.flatnonzero(np.asarray(encoded.is_valid()))
         facts: dict[str, list[Any]] = {name: [] for name in _FROM_IMAGE}
-        logits = [np.empty(0, np.float32)]
+        found = [np.empty(0, np.float32)]
         for decoded in self._decoders.decode(_batches(encoded, rows, self._decoders.batch_size)):
             for name, column in facts.items():
                 column.extend(decoded.facts[name])
             if len(decoded.pixels):
-                logits.append(self._model().logits(decoded.pixels))
-        found = np.concatenate(logits)
-        _refuse_no_numbers(facts, found)
+                found.append(self._model().logits(decoded.pixels))
+        logits = np.full(len(rows), np.nan, np.float32)
+        logits[[status == "ok" for status in facts["status"]]] = np.concatenate(found)
+        seen = self._look_at_photos(block, rows, facts)
+        for place, photo in seen.items():
+            for name, column in facts.items():
+                column[place] = photo.facts[name]
+            logits[place] = photo.logit
+        _refuse_no_numbers(facts, logits)
         known = pa.table({name: pa.array(facts[name], COLUMNS.field(name).type) for name in _FROM_IMAGE})
-        known = known.append_column(
-            "crack_logit", _spread(found[np.isfinite(found)], np.array(facts["status"]) == "ok")
-        )
+        is_ok = np.array([status == "ok" for status in facts["status"]], bool)
+        known = known.append_column("crack_logit", pa.array(np.where(is_ok, logits, 0), pa.float32(), mask=~is_ok))
+        known = self._with_regions(known, {place: photo for place, photo in seen.items() if is_ok[place]})
         return self._rows(block, known if len(rows) == block.num_rows else _with_others(block, known, rows))
+
+    def _look_at_photos(self, block: pa.Table, rows: np.ndarray, facts: dict[str, list[Any]]) -> dict[int, _Seen]:
+        """Decode the photographs among the images and run the network over them; the key is their place in `facts`."""
+        places = [place for place, status in enumerate(facts["status"]) if status == PHOTO]
+        if not places:
+            return {}
+        assert self._views is not None
+        encoded, resolutions = block.column("bytes"), self._resolutions(block)
+        photos = (
+            (encoded[int(rows[place])].as_py(), facts["width"][place] * facts["height"][place]) for place in places
+        )
+        waiting: dict[int, Future[_Seen]] = {}
+        try:
+            for place, photo in zip(places, self._decoders.decode_photos(photos), strict=True):
+                resolution = resolutions[rows[place]] if resolutions is not None else self._views.mm_per_pixel
+                waiting[place] = self._threads.submit(self._look_at, photo, resolution)
+            return {place: future.result() for place, future in waiting.items()}
+        finally:
+            for future in waiting.values():
+                future.cancel()
+
+    def _resolutions(self, block: pa.Table) -> list[float | None] | None:
+        """Return the millimetres that a pixel of each image shows, if the manifest has them."""
+        name = CARRIED + RESOLUTION
+        if name not in block.column_names:
+            return None
+        assert self._views is not None
+        return [self._views.mm_per_pixel if value is None else value for value in block.column(name).to_pylist()]
+
+    def _look_at(self, photo: Photo, mm_per_pixel: float | None) -> _Seen:
+        try:
+            if photo.pixels is None:
+                return _Seen(photo.facts)
+            if mm_per_pixel is not None and not 0 < mm_per_pixel < math.inf:
+                error = f"its {RESOLUTION} is {mm_per_pixel:g}; it must be above 0"
+                return _Seen({**photo.facts, "status": "failed", "error": error})
+            return self._windows(photo, mm_per_pixel)
+        finally:
+            photo.release()
+
+    def _windows(self, photo: Photo, mm_per_pixel: float | None) -> _Seen:
+        model, views = self._model(), self._views
+        size, settings = model.bundle.input_size, model.bundle.photo
+        assert photo.pixels is not None
+        assert views is not None
+        assert settings is not None
+        scale = scale_of(size, settings, views.tile_size, mm_per_pixel)
+        if not fits(photo.facts["width"], photo.facts["height"], scale, size):
+            pixels = to_input(Picture(pixels=PIL.Image.fromarray(photo.pixels)), size)
+            return _Seen(photo.facts, float(model.logits(pixels[None])[0]))
+        crack_map = model.map_photo(photo.pixels, scale, self._decoders.check)
+        if not np.isfinite(crack_map.logits).all():
+            return _Seen(photo.facts)
+        verdict = judge(crack_map, settings)
+        # So that the probability of every row is sigmoid(crack_logit / temperature).
+        logit = verdict.logit * model.bundle.temperature
+        return _Seen(photo.facts, logit, verdict, crack_map if views.maps else None)
+
+    def _with_regions(self, known: pa.Table, seen: dict[int, _Seen]) -> pa.Table:
+        """Return the table with the windows and the worst regions of photographs, and their maps where asked for."""
+        verdicts = [seen[place].verdict if place in seen else None for place in range(known.num_rows)]
+        boxes = [verdict.box if verdict else None for verdict in verdicts]
+        columns = {
+            "tiles": [verdict.tiles if verdict else None for verdict in verdicts],
+            "crack_tiles": [verdict.crack_tiles if verdict else None for verdict in verdicts],
+            "box_x": [box.x if box else None for box in boxes],
+            "box_y": [box.y if box else None for box in boxes],
+            "box_w": [box.width if box else None for box in boxes],
+            "box_h": [box.height if box else None for box in boxes],
+        }
+        for name, values in columns.items():
+            known = known.append_column(name, pa.array(values, COLUMNS.field(name).type))
+        if self._views is not None and self._views.maps:
+            maps = [seen[place].crack_map if place in seen else None for place in range(known.num_rows)]
+            known = known.append_column(MAP, pack_maps(maps))
+        return known
 
     def _rows(self, block: pa.Table, known: pa.Table) -> pa.Table:
         """Return the rows of the results, from the block and what is known about each of its images."""
@@ -72,7 +191,11 @@ class Predictor:
             self._model().probability(logits.fill_null(0).to_numpy(zero_copy_only=False)),
             mask=np.asarray(logits.is_null()),
         )
-        threshold = pa.scalar(self._stamp.threshold, pa.float32())
+        threshold = pc.if_else(
+            known.column("tiles").is_valid(),
+            pa.scalar(self._stamp.photo_threshold, pa.float32()),
+            pa.scalar(self._stamp.threshold, pa.float32()),
+        )
         negative, positive = self._model().bundle.classes
         values = {
             **{name: known.column(name) for name in known.column_names},
@@ -81,22 +204,30 @@ class Predictor:
             "label": pc.if_else(pc.greater_equal(probabilities, threshold), positive, negative),
             "model_id": pa.repeat(self._stamp.model_id, num),
             "run_id": pa.repeat(self._stamp.run_id, num),
-            "threshold": pa.repeat(threshold, num),
+            "threshold": threshold,
             "scored_at": pa.repeat(pa.scalar(datetime.now(UTC), COLUMNS.field("scored_at").type), num),
         }
-        columns = [_column(field, block, values) for field in COLUMNS]
-        carried = [field for field in block.schema if field.name.startswith(CARRIED)]
-        columns += [block.column(field.name) for field in carried]
-        schema = [*COLUMNS, *(field.with_name(field.name.removeprefix(CARRIED)) for field in carried)]
-        return pa.Table.from_arrays(columns, schema=pa.schema(schema))
+        table = pa.table({field.name: _column(field, block, values) for field in COLUMNS}, schema=COLUMNS)
+        for field in block.schema:
+            if field.name.startswith(CARRIED):
+                name = field.name.removeprefix(CARRIED)
+                table = table.append_column(field.with_name(name), block.column(field.name))
+        return table.append_column(MAP, known.column(MAP)) if MAP in known.column_names else table
+
+
+class _Seen(NamedTuple):
+    """What was seen of a photograph: its facts, its logit, and if it was looked at in windows, the verdict and map."""
+
+    facts: dict[str, Any]
+    logit: float = math.nan
+    verdict: Verdict | None = None
+    crack_map: CrackMap | None = None
 
 
 def _refuse_no_numbers(facts: dict[str, list[Any]], logits: np.ndarray) -> None:
     """Mark the images for which the network gives infinity or no number as failed: they have no probability."""
-    if np.isfinite(logits).all():
-        return
-    scored = np.flatnonzero(np.array(facts["status"]) == "ok")
-    for row in scored[~np.isfinite(logits)].tolist():
+    scored = np.array([status == "ok" for status in facts["status"]], bool)
+    for row in np.flatnonzero(scored & ~np.isfinite(logits)).tolist():
         facts["status"][row], facts["error"][row] = "failed", "the network gives no number for it"
 
 
@@ -104,13 +235,6 @@ def _batches(encoded: pa.ChunkedArray, rows: np.ndarray, size: int) -> Iterator[
     """Yield the bytes of the given rows in batches."""
     for start in range(0, len(rows), size):
         yield [encoded[int(row)].as_py() for row in rows[start : start + size]]
-
-
-def _spread(logits: np.ndarray, is_ok: np.ndarray) -> pa.Array:
-    """Return a column with the logits at the images that are `ok`, in their order, and null at the others."""
-    spread = np.zeros(len(is_ok), np.float32)
-    spread[is_ok] = logits
-    return pa.array(spread, mask=~is_ok)
 
 
 def _with_others(block: pa.Table, known: pa.Table, rows: np.ndarray) -> pa.Table:

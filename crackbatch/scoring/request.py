@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -9,16 +10,22 @@ from typing import Any
 
 from crackbatch import __version__
 from crackbatch.cluster import check_address
-from crackbatch.errors import OptionError
+from crackbatch.errors import BundleError, OptionError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.machine import library_versions
 from crackbatch.models.bundle import Bundle
+from crackbatch.models.photo import photo_side
+from crackbatch.scoring.predictor import Views
 from crackbatch.storage import locations
 from crackbatch.storage.documents import fingerprint_of
 from crackbatch.storage.redaction import masked
 
 # What runs the stages: Ray, this process, or whichever suits the amount of work.
 ENGINES = ("auto", "local", "ray")
+# How large images are looked at: in windows if they are photographs, shrunk to one picture, or in windows wherever one
+# window fits.
+VIEWS = ("auto", "whole", "windows")
+_MAX_TILE_SIZE = 100_000
 _MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 
 
@@ -26,8 +33,9 @@ _MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 class Request:
     """What to score, how, and where the results go; raises OptionError for an invalid value.
 
-    `threshold` is the lowest probability that is labelled a crack. `decode_timeout` is in seconds. `out` is empty in a
-    dry run without `--out`.
+    `threshold` is the lowest probability that is labelled a crack, `photo_threshold` that of a photograph which is
+    looked at in windows. `decode_timeout` is in seconds, `tile_size` in pixels, `ground_resolution` in millimetres a
+    pixel. `out` is empty in a dry run without `--out`.
     """
 
     sources: list[str]
@@ -43,8 +51,13 @@ class Request:
     limit: int | None
     batch_size: int | None
     address: str | None
+    photo_threshold: float
     engine: str = "auto"
     only_below: tuple[str, ...] = ()
+    view: str = "auto"
+    tile_size: float | None = None
+    ground_resolution: float | None = None
+    maps: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_rate <= 1:
@@ -69,6 +82,50 @@ class Request:
         if self.engine == "local" and self.address:
             raise OptionError("--engine local scores in this process and needs no --address; remove one of them")
         check_address(self.address)
+        self._check_view()
+
+    def _check_view(self) -> None:
+        if self.view not in VIEWS:
+            raise OptionError(f"--view must be one of {', '.join(VIEWS)}, got {self.view!r}")
+        if self.tile_size is not None and not 16 <= self.tile_size <= _MAX_TILE_SIZE:
+            raise OptionError(f"--tile-size must be from 16 to {_MAX_TILE_SIZE:,} pixels, got {self.tile_size:g}")
+        if self.ground_resolution is not None and not 0 < self.ground_resolution < math.inf:
+            raise OptionError(
+                f"--ground-resolution must be above 0 (millimetres a pixel), got {self.ground_resolution:g}"
+            )
+        if self.tile_size is not None and self.ground_resolution is not None:
+            raise OptionError("--tile-size and --ground-resolution both set the scale; give only one of them")
+        given = {"--tile-size": self.tile_size, "--ground-resolution": self.ground_resolution, "--maps": self.maps}
+        for name in (name for name, value in given.items() if value):
+            if self.view == "whole":
+                raise OptionError(f"{name} needs photographs that are looked at in windows; remove --view whole")
+            self._check_photo_settings(name)
+        if self.view == "windows":
+            self._check_photo_settings("--view windows")
+        settings = self.bundle.photo
+        if self.ground_resolution is not None and settings is not None and settings.mm_per_pixel is None:
+            raise BundleError(
+                f"model {self.bundle.name} does not say how many millimetres its training photographs show in a pixel,"
+                " so --ground-resolution is of no use; give --tile-size"
+            )
+
+    def _check_photo_settings(self, option: str) -> None:
+        if self.bundle.photo is None:
+            raise BundleError(
+                f"model {self.bundle.name} is not calibrated for photographs, which {option} needs; calibrate it with"
+                " `crackbatch calibrate`, or use another model"
+            )
+
+    @property
+    def views(self) -> Views | None:
+        """How large images are looked at; None if all images are shrunk to the network's input."""
+        settings = self.bundle.photo
+        if self.view == "whole" or settings is None:
+            return None
+        side = photo_side(self.bundle)
+        if side is None or self.view == "windows":
+            side = max(1, math.ceil(self.tile_size or settings.window))
+        return Views(side, self.tile_size, self.ground_resolution, self.maps)
 
     @property
     def fingerprint(self) -> str:
@@ -84,8 +141,17 @@ class Request:
                 "limit": self.limit,
                 **({"new_only": True} if self.new_only else {}),
                 **({"only_below": sorted(map(locations.public, self.only_below))} if self.only_below else {}),
+                **self._view_options(),
             }
         )
+
+    def _view_options(self) -> dict[str, Any]:
+        """The options that say how photographs are looked at, if they are not the defaults."""
+        if self.views is None:
+            return {"view": self.view} if self.bundle.photo is not None else {}
+        options = {"tile_size": self.tile_size, "ground_resolution": self.ground_resolution, "maps": self.maps}
+        given = {name: value for name, value in options.items() if value}
+        return {**given, "photo_threshold": round(self.photo_threshold, 6), "view": self.view}
 
     def fails_too_often(self, num_failed: int) -> bool:
         """Whether more images failed than `max_errors` allows."""
@@ -105,6 +171,7 @@ class Request:
             "sources": [masked(source) for source in self.sources],
             "model_id": self.bundle.model_id,
             "threshold": self.threshold,
+            **self._view_options(),
             "extensions": sorted(self.extensions),
             "max_megapixels": self.max_megapixels,
             "limit": self.limit,
@@ -119,6 +186,7 @@ class Request:
             "version": __version__,
             "model_id": self.bundle.model_id,
             "operating_points": {name: asdict(point) for name, point in self.bundle.operating_points.items()},
+            **({"photo": asdict(self.bundle.photo)} if self.bundle.photo is not None else {}),
         }
 
 

@@ -25,17 +25,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.cluster import Cluster, is_at_hand
-from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
+from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError, SourceError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
 from crackbatch.progress import Progress, Step, counted, say
-from crackbatch.results.parts import count_failed, count_statuses, read_done, read_scored
+from crackbatch.results.parts import Photos, count_failed, count_photos, count_statuses, read_done, read_scored
 from crackbatch.results.publish import publish
 from crackbatch.results.run import Run, check_names, choose_run
 from crackbatch.results.summary import RunSummary
 from crackbatch.results.table import schema_with
 from crackbatch.scoring.local import MOST_IMAGES, is_small, score_here
 from crackbatch.scoring.pipeline import score_on_ray
+from crackbatch.scoring.predictor import RESOLUTION
 from crackbatch.scoring.request import Request, image_extensions
 from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import Plan, Tally, intersect, make_plan, subtract
@@ -46,6 +47,10 @@ from crackbatch.storage.redaction import masked
 from crackbatch.storage.retry import giving_up, num_retries
 
 _SHOWN_NOTES = 5
+# Photographs this much wider than those of the training were probably taken at another scale.
+_MUCH_WIDER = 2
+# Codes limit the width of cracks in reinforced concrete to 0.3 mm (EN 1992-1-1, table 7.1N).
+_THIN_CRACK_MM = 0.3
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ def score(
     batch_size: int | None = None,
     engine: str = "auto",
     only_below: Sequence[locations.Location] = (),
+    view: str = "auto",
+    tile_size: float | None = None,
+    ground_resolution: float | None = None,
+    maps: bool = False,
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -95,6 +104,8 @@ def score(
     URLs. A dry run lists them and writes nothing. With `new_only`, the run skips images that any published run in `out`
     has scored with this model. When more than `max_errors` images have failed, the run stops and publishes the rows it
     has. With `only_below`, images that are not below one of these locations are not read; their rows are `unreadable`.
+    Photographs are looked at in windows (`view`), each of which covers `tile_size` pixels; `ground_resolution` is how
+    many millimetres of the surface a pixel shows. With `maps`, the probabilities of all windows are published too.
     Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
@@ -104,6 +115,7 @@ def score(
         out=locations.normalize(os.fspath(out)) if out else "",
         bundle=bundle,
         threshold=bundle.draw_line(threshold, operating_point),
+        photo_threshold=bundle.draw_photo_line(threshold, operating_point),
         extensions=image_extensions(extensions),
         max_megapixels=max_megapixels,
         decode_timeout=decode_timeout,
@@ -115,6 +127,10 @@ def score(
         address=address,
         engine=engine,
         only_below=tuple(os.fspath(prefix) for prefix in only_below),
+        view=view,
+        tile_size=tile_size,
+        ground_resolution=ground_resolution,
+        maps=maps,
     )
     objects.follow_redirects(not request.only_below)
     if dry_run:
@@ -148,6 +164,9 @@ def _schema(request: Request, plan: Plan) -> pa.Schema:
     """Return the schema of the results, and say how sources were understood. Raises SourceError for a taken name."""
     for note in plan.listing.notes[:_SHOWN_NOTES]:
         say(note)
+    for carried in plan.carried_fields:
+        if carried.name == RESOLUTION and not (pa.types.is_integer(carried.type) or pa.types.is_floating(carried.type)):
+            raise SourceError(f"the manifest's column {RESOLUTION} must hold numbers (millimetres a pixel)")
     return schema_with(plan.carried_fields, request.table_metadata())
 
 
@@ -265,6 +284,7 @@ def _summarize(
     """The summary of a run that added `num_rows` rows, or of a dry run that would add them."""
     work = work or Work()
     statuses = count_statuses(run) if run else {}
+    photos = _count_photos(request, run) if run else Photos()
     seconds = time.monotonic() - start.moment
     return RunSummary(
         run_id=run.run_id if run else "",
@@ -279,6 +299,9 @@ def _summarize(
         archives=plan.num_archives,
         passed_over=dict(plan.listing.passed_over.most_common()),
         problems=plan.listing.problems,
+        notes=_notes(request, photos),
+        photographs=photos.num,
+        windows=photos.windows,
         files=[masked(file) for file in run.published_files()] if run else [],
         seconds=round(seconds, 3),
         images_per_s=round(work.rows / seconds, 2) if work.rows else None,
@@ -288,6 +311,34 @@ def _summarize(
         stopped_early=work.stopped_early,
         exit_code=3 if plan.listing.problems or request.fails_too_much(statuses) else 0,
     )
+
+
+def _count_photos(request: Request, run: Run) -> Photos:
+    settings = request.bundle.photo
+    if request.views is None or settings is None:
+        return Photos()
+    scale_is_known = request.tile_size is not None or request.ground_resolution is not None
+    widest = None if scale_is_known or settings.width is None else _MUCH_WIDER * settings.width
+    return count_photos(run, widest, RESOLUTION)
+
+
+def _notes(request: Request, photos: Photos) -> list[str]:
+    """What to doubt in the results of photographs."""
+    notes = []
+    settings = request.bundle.photo
+    if photos.guessed and settings is not None:
+        notes.append(
+            f"{counted(photos.guessed, 'photograph')} more than twice as wide as those that the model knows"
+            f" ({settings.width:,} pixels): the size of cracks in them is a guess; give --ground-resolution or"
+            " --tile-size"
+        )
+    coarsest = max(photos.coarsest, request.ground_resolution or 0.0)
+    if photos.num and coarsest > _THIN_CRACK_MM:
+        notes.append(
+            f"at {coarsest:g} mm a pixel, a crack of {_THIN_CRACK_MM:g} mm is narrower than a pixel, so thin cracks"
+            " cannot be seen"
+        )
+    return notes
 
 
 def _score_rows(

@@ -37,9 +37,9 @@ from crackbatch.evaluation.calibration import FEW_ERRORS, choose_operating_point
 from crackbatch.evaluation.inference import logits_here, logits_on_ray
 from crackbatch.evaluation.plots import plot_training
 from crackbatch.machine import library_versions
-from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
+from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, calibrated, read_bundle, write_bundle
 from crackbatch.models.card import write_card
-from crackbatch.models.model import Model, calibrated, default_device, runs_bfloat16
+from crackbatch.models.model import Model, default_device, runs_bfloat16
 from crackbatch.models.seen import splits_of, write_seen
 from crackbatch.progress import duration
 from crackbatch.sources.listing import check_sources

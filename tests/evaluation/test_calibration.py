@@ -8,7 +8,7 @@ import pytest
 from builders.labelled import make_scored
 from crackbatch.evaluation.calibration import choose_operating_points, fit_temperature
 from crackbatch.evaluation.metrics import Scored, confusion
-from crackbatch.models.model import calibrated
+from crackbatch.models.bundle import calibrated
 
 
 def test_operating_points_reach_what_they_are_called() -> None:

@@ -15,8 +15,8 @@ from builders.models import edit
 from crackbatch.cli.demo import draw_tile
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import read_image, to_input
-from crackbatch.models.bundle import read_bundle_and_weights
-from crackbatch.models.model import Model, calibrated, load_model, runs_bfloat16
+from crackbatch.models.bundle import calibrated, read_bundle_and_weights
+from crackbatch.models.model import Model, load_model, runs_bfloat16
 from crackbatch.models.networks import build_network
 
 

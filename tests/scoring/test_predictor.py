@@ -18,7 +18,7 @@ from crackbatch.results.table import COLUMNS
 from crackbatch.scoring.predictor import Predictor, Stamp
 from crackbatch.sources.fetch import fetch
 
-STAMP = Stamp("night", "model@1", 0.5)
+STAMP = Stamp("night", "model@1", 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,153 @@
+"""Crack maps: for each photograph of a run that asked for them, the probability in each of its windows.
+
+OUT/maps/date=D/<run_id>-NNNNN.parquet   published before the rows of the same photographs
+OUT/runs/<run_id>/parts/<part>.maps      while the run works, written before the part of the same name
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from crackbatch.errors import OptionError, OutputError, PublishError
+from crackbatch.models.photo import CrackMap
+from crackbatch.results.run import Run
+from crackbatch.sources.rows import IDENTITY, identity_keys
+from crackbatch.storage import atomic, locations, objects, ranges
+from crackbatch.storage.documents import read_table, write_table
+from crackbatch.storage.redaction import masked
+
+# The column of a block of rows that holds their maps. The results table does not have it.
+MAP = "_map"
+_SUFFIX = ".maps"
+_GROUP_ROWS = 256  # a map of a large photograph has tens of thousands of numbers
+_FIELDS = [
+    ("rows", pa.int32()),
+    ("columns", pa.int32()),
+    ("stride", pa.float32()),  # between two windows, across, in pixels of the photograph
+    ("window", pa.float32()),  # width of a window, in pixels of the photograph
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("probabilities", pa.list_(pa.float32())),  # row by row
+]
+SCHEMA = pa.schema([*((name, pa.string()) for name in IDENTITY), ("run_id", pa.string()), *_FIELDS])
+
+
+def pack_maps(maps: Sequence[CrackMap | None]) -> pa.Array:
+    """Return a column of maps, null where there is none."""
+    packed = [
+        None
+        if crack_map is None
+        else {
+            "rows": crack_map.logits.shape[0],
+            "columns": crack_map.logits.shape[1],
+            "stride": crack_map.step[0],
+            "window": crack_map.window[0],
+            "width": crack_map.width,
+            "height": crack_map.height,
+            "probabilities": crack_map.probabilities.ravel(),
+        }
+        for crack_map in maps
+    ]
+    return pa.array(packed, pa.struct(_FIELDS))
+
+
+def without_maps(run: Run, rows: pa.Table, part: str) -> pa.Table:
+    """Write the maps of the rows of a part, if they have any, and return the rows without them."""
+    if MAP not in rows.column_names:
+        return rows
+    maps = rows.select([*IDENTITY, "run_id", MAP]).filter(pc.is_valid(rows.column(MAP)))
+    if maps.num_rows:
+        table = maps.drop_columns([MAP])
+        packed = maps.column(MAP).combine_chunks()
+        for index, (name, _) in enumerate(_FIELDS):
+            table = table.append_column(name, packed.field(index))
+        write_table(locations.join(run.parts_folder, f"{part}{_SUFFIX}"), table.cast(SCHEMA))
+    return rows.drop_columns([MAP])
+
+
+def publish_maps(run: Run, expected: pa.Table, number: int) -> None:
+    """Write the maps of the expected images that are not published yet, as the file with this number."""
+    files = objects.list_files(run.parts_folder, _SUFFIX)
+    if not files:
+        return
+    left = expected
+    for file in published_maps(run):
+        had = _identities(file)
+        left = left.filter(pc.invert(pc.is_in(identity_keys(left), identity_keys(had).combine_chunks())))
+    if not left.num_rows:
+        return
+    name = f"{run.run_id}-{number:05d}.parquet"
+    hidden = locations.join(run.folder, "publish", f"{name}{_SUFFIX}")
+    with atomic.new_file(hidden) as opened, pq.ParquetWriter(opened, SCHEMA, compression="zstd") as writer:
+        for table in _each_once(files, left):
+            writer.write_table(table, row_group_size=_GROUP_ROWS)
+    objects.move(hidden, locations.join(_folder(run), name))
+
+
+def published_maps(run: Run) -> list[str]:
+    """Return the run's files below `maps/`."""
+    start = f"{run.run_id}-"
+    return [file for file in objects.list_files(_folder(run), ".parquet") if file.rsplit("/", 1)[-1].startswith(start)]
+
+
+def read_map(out: locations.Location, image_uri: str, run_id: str | None = None) -> CrackMap:
+    """Return the newest map of a photograph, or its map in one run. Raises OptionError if there is none."""
+    root = locations.join(locations.normalize(os.fspath(out)), "maps")
+    files = objects.list_files(root, ".parquet")
+    if not files:
+        raise OutputError(f"no maps in {masked(os.fspath(out))}; run `crackbatch score` with --maps first")
+    for file in sorted(files, reverse=True):  # by date
+        with ranges.open_file(file) as opened:
+            groups = pq.ParquetFile(opened, pre_buffer=False)
+            for number in reversed(range(groups.num_row_groups)):
+                known = groups.read_row_group(number, ["image_uri", "run_id"], use_threads=False)
+                found = pc.equal(known.column("image_uri"), image_uri)
+                if run_id is not None:
+                    found = pc.and_(found, pc.equal(known.column("run_id"), run_id))
+                if pc.any(found).as_py():
+                    return _unpack(groups.read_row_group(number, use_threads=False).filter(found).slice(0, 1))
+    raise OptionError(f"no map of {masked(image_uri)} in {masked(os.fspath(out))}; it needs the image_uri of a row")
+
+
+def _unpack(table: pa.Table) -> CrackMap:
+    (row,) = table.drop_columns(["probabilities"]).to_pylist()
+    probabilities = table.column("probabilities").combine_chunks().flatten().to_numpy()
+    shape = (row["rows"], row["columns"])
+    likely = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7).reshape(shape)
+    side = round(row["window"] / row["stride"])
+    step = (row["width"] / (shape[1] - 1 + side), row["height"] / (shape[0] - 1 + side))
+    logits = np.log(likely / (1 - likely)).astype(np.float32)
+    return CrackMap(logits, row["width"], row["height"], step, (side * step[0], side * step[1]))
+
+
+def _each_once(files: list[str], expected: pa.Table) -> Iterator[pa.Table]:
+    """Yield the maps of the expected images from the files, each image once."""
+    left = identity_keys(expected).combine_chunks()
+    for file in files:
+        try:
+            table = read_table(file)
+        except pa.ArrowException:
+            raise PublishError(f"{masked(file)} is damaged; remove the folder it is in, and run again") from None
+        keys = identity_keys(table).combine_chunks()
+        positions = pc.index_in(keys, left).fill_null(-1).to_numpy()
+        rows = np.flatnonzero(positions >= 0)
+        _, first = np.unique(positions[rows], return_index=True)
+        taken = np.sort(rows[first])
+        if len(taken):
+            left = left.filter(pc.invert(pc.is_in(left, keys.take(pa.array(taken)))))
+            yield table.take(pa.array(taken))
+
+
+def _identities(file: str) -> pa.Table:
+    with ranges.open_file(file) as opened:
+        return pq.ParquetFile(opened, pre_buffer=False).read(IDENTITY, use_threads=False)
+
+
+def _folder(run: Run) -> str:
+    return locations.join(run.out, "maps", f"date={run.date}")
