@@ -118,7 +118,8 @@ def fits(width: int, height: int, scale: float, input_size: int) -> bool:
 def strips(pixels: np.ndarray, grid: Grid, num_rows: int) -> Iterator[np.ndarray]:
     """Yield a photograph (height, width, 3) uint8 scaled to the grid, in strips (rows, width, 3) from top to bottom.
 
-    The strips hold exactly the pixels of the photograph scaled at once.
+    The strips hold the pixels of the photograph scaled at once. Where these lie halfway between two values, they may
+    differ by one.
     """
     height, width = pixels.shape[:2]
     ratio = height / grid.height

@@ -7,6 +7,7 @@ OUT/runs/<run_id>/parts/<part>.maps      while the run works, written before the
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -71,17 +72,18 @@ def without_maps(run: Run, rows: pa.Table, part: str) -> pa.Table:
     return rows.drop_columns([MAP])
 
 
-def publish_maps(run: Run, expected: pa.Table, number: int) -> None:
-    """Write the maps of the expected images that are not published yet, as the file with this number."""
+def publish_maps(run: Run, expected: pa.Table) -> None:
+    """Write the maps of the expected images to a new file, without those that an attempt has already published."""
     files = objects.list_files(run.parts_folder, _SUFFIX)
     if not files:
         return
-    left = expected
-    for file in published_maps(run):
+    left, published = expected, published_maps(run)
+    for file in published:
         had = _identities(file)
         left = left.filter(pc.invert(pc.is_in(identity_keys(left), identity_keys(had).combine_chunks())))
     if not left.num_rows:
         return
+    number = 1 + max((int(file[-len("00000.parquet") : -len(".parquet")]) for file in published), default=-1)
     name = f"{run.run_id}-{number:05d}.parquet"
     hidden = locations.join(run.folder, "publish", f"{name}{_SUFFIX}")
     with atomic.new_file(hidden) as opened, pq.ParquetWriter(opened, SCHEMA, compression="zstd") as writer:
@@ -92,8 +94,8 @@ def publish_maps(run: Run, expected: pa.Table, number: int) -> None:
 
 def published_maps(run: Run) -> list[str]:
     """Return the run's files below `maps/`."""
-    start = f"{run.run_id}-"
-    return [file for file in objects.list_files(_folder(run), ".parquet") if file.rsplit("/", 1)[-1].startswith(start)]
+    pattern = re.compile(re.escape(run.run_id) + r"-\d{5}\.parquet")
+    return [file for file in objects.list_files(_folder(run)) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
 
 
 def read_map(out: locations.Location, image_uri: str, run_id: str | None = None) -> CrackMap:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from crackbatch.errors import OutputError
 from crackbatch.results.maps import without_maps
+from crackbatch.results.resolution import RESOLUTION, read_resolution
 from crackbatch.results.run import Run
 from crackbatch.results.table import WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
@@ -102,27 +103,28 @@ def count_statuses(run: Run) -> dict[str, int]:
     return by_frequency(counts)
 
 
-def count_photos(run: Run, widest: float | None, resolution: str) -> Photos:
+def count_photos(run: Run, widest: float | None) -> Photos:
     """Count the photographs in the run's published files that were looked at in windows.
 
-    Those wider than `widest` pixels for which no resolution is known count as guessed. `resolution` is the column of a
-    manifest that gives it.
+    Those wider than `widest` pixels for which a manifest gives no resolution count as guessed.
     """
     num = windows = guessed = 0
     coarsest = 0.0
     for file in run.published_files():
         with ranges.open_file(file) as opened:
             table = pq.ParquetFile(opened, pre_buffer=False)
-            names = [name for name in ("tiles", "width", resolution) if name in table.schema_arrow.names]
+            names = [name for name in ("tiles", "width", RESOLUTION) if name in table.schema_arrow.names]
             rows = table.read(names, use_threads=False)
         rows = rows.filter(pc.is_valid(rows.column("tiles")))
         num, windows = num + rows.num_rows, windows + (pc.sum(rows.column("tiles")).as_py() or 0)
-        unknown = rows
-        if resolution in names:
-            coarsest = max(coarsest, pc.max(rows.column(resolution)).as_py() or 0.0)
-            unknown = rows.filter(pc.is_null(rows.column(resolution)))
+        stated = (
+            [read_resolution(value) for value in rows.column(RESOLUTION).to_pylist()] if RESOLUTION in names else []
+        )
+        coarsest = max([coarsest, *(value for value in stated if value is not None)])
         if widest is not None:
-            guessed += pc.sum(pc.greater(unknown.column("width"), widest)).as_py() or 0
+            is_unknown = [value is None for value in stated] or [True] * rows.num_rows
+            unknown = rows.column("width").filter(pa.array(is_unknown, pa.bool_()))
+            guessed += pc.sum(pc.greater(unknown, widest)).as_py() or 0
     return Photos(num, windows, guessed, coarsest)
 
 

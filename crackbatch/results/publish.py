@@ -53,7 +53,7 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
         visible = locations.join(run.out, "predictions", f"date={run.date}", name)
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
-    publish_maps(run, expected, number)
+    publish_maps(run, expected)
     for hidden, visible in written:  # all renames come last and together, so that readers rarely see only some files
         if objects.exists(visible):
             raise PublishError(f"{masked(visible)} already exists, but no listing showed it; it is not replaced")

@@ -23,11 +23,10 @@ from crackbatch.images.picture import PHOTO, Picture, to_input
 from crackbatch.models.model import Model
 from crackbatch.models.photo import CrackMap, Verdict, fits, judge, scale_of
 from crackbatch.results.maps import MAP, pack_maps
+from crackbatch.results.resolution import RESOLUTION, WrongResolution, read_resolution
 from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import CARRIED
 
-# The column of a manifest that says how many millimetres of the surface a pixel shows.
-RESOLUTION = "ground_resolution"
 _FROM_IMAGE = (
     "status", "error", "format", "width", "height", "captured_at", "latitude", "longitude", "camera", "sha256"
 )  # fmt: skip
@@ -113,36 +112,31 @@ class Predictor:
         if not places:
             return {}
         assert self._views is not None
-        encoded, resolutions = block.column("bytes"), self._resolutions(block)
+        encoded = block.column("bytes")
+        stated = block.column(CARRIED + RESOLUTION) if CARRIED + RESOLUTION in block.column_names else None
         photos = (
             (encoded[int(rows[place])].as_py(), facts["width"][place] * facts["height"][place]) for place in places
         )
         waiting: dict[int, Future[_Seen]] = {}
         try:
             for place, photo in zip(places, self._decoders.decode_photos(photos), strict=True):
-                resolution = resolutions[rows[place]] if resolutions is not None else self._views.mm_per_pixel
+                resolution = None if stated is None else stated[int(rows[place])].as_py()
                 waiting[place] = self._threads.submit(self._look_at, photo, resolution)
             return {place: future.result() for place, future in waiting.items()}
         finally:
             for future in waiting.values():
                 future.cancel()
 
-    def _resolutions(self, block: pa.Table) -> list[float | None] | None:
-        """Return the millimetres that a pixel of each image shows, if the manifest has them."""
-        name = CARRIED + RESOLUTION
-        if name not in block.column_names:
-            return None
-        assert self._views is not None
-        return [self._views.mm_per_pixel if value is None else value for value in block.column(name).to_pylist()]
-
-    def _look_at(self, photo: Photo, mm_per_pixel: float | None) -> _Seen:
+    def _look_at(self, photo: Photo, stated: Any) -> _Seen:
+        """Run the network over a photograph. `stated` is its resolution in a manifest, None if it has none."""
         try:
             if photo.pixels is None:
                 return _Seen(photo.facts)
-            if mm_per_pixel is not None and not 0 < mm_per_pixel < math.inf:
-                error = f"its {RESOLUTION} is {mm_per_pixel:g}; it must be above 0"
-                return _Seen({**photo.facts, "status": "failed", "error": error})
+            assert self._views is not None
+            mm_per_pixel = read_resolution(stated) or self._views.mm_per_pixel
             return self._windows(photo, mm_per_pixel)
+        except WrongResolution as error:
+            return _Seen({**photo.facts, "status": "failed", "error": str(error)})
         finally:
             photo.release()
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch.cluster import Cluster, is_at_hand
-from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError, SourceError
+from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
 from crackbatch.progress import Progress, Step, counted, say
@@ -36,7 +36,6 @@ from crackbatch.results.summary import RunSummary
 from crackbatch.results.table import schema_with
 from crackbatch.scoring.local import MOST_IMAGES, is_small, score_here
 from crackbatch.scoring.pipeline import score_on_ray
-from crackbatch.scoring.predictor import RESOLUTION
 from crackbatch.scoring.request import Request, image_extensions
 from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import Plan, Tally, intersect, make_plan, subtract
@@ -164,9 +163,6 @@ def _schema(request: Request, plan: Plan) -> pa.Schema:
     """Return the schema of the results, and say how sources were understood. Raises SourceError for a taken name."""
     for note in plan.listing.notes[:_SHOWN_NOTES]:
         say(note)
-    for carried in plan.carried_fields:
-        if carried.name == RESOLUTION and not (pa.types.is_integer(carried.type) or pa.types.is_floating(carried.type)):
-            raise SourceError(f"the manifest's column {RESOLUTION} must hold numbers (millimetres a pixel)")
     return schema_with(plan.carried_fields, request.table_metadata())
 
 
@@ -319,7 +315,7 @@ def _count_photos(request: Request, run: Run) -> Photos:
         return Photos()
     scale_is_known = request.tile_size is not None or request.ground_resolution is not None
     widest = None if scale_is_known or settings.width is None else _MUCH_WIDER * settings.width
-    return count_photos(run, widest, RESOLUTION)
+    return count_photos(run, widest)
 
 
 def _notes(request: Request, photos: Photos) -> list[str]:

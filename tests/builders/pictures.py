@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFilter
 import pillow_heif
 
 from crackbatch.cli.demo import draw_tile
@@ -80,3 +83,21 @@ def tiff(
 def pixels(picture: Picture) -> np.ndarray:
     assert picture.status == "ok", picture.error
     return np.asarray(picture.pixels).astype(int)
+
+
+def draw_photo(columns: int = 7, rows: int = 5, cracked: tuple[int, ...] = (2, 3, 4), seed: int = 0) -> PIL.Image.Image:
+    """A photograph of 256 pixels a cell, put together from sound tiles, with a crack through some cells of row 2."""
+    random = np.random.default_rng(seed)
+    height, width = rows * 256, columns * 256
+    coarse = random.normal(0, 1, (rows * 3, columns * 3)).astype(np.float32)
+    stains = np.asarray(PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC))
+    grey = 170 + 5 * stains + random.normal(0, 5, (height, width))
+    pixels = np.clip(grey[..., None] * np.array([1.0, 0.985, 0.96]), 0, 255).astype(np.uint8)
+    image = PIL.Image.fromarray(pixels)
+    if cracked:
+        along = np.arange(cracked[0] * 256 + 20, (cracked[-1] + 1) * 256 - 20, 12)
+        across = 2.5 * 256 + np.cumsum(random.normal(0, 3, len(along))).clip(-60, 60)
+        pen = PIL.ImageDraw.Draw(image)
+        for (x0, y0), (x1, y1) in itertools.pairwise(zip(along, across, strict=True)):
+            pen.line([(x0, y0), (x1, y1)], fill=(48, 47, 46), width=int(random.integers(3, 6)))
+    return image.filter(PIL.ImageFilter.GaussianBlur(0.6))

@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pytest
 
+import crackbatch
 from builders.archives import write_files
+from builders.pictures import draw_photo, encode
 from builders.plans import plan_of
+from builders.runs import rows, score
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.models.model import Model, load_model
 from crackbatch.results.table import COLUMNS
@@ -94,3 +98,94 @@ def test_an_image_for_which_the_network_gives_no_number_is_failed(
         assert row["crack_probability"] is row["crack_logit"] is row["label"] is None
     assert [row["status"] for row in rows[2:12]] == ["ok"] * 10
     assert all(0 <= row["crack_probability"] <= 1 for row in rows[2:12])
+
+
+def write_photos(folder: Path) -> None:
+    """The same photograph at each EXIF orientation, and at half and twice its size; a tile."""
+    upright = draw_photo(cracked=(2, 3, 4))
+    turns = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what Pillow does to the upright picture to store it
+    lines = ["image_uri,ground_resolution"]
+    folder.mkdir()
+    for orientation, turn in turns.items():
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        stored = upright if turn is None else upright.transpose(PIL.Image.Transpose(turn))
+        stored.save(folder / f"turned-{orientation}.jpg", quality=95, exif=exif)
+        lines.append(f"turned-{orientation}.jpg,")
+    for scale in (0.5, 2):
+        size = (round(upright.width * scale), round(upright.height * scale))
+        upright.resize(size, PIL.Image.Resampling.BICUBIC).save(folder / f"scaled-{scale:g}.jpg", quality=95)
+        lines.append(f"scaled-{scale:g}.jpg,{0.25 / scale}")
+    draw_photo(cracked=(), seed=1).save(folder / "sound.jpg", quality=95)
+    upright.crop((512, 512, 768, 768)).save(folder / "tile.jpg", quality=95)
+    upright.save(folder / "no-scale.jpg", quality=95)
+    lines += ["sound.jpg,", "tile.jpg,", "no-scale.jpg,-1"]
+    (folder / "photos.csv").write_text("\n".join(lines))
+
+
+def test_a_crack_is_found_at_its_place_at_every_orientation_and_scale(tmp_path: Path) -> None:
+    write_photos(tmp_path / "in")
+    summary = score(tmp_path / "in" / "photos.csv", tmp_path / "out")
+    found = {Path(row["image_uri"]).stem: row for row in rows(tmp_path / "out").to_dict("records")}
+    assert len(found) == 13
+    assert summary.statuses == {"ok": 12, "failed": 1}
+    assert (summary.photographs, summary.windows) == (11, 11 * 29 * 43)
+    for name, row in found.items():
+        if name.startswith(("turned", "scaled")):
+            scale = float(name.rpartition("-")[2]) if name.startswith("scaled") else 1.0
+            assert (row["width"], row["height"]) == (1792 * scale, 1280 * scale)
+            assert row["label"] == "crack"
+            x, y, width, height = (row[f"box_{side}"] / scale for side in "xywh")
+            assert x <= 576, name
+            assert y <= 640, name
+            assert 1216 <= x + width <= 1536, name
+            assert 640 <= y + height <= 1024, name
+            assert row["crack_tiles"] > 50
+    assert found["sound"]["label"] == "no_crack"
+    assert np.isnan(found["sound"]["box_x"])
+    assert np.isnan(found["tile"]["tiles"])
+    assert found["tile"]["threshold"] != found["sound"]["threshold"]
+    assert found["no-scale"]["error"] == "its ground_resolution is '-1'; it must be a number above 0"
+    logits = np.array([row["crack_logit"] for row in found.values()])
+    expected = crackbatch.load_model().probability(logits)
+    assert np.allclose(expected, [row["crack_probability"] for row in found.values()], equal_nan=True)
+
+
+def test_a_photograph_is_shrunk_or_looked_at_in_windows_as_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    draw_photo(3, 2, cracked=(0, 1)).save(folder / "photo.png")
+    draw_photo(1, 1, cracked=()).save(folder / "tile.png")
+    (folder / "cut.jpg").write_bytes(encode(draw_photo(3, 2), "JPEG")[:20_000])
+    (folder / "broken.png").write_bytes(encode(draw_photo(3, 2), "PNG")[:200_000])
+    tiles = {}
+    for view in ("auto", "whole", "windows"):
+        score(folder, tmp_path / view, view=view)
+        table = rows(tmp_path / view)
+        assert dict(zip(table["image_uri"].map(lambda uri: Path(uri).name), table["status"], strict=True)) == {
+            "photo.png": "ok", "tile.png": "ok", "cut.jpg": "truncated", "broken.png": "truncated"
+        }  # fmt: skip
+        ok = table[table["status"] == "ok"].fillna({"tiles": 0})
+        tiles[view] = {Path(uri).stem: int(num) for uri, num in zip(ok["image_uri"], ok["tiles"], strict=True)}
+    assert tiles == {
+        "auto": {"photo": 8 * 15, "tile": 0},
+        "whole": {"photo": 0, "tile": 0},
+        "windows": {"photo": 8 * 15, "tile": 1},
+    }
+    score(folder / "photo.png", tmp_path / "coarse", tile_size=400)
+    assert rows(tmp_path / "coarse")["tiles"].tolist() == [3 * 7]
+    scored = rows(tmp_path / "auto").set_index("image_uri")["crack_probability"]
+    paths = [str(folder / f"{name}.png") for name in ("photo", "tile", "broken")]
+    *found, nothing = crackbatch.load_model().predict(paths)
+    assert found == pytest.approx([scored[path] for path in paths[:2]], abs=1e-5)
+    assert nothing is None
+
+
+def test_it_is_said_where_the_size_of_cracks_is_a_guess_or_too_small(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    PIL.Image.new("RGB", (9500, 500), "grey").save(tmp_path / "in" / "wide.png")
+    (note,) = score(tmp_path / "in", tmp_path / "guessed").notes
+    assert note.startswith("1 photograph more than twice as wide as those that the model knows (4,608 pixels)")
+    (note,) = score(tmp_path / "in", tmp_path / "coarse", ground_resolution=0.4).notes
+    assert note.startswith("at 0.4 mm a pixel, a crack of 0.3 mm is narrower than a pixel")
+    assert score(tmp_path / "in", tmp_path / "fine", ground_resolution=0.25).notes == []

@@ -18,9 +18,9 @@ def checked(sources: list[str], **changed: object) -> Request:
     """A request of these sources, with all else as it is by default."""
     bundle = read_bundle()
     options: dict[str, object] = {
-        "out": "", "bundle": bundle, "threshold": 0.5, "extensions": EXTENSIONS, "max_megapixels": 300.0,
-        "decode_timeout": 60.0, "max_error_rate": 0.05, "max_errors": None, "new_only": False, "limit": None,
-        "batch_size": None, "address": None,
+        "out": "", "bundle": bundle, "threshold": 0.5, "photo_threshold": 0.5, "extensions": EXTENSIONS,
+        "max_megapixels": 300.0, "decode_timeout": 60.0, "max_error_rate": 0.05, "max_errors": None, "new_only": False,
+        "limit": None, "batch_size": None, "address": None,
     }  # fmt: skip
     return Request(**{**options, "sources": sources, **changed})  # type: ignore[arg-type]
 
