@@ -139,5 +139,6 @@ def _overlay(chosen: _Chosen, pixels: np.ndarray, model: Model, tile_size: float
 
 def _name_of(uri: str) -> str:
     """Return the last part of a URI, with letters that every file system takes."""
-    last = masked(uri).rstrip("/").rpartition("/")[2].partition("::")[0].rpartition(".")[0] or "image"
-    return _NOT_IN_NAMES.sub("_", last)[-_MAX_NAME:]
+    last = masked(uri).partition("::")[0].rstrip("/").rpartition("/")[2]
+    stem = last.rpartition(".")[0] or last or "image"
+    return _NOT_IN_NAMES.sub("_", stem)[-_MAX_NAME:]
