@@ -12,6 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # METU and SDNET2018; the model card gives their addresses
 DATA ?= ../shared/data/metu.zip ../shared/data/sdnet.tar
+PHOTOS ?= ../shared/data/sdnet.tar ../shared/data/sdnet-rest.tar
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
 
@@ -67,12 +68,16 @@ model: .venv/user
 		--weight metu.zip=0.3 --split build/concrete-resnet18-160 --out build/concrete-resnet18-224
 	$(BIN)/crackbatch train $(DATA) --workers 0 --init build/concrete-resnet18-224 --epochs 6 --learning-rate 0.02 \
 		--augmentation light --split build/concrete-resnet18-224 --out build/concrete-resnet18
-	cp build/concrete-resnet18/model.safetensors build/concrete-resnet18/model.json build/concrete-resnet18/seen.parquet \
-		crackbatch/models/concrete-resnet18/
+	$(BIN)/python benchmarks/sdnet_photos.py $(PHOTOS) --out build/photos
+	$(BIN)/crackbatch calibrate build/photos/cells.csv --model build/concrete-resnet18 --ground-resolution 0.25 \
+		--out build/concrete-resnet18-calibrated
+	cp build/concrete-resnet18-calibrated/model.safetensors build/concrete-resnet18-calibrated/model.json \
+		build/concrete-resnet18-calibrated/seen.parquet crackbatch/models/concrete-resnet18/
 
 bench: setup
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/small.py
+	$(BIN)/python benchmarks/photo.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/train.py
 

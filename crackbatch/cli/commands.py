@@ -108,6 +108,9 @@ def score(
     maps: Annotated[
         bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
     ] = False,
+    exif: Annotated[
+        str, typer.Option(help="full adds columns that drones write: angles of the camera, altitude.")
+    ] = "basic",
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
     with interruptible("finished work is kept; run the same command to continue"):

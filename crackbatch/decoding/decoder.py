@@ -27,7 +27,8 @@ from crackbatch.machine import free_memory, limit_memory, live_as_child, receive
 
 # What is known about an image besides its pixels.
 FACTS = (
-    "status", "error", "format", "width", "height", "captured_at", "latitude", "longitude", "camera", "sha256", "looks"
+    "status", "error", "format", "width", "height", "captured_at", "latitude", "longitude", "camera",
+    "gimbal_yaw", "gimbal_pitch", "gimbal_roll", "relative_altitude", "sha256", "looks",
 )  # fmt: skip
 # Number of images, place of the first one in the shared memory, and how many decoders may take memory beside this one.
 HEADER = struct.Struct("<III")

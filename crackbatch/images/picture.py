@@ -32,6 +32,7 @@ from crackbatch.images.integrity import check_structure, is_cut, unknown_kind
 from crackbatch.images.jpeg import decode_jpeg
 from crackbatch.images.png import pixels_only
 from crackbatch.images.tiff import BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, check_tiff, photo_page, raw_kind
+from crackbatch.images.xmp import read_xmp
 
 DEFAULT_MAX_MEGAPIXELS = 200.0
 NO_MEMORY = "not enough memory to decode it"
@@ -53,7 +54,8 @@ class Picture:
     """A decoded image, or the reason why it could not be decoded.
 
     `pixels` is an RGB Pillow image after EXIF orientation, None unless `status` is `ok`. Width and height are in
-    pixels after orientation. Latitude and longitude are the camera's position in degrees (WGS 84, from EXIF).
+    pixels after orientation. Latitude and longitude are the camera's position in degrees (WGS 84, from EXIF). A drone
+    also writes the angles of its camera in degrees, and its altitude above the start in metres (XMP).
     """
 
     status: str = "ok"
@@ -66,6 +68,10 @@ class Picture:
     latitude: float | None = None
     longitude: float | None = None
     camera: str | None = None
+    gimbal_yaw: float | None = None
+    gimbal_pitch: float | None = None
+    gimbal_roll: float | None = None
+    relative_altitude: float | None = None
 
 
 def read_image(data: bytes, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS, photo_side: int | None = None) -> Picture:
@@ -148,7 +154,7 @@ def _decode(data: bytes, max_megapixels: float, picture: Picture, photo_side: in
             picture.status = PHOTO
             return
         check_structure(data, picture.format)
-        for name, value in read_exif(image)._asdict().items():
+        for name, value in {**read_exif(image)._asdict(), **read_xmp(image)._asdict()}.items():
             setattr(picture, name, value)
         pixels = decode_jpeg(data, *image.size) if picture.format == "jpeg" else None
         _load(image, picture, pixels)

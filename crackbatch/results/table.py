@@ -58,18 +58,31 @@ COLUMNS = pa.schema(
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
+# The columns that `--exif full` adds: the camera's angles in degrees, the altitude above the start in metres.
+FLIGHT = pa.schema(
+    [
+        ("gimbal_yaw", pa.float64()),
+        ("gimbal_pitch", pa.float64()),
+        ("gimbal_roll", pa.float64()),
+        ("relative_altitude", pa.float64()),
+    ]
+)
 # The statuses of images that could not be read. A later run may be able to read them.
 WITHOUT_BYTES = ["missing", "changed", "unreadable"]
 RESERVED = frozenset([*COLUMNS.names, "date"])
 
 
-def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None) -> pa.Schema:
+def schema_with(
+    carried: Iterable[pa.Field], about: Mapping[str, Any] | None = None, full_exif: bool = False
+) -> pa.Schema:
     """Return the schema with a manifest's columns and `about` as metadata; raise SourceError if a name is reserved."""
     carried = list(carried)
-    seen = {name.lower(): name for name in RESERVED}
+    own = [*COLUMNS, *(FLIGHT if full_exif else ())]
+    reserved = RESERVED | {field.name for field in own}
+    seen = {name.lower(): name for name in reserved}
     for name in (field.name for field in carried):  # for DuckDB and others, upper and lower case are the same
         if (other := seen.setdefault(name.lower(), name)) is not name:
-            whose = "a column of the results" if name.lower() in RESERVED else f"its column {other!r}"
+            whose = "a column of the results" if name.lower() in reserved else f"its column {other!r}"
             raise SourceError(
                 f"the manifest's column {name!r} has the same name as {whose}; rename it in the manifest"
                 " (upper and lower case do not count)"
@@ -77,4 +90,4 @@ def schema_with(carried: Iterable[pa.Field], about: Mapping[str, Any] | None = N
     metadata = {"crackbatch.schema_version": str(SCHEMA_VERSION)}
     for name, value in (about or {}).items():
         metadata[f"crackbatch.{name}"] = value if isinstance(value, str) else json.dumps(value)
-    return pa.schema([*COLUMNS, *carried]).with_metadata(metadata)
+    return pa.schema([*own, *carried]).with_metadata(metadata)

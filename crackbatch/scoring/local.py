@@ -92,7 +92,9 @@ class _Stages:
         self._model: Future[Model] = Future()
         stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold, request.photo_threshold)
         self._ending = ExitStack()
-        self._predict = Predictor(self._model.result, stamp, self._decoders, request.views, lanes)
+        self._predict = Predictor(
+            self._model.result, stamp, self._decoders, request.views, lanes, request.exif == "full"
+        )
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             for name, num, work in (

@@ -117,6 +117,7 @@ def _dataset(request: Request, run: Run, todo: pa.Table, devices: Devices, seen:
                 "decode_timeout_s": request.decode_timeout,
                 "batch_size": request.batch_size,
                 "views": request.views,
+                "full_exif": request.exif == "full",
                 "devices": devices,
             },
             compute=ActorPoolStrategy(
@@ -173,6 +174,7 @@ class _Scorer:
         decode_timeout_s: float,
         batch_size: int | None,
         views: Views | None,
+        full_exif: bool,
         devices: Devices,
     ) -> None:
         # Before torch is imported, which takes as long as the decoders need to start.
@@ -191,7 +193,7 @@ class _Scorer:
         self._refused: CrackbatchError | None = None
         try:
             model = _load_model(location, stamp.model_id, devices.device)
-            self._predict = Predictor(lambda: model, stamp, decoders, views, devices.calls)
+            self._predict = Predictor(lambda: model, stamp, decoders, views, devices.calls, full_exif)
         except CrackbatchError as error:  # raised here, it would come again from each actor that Ray tries to start
             self._refused = error
 

@@ -24,7 +24,7 @@ from crackbatch.models.model import Model
 from crackbatch.models.photo import CrackMap, Verdict, fits, judge, scale_of
 from crackbatch.results.maps import MAP, pack_maps
 from crackbatch.results.resolution import RESOLUTION, WrongResolution, read_resolution
-from crackbatch.results.table import COLUMNS
+from crackbatch.results.table import COLUMNS, FLIGHT
 from crackbatch.sources.rows import CARRIED
 
 _FROM_IMAGE = (
@@ -60,7 +60,8 @@ class Predictor:
     """Scores tables of encoded images, as `fetch` returns them. Several threads may call it at once.
 
     `model` is called when the first images are decoded, so that loading it takes no extra time. With `views`, large
-    images are looked at in windows, by `num_threads` threads at the same time.
+    images are looked at in windows, by `num_threads` threads at the same time. With `full_exif`, the rows have the
+    columns of drones.
     """
 
     def __init__(
@@ -70,11 +71,14 @@ class Predictor:
         decoders: Decoders,
         views: Views | None = None,
         num_threads: int = 1,
+        full_exif: bool = False,
     ) -> None:
         self._model = model
         self._stamp = stamp
         self._decoders = decoders
         self._views = views
+        self._columns = pa.schema([*COLUMNS, *(FLIGHT if full_exif else ())])
+        self._from_image = (*_FROM_IMAGE, *(FLIGHT.names if full_exif else ()))
         self._threads = ThreadPoolExecutor(num_threads, "photographs")
 
     def close(self) -> None:
@@ -85,7 +89,7 @@ class Predictor:
         """Return one result row for each row of the block, in the same order."""
         encoded = block.column("bytes")
         rows = np.flatnonzero(np.asarray(encoded.is_valid()))
-        facts: dict[str, list[Any]] = {name: [] for name in _FROM_IMAGE}
+        facts: dict[str, list[Any]] = {name: [] for name in self._from_image}
         found = [np.empty(0, np.float32)]
         for decoded in self._decoders.decode(_batches(encoded, rows, self._decoders.batch_size)):
             for name, column in facts.items():
@@ -100,7 +104,7 @@ class Predictor:
                 column[place] = photo.facts[name]
             logits[place] = photo.logit
         _refuse_no_numbers(facts, logits)
-        known = pa.table({name: pa.array(facts[name], COLUMNS.field(name).type) for name in _FROM_IMAGE})
+        known = pa.table({name: pa.array(facts[name], self._columns.field(name).type) for name in facts})
         is_ok = np.array([status == "ok" for status in facts["status"]], bool)
         known = known.append_column("crack_logit", pa.array(np.where(is_ok, logits, 0), pa.float32(), mask=~is_ok))
         known = self._with_regions(known, {place: photo for place, photo in seen.items() if is_ok[place]})
@@ -201,7 +205,8 @@ class Predictor:
             "threshold": threshold,
             "scored_at": pa.repeat(pa.scalar(datetime.now(UTC), COLUMNS.field("scored_at").type), num),
         }
-        table = pa.table({field.name: _column(field, block, values) for field in COLUMNS}, schema=COLUMNS)
+        columns = {field.name: _column(field, block, values) for field in self._columns}
+        table = pa.table(columns, schema=self._columns)
         for field in block.schema:
             if field.name.startswith(CARRIED):
                 name = field.name.removeprefix(CARRIED)

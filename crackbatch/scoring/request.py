@@ -25,6 +25,8 @@ ENGINES = ("auto", "local", "ray")
 # How large images are looked at: in windows if they are photographs, shrunk to one picture, or in windows wherever one
 # window fits.
 VIEWS = ("auto", "whole", "windows")
+# What is read of EXIF and XMP: the usual columns, or also those of drones.
+EXIF = ("basic", "full")
 _MAX_TILE_SIZE = 100_000
 _MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 
@@ -58,6 +60,7 @@ class Request:
     tile_size: float | None = None
     ground_resolution: float | None = None
     maps: bool = False
+    exif: str = "basic"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_rate <= 1:
@@ -85,6 +88,8 @@ class Request:
         self._check_view()
 
     def _check_view(self) -> None:
+        if self.exif not in EXIF:
+            raise OptionError(f"--exif must be one of {', '.join(EXIF)}, got {self.exif!r}")
         if self.view not in VIEWS:
             raise OptionError(f"--view must be one of {', '.join(VIEWS)}, got {self.view!r}")
         if self.tile_size is not None and not 16 <= self.tile_size <= _MAX_TILE_SIZE:
@@ -142,11 +147,12 @@ class Request:
                 **({"new_only": True} if self.new_only else {}),
                 **({"only_below": sorted(map(locations.public, self.only_below))} if self.only_below else {}),
                 **self._view_options(),
+                **({"exif": self.exif} if self.exif != "basic" else {}),
             }
         )
 
     def _view_options(self) -> dict[str, Any]:
-        """The options that say how photographs are looked at, if they are not the defaults."""
+        """The options that say how photographs are looked at."""
         if self.views is None:
             return {"view": self.view} if self.bundle.photo is not None else {}
         options = {"tile_size": self.tile_size, "ground_resolution": self.ground_resolution, "maps": self.maps}

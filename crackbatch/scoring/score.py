@@ -95,6 +95,7 @@ def score(
     tile_size: float | None = None,
     ground_resolution: float | None = None,
     maps: bool = False,
+    exif: str = "basic",
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -104,7 +105,8 @@ def score(
     has scored with this model. When more than `max_errors` images have failed, the run stops and publishes the rows it
     has. With `only_below`, images that are not below one of these locations are not read; their rows are `unreadable`.
     Photographs are looked at in windows (`view`), each of which covers `tile_size` pixels; `ground_resolution` is how
-    many millimetres of the surface a pixel shows. With `maps`, the probabilities of all windows are published too.
+    many millimetres of the surface a pixel shows. With `maps`, the probabilities of all windows are published too. With
+    `exif` "full", the table also has what drones write: the camera's angles and the altitude.
     Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
@@ -130,6 +132,7 @@ def score(
         tile_size=tile_size,
         ground_resolution=ground_resolution,
         maps=maps,
+        exif=exif,
     )
     objects.follow_redirects(not request.only_below)
     if dry_run:
@@ -163,7 +166,7 @@ def _schema(request: Request, plan: Plan) -> pa.Schema:
     """Return the schema of the results, and say how sources were understood. Raises SourceError for a taken name."""
     for note in plan.listing.notes[:_SHOWN_NOTES]:
         say(note)
-    return schema_with(plan.carried_fields, request.table_metadata())
+    return schema_with(plan.carried_fields, request.table_metadata(), request.exif == "full")
 
 
 def _choose_run(request: Request, date: str | None, run_id: str | None) -> Run:
