@@ -44,7 +44,7 @@ def print_plan(summary: RunSummary) -> None:
 def print_summary(summary: RunSummary) -> None:
     """Print the summary of a run, and the reason for exit code 3."""
     if summary.added:
-        speed = f", {summary.images_per_s:,.1f} images/s" if summary.images_per_s else ""
+        speed = f", {_speed(summary.images_per_s)}" if summary.images_per_s else ""
         print(f"run {summary.run_id}: {counted(summary.added, 'image')} in {summary.seconds:,.1f} s{speed}")
     elif summary.stopped_early:
         print(f"run {summary.run_id}: no images scored; rows of {counted(summary.images, 'image')} are there already")
@@ -299,6 +299,11 @@ def _interval(metric: dict[str, float | None], digits: int = 3) -> str:
     if low is None or high is None or not math.isfinite(low):
         return f"{value:.{digits}f}\n(one group)"
     return f"{value:.{digits}f}\n{low:.{digits}f}-{high:.{digits}f}"
+
+
+def _speed(images_per_s: float) -> str:
+    """Photographs take seconds each."""
+    return f"{images_per_s:,.1f} images/s" if images_per_s >= 1 else f"{1 / images_per_s:,.1f} s an image"
 
 
 def _bytes(size: int) -> str:
