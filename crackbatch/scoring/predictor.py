@@ -32,6 +32,17 @@ _FROM_IMAGE = (
 )  # fmt: skip
 
 
+# The columns of a photograph that was looked at in windows, from what its map says.
+_REGIONS: dict[str, Callable[[Verdict], int | None]] = {
+    "tiles": lambda verdict: verdict.tiles,
+    "crack_tiles": lambda verdict: verdict.crack_tiles,
+    "box_x": lambda verdict: verdict.box and verdict.box.x,
+    "box_y": lambda verdict: verdict.box and verdict.box.y,
+    "box_w": lambda verdict: verdict.box and verdict.box.width,
+    "box_h": lambda verdict: verdict.box and verdict.box.height,
+}
+
+
 @dataclass(frozen=True)
 class Stamp:
     """What a run writes beside each probability: the run, the model, and the threshold of tiles and of photographs."""
@@ -164,21 +175,14 @@ class Predictor:
 
     def _with_regions(self, known: pa.Table, seen: dict[int, _Seen]) -> pa.Table:
         """Return the table with the windows and the worst regions of photographs, and their maps where asked for."""
-        verdicts = [seen[place].verdict if place in seen else None for place in range(known.num_rows)]
-        boxes = [verdict.box if verdict else None for verdict in verdicts]
-        columns = {
-            "tiles": [verdict.tiles if verdict else None for verdict in verdicts],
-            "crack_tiles": [verdict.crack_tiles if verdict else None for verdict in verdicts],
-            "box_x": [box.x if box else None for box in boxes],
-            "box_y": [box.y if box else None for box in boxes],
-            "box_w": [box.width if box else None for box in boxes],
-            "box_h": [box.height if box else None for box in boxes],
-        }
-        for name, values in columns.items():
-            known = known.append_column(name, pa.array(values, COLUMNS.field(name).type))
+        places = [seen.get(place) for place in range(known.num_rows)] if seen else []
+        for name, of_photo in _REGIONS.items():
+            kind = COLUMNS.field(name).type
+            values = [photo and photo.verdict and of_photo(photo.verdict) for photo in places]
+            known = known.append_column(name, pa.array(values, kind) if seen else pa.nulls(known.num_rows, kind))
         if self._views is not None and self._views.maps:
-            maps = [seen[place].crack_map if place in seen else None for place in range(known.num_rows)]
-            known = known.append_column(MAP, pack_maps(maps))
+            maps = pack_maps([photo and photo.crack_map for photo in places])
+            known = known.append_column(MAP, maps if seen else pa.nulls(known.num_rows, maps.type))
         return known
 
     def _rows(self, block: pa.Table, known: pa.Table) -> pa.Table:

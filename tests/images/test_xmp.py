@@ -39,9 +39,9 @@ def test_the_table_has_it_if_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "in" / "drone.jpg").write_bytes(encode(gradient(), "JPEG", xmp=ATTRIBUTES))
     (tmp_path / "in" / "phone.jpg").write_bytes(encode(gradient(), "JPEG"))
     (tmp_path / "in" / "bad.jpg").write_bytes(b"")
-    score(tmp_path / "in", tmp_path / "full", exif="full")
+    score(tmp_path / "in", tmp_path / "full", exif="full", engine="local")
     table = rows(tmp_path / "full").set_index("image_uri")[list(Flight._fields)]
     assert table.loc[f"{tmp_path}/in/drone.jpg"].tolist() == [-118.7, -90.0, 0.0, 12.3]
     assert np.isnan(table.drop(f"{tmp_path}/in/drone.jpg")).all(axis=None)
-    score(tmp_path / "in", tmp_path / "basic")
+    score(tmp_path / "in", tmp_path / "basic", engine="local")
     assert not set(Flight._fields) & set(rows(tmp_path / "basic"))

@@ -52,7 +52,7 @@ def test_the_most_probable_rows_of_a_run_are_shown_also_members_of_archives(tmp_
         archive.writestr("sound.png", encode(draw_photo(2, 2, cracked=()), "PNG"))
         archive.writestr("a/cracked.png", encode(draw_photo(3, 3, cracked=(0, 1, 2)), "PNG"))
         archive.writestr("bad.jpg", b"")
-    score(tmp_path / "in.zip", tmp_path / "out")
+    score(tmp_path / "in.zip", tmp_path / "out", engine="local")
     shown = crackbatch.show(results=tmp_path / "out", out=tmp_path / "pictures", top=1, ground_resolution=0.25)
     assert [Path(file).name for file in shown.files] == ["001-cracked.jpg"]
     shown = crackbatch.show(results=tmp_path / "out", out=tmp_path / "pictures")

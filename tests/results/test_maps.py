@@ -67,8 +67,8 @@ def test_a_run_with_maps_is_as_one_without_and_its_maps_are_those_of_the_model(t
     folder.mkdir()
     (folder / "photo.png").write_bytes(encode(draw_photo(3, 2, cracked=(0, 1)), "PNG"))
     (folder / "tile.png").write_bytes(encode(draw_photo(1, 1, cracked=()), "PNG"))
-    score(folder, tmp_path / "with", maps=True)
-    score(folder, tmp_path / "without")
+    score(folder, tmp_path / "with", maps=True, engine="local")
+    score(folder, tmp_path / "without", engine="local")
     columns = ["image_uri", "crack_probability", "tiles", "crack_tiles", "box_x", "box_y", "box_w", "box_h"]
     assert rows(tmp_path / "with")[columns].equals(rows(tmp_path / "without")[columns])
     photo, tile = (f"{folder}/{name}.png" for name in ("photo", "tile"))
@@ -81,5 +81,5 @@ def test_a_run_with_maps_is_as_one_without_and_its_maps_are_those_of_the_model(t
         crackbatch.read_map(tmp_path / "with", tile)
     with pytest.raises(OutputError, match=r"no maps in .*--maps first"):
         crackbatch.read_map(tmp_path / "without", photo)
-    assert score(folder, tmp_path / "with", maps=True).added == 0
+    assert score(folder, tmp_path / "with", maps=True, engine="local").added == 0
     assert not list((tmp_path / "with" / "runs").rglob("*.maps"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import crackbatch
@@ -123,13 +124,18 @@ def write_photos(folder: Path) -> None:
     (folder / "photos.csv").write_text("\n".join(lines))
 
 
-def test_a_crack_is_found_at_its_place_at_every_orientation_and_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
+def test_a_crack_is_found_at_its_place_at_every_orientation_and_scale(tmp_path: Path, engine: str) -> None:
     write_photos(tmp_path / "in")
-    summary = score(tmp_path / "in" / "photos.csv", tmp_path / "out")
+    summary = score(tmp_path / "in" / "photos.csv", tmp_path / "out", engine=engine, maps=True)
     found = {Path(row["image_uri"]).stem: row for row in rows(tmp_path / "out").to_dict("records")}
     assert len(found) == 13
     assert summary.statuses == {"ok": 12, "failed": 1}
     assert (summary.photographs, summary.windows) == (11, 11 * 29 * 43)
+    maps = pq.read_table(tmp_path / "out" / "maps")
+    assert sorted(maps["image_uri"].to_pylist()) == sorted(
+        row["image_uri"] for row in found.values() if not np.isnan(row["tiles"])
+    )
     for name, row in found.items():
         if name.startswith(("turned", "scaled")):
             scale = float(name.rpartition("-")[2]) if name.startswith("scaled") else 1.0
@@ -160,7 +166,7 @@ def test_a_photograph_is_shrunk_or_looked_at_in_windows_as_asked(tmp_path: Path)
     (folder / "broken.png").write_bytes(encode(draw_photo(3, 2), "PNG")[:200_000])
     tiles = {}
     for view in ("auto", "whole", "windows"):
-        score(folder, tmp_path / view, view=view)
+        score(folder, tmp_path / view, view=view, engine="local")
         table = rows(tmp_path / view)
         assert dict(zip(table["image_uri"].map(lambda uri: Path(uri).name), table["status"], strict=True)) == {
             "photo.png": "ok", "tile.png": "ok", "cut.jpg": "truncated", "broken.png": "truncated"
@@ -172,7 +178,7 @@ def test_a_photograph_is_shrunk_or_looked_at_in_windows_as_asked(tmp_path: Path)
         "whole": {"photo": 0, "tile": 0},
         "windows": {"photo": 8 * 15, "tile": 1},
     }
-    score(folder / "photo.png", tmp_path / "coarse", tile_size=400)
+    score(folder / "photo.png", tmp_path / "coarse", tile_size=400, engine="local")
     assert rows(tmp_path / "coarse")["tiles"].tolist() == [3 * 7]
     scored = rows(tmp_path / "auto").set_index("image_uri")["crack_probability"]
     paths = [str(folder / f"{name}.png") for name in ("photo", "tile", "broken")]
@@ -184,8 +190,8 @@ def test_a_photograph_is_shrunk_or_looked_at_in_windows_as_asked(tmp_path: Path)
 def test_it_is_said_where_the_size_of_cracks_is_a_guess_or_too_small(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     PIL.Image.new("RGB", (9500, 500), "grey").save(tmp_path / "in" / "wide.png")
-    (note,) = score(tmp_path / "in", tmp_path / "guessed").notes
+    (note,) = score(tmp_path / "in", tmp_path / "guessed", engine="local").notes
     assert note.startswith("1 photograph more than twice as wide as those that the model knows (4,608 pixels)")
-    (note,) = score(tmp_path / "in", tmp_path / "coarse", ground_resolution=0.4).notes
+    (note,) = score(tmp_path / "in", tmp_path / "coarse", ground_resolution=0.4, engine="local").notes
     assert note.startswith("at 0.4 mm a pixel, a crack of 0.3 mm is narrower than a pixel")
-    assert score(tmp_path / "in", tmp_path / "fine", ground_resolution=0.25).notes == []
+    assert score(tmp_path / "in", tmp_path / "fine", ground_resolution=0.25, engine="local").notes == []
