@@ -76,7 +76,7 @@ class Dense:
                 left[source] -= 1
                 if not left[source]:
                     made[source] = None  # frees its memory
-        return made[self._pooled]
+        return _rows_of(made[self._pooled])  # type: ignore[no-any-return]
 
     def _steps(self) -> list[_Step]:
         return [self._step(node) for node in self._nodes]
@@ -92,13 +92,15 @@ class Dense:
             return _Sliding(window)
         if node.op == "call_module":
             layer = self._network.get_submodule(str(node.target))
-            if isinstance(layer, nn.ReLU | nn.ReLU6 | nn.SiLU | nn.GELU | nn.Hardswish | nn.BatchNorm2d):
+            if isinstance(layer, nn.ReLU):
+                return _rectify(is_shared=len(node.all_input_nodes[0].users) > 1)
+            if isinstance(layer, nn.ReLU6 | nn.SiLU | nn.GELU | nn.Hardswish | nn.BatchNorm2d):
                 return _each(_on_copy(layer) if len(node.all_input_nodes[0].users) > 1 else layer)
             if isinstance(layer, nn.Dropout | nn.Identity):  # neither does anything after the training
                 return _each(lambda rows: rows)
             raise self._refusal(type(layer).__name__)
         if node.target is functional.relu:
-            return _each(functional.relu)
+            return _rectify(is_shared=len(node.all_input_nodes[0].users) > 1)
         if node.target in (operator.add, operator.iadd) and len(node.all_input_nodes) == 2:
             return _Merging(lambda parts: parts[0] + parts[1])
         if getattr(node.target, "__name__", "") == "cat" and (node.args[1:] or [node.kwargs.get("dim")])[0] == 1:
@@ -135,6 +137,7 @@ class _Sliding:
     def __init__(self, window: _Window) -> None:
         self._window, self._is_begun = window, False
         self._kept: Any = None
+        self._memory: Any = None
         self._skip = 0
 
     def __call__(self, inputs: list[Any], is_last: bool) -> Any:
@@ -143,8 +146,9 @@ class _Sliding:
         kernel, stride, padding, fill, run = self._window
         (new,) = inputs
         if new is not None and self._skip:
+            new = _rows_of(new)
             self._skip, new = max(0, self._skip - new.shape[2]), new[:, :, self._skip :]
-        rows = _joined(self._kept, new)
+        rows = self._behind(new) if isinstance(new, _Rectified) else _joined(self._kept, new)
         if rows is None:
             return None
         top, bottom = 0 if self._is_begun else padding, padding if is_last else 0
@@ -159,6 +163,23 @@ class _Sliding:
         self._skip = max(0, num * stride - rows.shape[2])
         return run(rows[:, :, : (num - 1) * stride + kernel])
 
+    def _behind(self, new: _Rectified) -> Any:
+        """Return the rows that were kept, and the new ones behind them, in memory that is used again."""
+        import torch
+
+        kept = self._kept
+        if not new.is_pending or kept is None or not kept.shape[2]:
+            return _joined(kept, new.value())
+        num, channels, height, width = new.shape
+        shape = (num, channels, kept.shape[2] + height, width)
+        if self._memory is None or self._memory.shape != shape:
+            self._memory = torch.empty(
+                shape, dtype=kept.dtype, device=kept.device, memory_format=torch.channels_last
+            )  # fmt: skip
+        self._memory[:, :, : kept.shape[2]] = kept
+        new.write(self._memory[:, :, kept.shape[2] :])
+        return self._memory
+
 
 class _Merging:
     """The step of a layer with several inputs, of which some may be rows ahead of others."""
@@ -168,9 +189,10 @@ class _Merging:
 
     def __call__(self, inputs: list[Any], is_last: bool) -> Any:
         held = self._held or [None] * len(inputs)
-        self._held = [_joined(*pair) for pair in zip(held, inputs, strict=True)]
+        self._held = [_joined(kept, _rows_of(new)) for kept, new in zip(held, inputs, strict=True)]
         num = min(0 if rows is None else rows.shape[2] for rows in self._held)
-        if not num:
+        if not num:  # the memory of the rows may be used again for the next ones
+            self._held = [None if rows is None else rows.clone() for rows in self._held]
             return None
         ready = [rows[:, :, :num] for rows in self._held]
         self._held = [rows[:, :, num:].clone() if rows.shape[2] > num else None for rows in self._held]
@@ -179,7 +201,43 @@ class _Merging:
 
 def _each(run: Callable[[Any], Any]) -> _Step:
     """Return the step of a layer that treats each place by itself."""
-    return lambda inputs, is_last: None if inputs[0] is None else run(inputs[0])
+    return lambda inputs, is_last: None if inputs[0] is None else run(_rows_of(inputs[0]))
+
+
+class _Rectified:
+    """Rows before a ReLU, which is applied where they are used first.
+
+    A layer with a window has the result written behind the rows that it has kept. Without this, all rows would be
+    copied once more.
+    """
+
+    def __init__(self, rows: Any, is_shared: bool) -> None:
+        self._rows, self._is_shared, self.shape = rows, is_shared, rows.shape
+        self._value: Any = None
+
+    @property
+    def is_pending(self) -> bool:
+        return self._value is None
+
+    def value(self) -> Any:
+        if self._value is None:
+            self._value = self._rows.relu() if self._is_shared else self._rows.relu_()
+        return self._value
+
+    def write(self, target: Any) -> None:
+        """Write the result to memory of the same shape."""
+        import torch
+
+        self._value = torch.clamp_min(self._rows, 0, out=target)
+
+
+def _rectify(is_shared: bool) -> _Step:
+    """Return the step of a ReLU; `is_shared` if another layer uses the same input."""
+    return lambda inputs, is_last: None if inputs[0] is None else _Rectified(_rows_of(inputs[0]), is_shared)
+
+
+def _rows_of(rows: Any) -> Any:
+    return rows.value() if isinstance(rows, _Rectified) else rows
 
 
 def _on_copy(layer: Any) -> Callable[[Any], Any]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 CPU_BATCH_SIZE = 8
 CUDA_BATCH_SIZE = 256
 # A photograph passes through the network in strips of about so many pixels. On a CPU their activations stay in the
-# cache, as those of eight tiles do.
+# cache, as those of eight tiles do (benchmarks/LOG.md).
 _CPU_STRIP, _CUDA_STRIP = 512 << 10, 8 << 20
 # Below this, starting decoder processes takes longer than decoding.
 _MANY = 64
