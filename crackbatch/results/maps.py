@@ -7,7 +7,6 @@ OUT/runs/<run_id>/parts/<part>.maps      while the run works, written before the
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,8 +16,8 @@ import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, OutputError, PublishError
 from crackbatch.models.photo import CrackMap
-from crackbatch.results.run import Run
-from crackbatch.sources.rows import IDENTITY, identity_keys
+from crackbatch.results.run import MAPS, Run
+from crackbatch.sources.rows import IDENTITY, one_each, without
 from crackbatch.storage import atomic, locations, objects, ranges
 from crackbatch.storage.documents import read_table, write_table
 from crackbatch.storage.redaction import masked
@@ -77,30 +76,22 @@ def publish_maps(run: Run, expected: pa.Table) -> None:
     files = objects.list_files(run.parts_folder, _SUFFIX)
     if not files:
         return
-    left, published = expected, published_maps(run)
-    for file in published:
-        had = _identities(file)
-        left = left.filter(pc.invert(pc.is_in(identity_keys(left), identity_keys(had).combine_chunks())))
+    left = expected
+    for file in run.published_files(MAPS):
+        left = without(left, _identities(file))
     if not left.num_rows:
         return
-    number = 1 + max((int(file[-len("00000.parquet") : -len(".parquet")]) for file in published), default=-1)
-    name = f"{run.run_id}-{number:05d}.parquet"
-    hidden = locations.join(run.folder, "publish", f"{name}{_SUFFIX}")
+    visible = run.published_file(run.next_number(MAPS), MAPS)
+    hidden = locations.join(run.folder, "publish", f"{visible.rsplit('/', 1)[-1]}{_SUFFIX}")
     with atomic.new_file(hidden) as opened, pq.ParquetWriter(opened, SCHEMA, compression="zstd") as writer:
         for table in _each_once(files, left):
             writer.write_table(table, row_group_size=_GROUP_ROWS)
-    objects.move(hidden, locations.join(_folder(run), name))
-
-
-def published_maps(run: Run) -> list[str]:
-    """Return the run's files below `maps/`."""
-    pattern = re.compile(re.escape(run.run_id) + r"-\d{5}\.parquet")
-    return [file for file in objects.list_files(_folder(run)) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
+    objects.move(hidden, visible)
 
 
 def read_map(out: locations.Location, image_uri: str, run_id: str | None = None) -> CrackMap:
     """Return the newest map of a photograph, or its map in one run. Raises OptionError if there is none."""
-    root = locations.join(locations.normalize(os.fspath(out)), "maps")
+    root = locations.join(locations.normalize(os.fspath(out)), MAPS)
     files = objects.list_files(root, ".parquet")
     if not files:
         raise OutputError(f"no maps in {masked(os.fspath(out))}; run `crackbatch score` with --maps first")
@@ -130,26 +121,17 @@ def _unpack(table: pa.Table) -> CrackMap:
 
 def _each_once(files: list[str], expected: pa.Table) -> Iterator[pa.Table]:
     """Yield the maps of the expected images from the files, each image once."""
-    left = identity_keys(expected).combine_chunks()
     for file in files:
         try:
             table = read_table(file)
         except pa.ArrowException:
             raise PublishError(f"{masked(file)} is damaged; remove the folder it is in, and run again") from None
-        keys = identity_keys(table).combine_chunks()
-        positions = pc.index_in(keys, left).fill_null(-1).to_numpy()
-        rows = np.flatnonzero(positions >= 0)
-        _, first = np.unique(positions[rows], return_index=True)
-        taken = np.sort(rows[first])
-        if len(taken):
-            left = left.filter(pc.invert(pc.is_in(left, keys.take(pa.array(taken)))))
-            yield table.take(pa.array(taken))
+        taken = table.take(pa.array(one_each(table, expected)))
+        if taken.num_rows:
+            expected = without(expected, taken)
+            yield taken
 
 
 def _identities(file: str) -> pa.Table:
     with ranges.open_file(file) as opened:
         return pq.ParquetFile(opened, pre_buffer=False).read(IDENTITY, use_threads=False)
-
-
-def _folder(run: Run) -> str:
-    return locations.join(run.out, "maps", f"date={run.date}")

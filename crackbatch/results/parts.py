@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from crackbatch.errors import OutputError
 from crackbatch.results.maps import without_maps
 from crackbatch.results.resolution import RESOLUTION, read_resolution
-from crackbatch.results.run import Run
+from crackbatch.results.run import PREDICTIONS, Run
 from crackbatch.results.table import WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
 from crackbatch.storage import locations, objects, ranges
@@ -76,7 +76,7 @@ def read_scored(out: str, model_id: str) -> pa.Table:
 
     Images with a status in `WITHOUT_BYTES` are left out, because a later run may be able to read them.
     """
-    root = locations.join(out, "predictions")
+    root = locations.join(out, PREDICTIONS)
     files = objects.list_files(root, ".parquet")
 
     def read(file: str) -> pa.Table:

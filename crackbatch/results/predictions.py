@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 
 from crackbatch.errors import OptionError, OutputError
+from crackbatch.results.run import PREDICTIONS
 from crackbatch.sources.rows import in_order, with_large_texts
 from crackbatch.storage import locations, objects
 from crackbatch.storage.redaction import masked
@@ -38,7 +39,7 @@ def read_predictions(
     runs give a column types that cannot be combined, OptionError for a column, run or date that does not exist.
     """
     out = os.fspath(out)
-    root = locations.join(locations.normalize(out), "predictions")
+    root = locations.join(locations.normalize(out), PREDICTIONS)
     files = objects.list_files(root, ".parquet")
     if not files:
         raise OutputError(f"no predictions in {masked(out)}; run `crackbatch score` with this --out first")

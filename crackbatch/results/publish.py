@@ -15,7 +15,7 @@ from crackbatch.errors import PublishError
 from crackbatch.results.maps import publish_maps
 from crackbatch.results.parts import concat_identities, read_part
 from crackbatch.results.run import Run
-from crackbatch.sources.rows import IDENTITY, identity_keys, in_order
+from crackbatch.sources.rows import IDENTITY, in_order, one_each
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_table
 from crackbatch.storage.redaction import masked
@@ -41,16 +41,14 @@ def publish(run: Run, expected: pa.Table, schema: pa.Schema) -> list[str]:
             f"{missing:,} of {expected.num_rows:,} planned images have no row, so nothing was published; run again"
             " (on several machines, all of them must be able to write to --out)"
         )
-    taken = [int(file[-len("00000.parquet") : -len(".parquet")]) for file in run.published_files()]
-    if not expected.num_rows and taken:
+    number = run.next_number()
+    if not expected.num_rows and number:
         return []
     written: list[tuple[str, str]] = []
-    number = max(taken, default=-1) + 1
     # A run without new images publishes an empty table.
     for rows in _tables(files, counts, kept, schema) if expected.num_rows else [schema.empty_table()]:
-        name = f"{run.run_id}-{number + len(written):05d}.parquet"
-        hidden = locations.join(run.folder, "publish", f"{name}.whole")
-        visible = locations.join(run.out, "predictions", f"date={run.date}", name)
+        visible = run.published_file(number + len(written))
+        hidden = locations.join(run.folder, "publish", f"{visible.rsplit('/', 1)[-1]}.whole")
         _write_sorted(rows, hidden)
         written.append((hidden, visible))
     publish_maps(run, expected)
@@ -68,17 +66,8 @@ def _choose_rows(files: list[str], expected: pa.Table) -> tuple[list[int], np.nd
     identities = [table for table in read if table is not None]
     if len(identities) < len(read):
         raise PublishError("a part can no longer be read; run again")
-    kept = _match(concat_identities(identities), expected)
+    kept = one_each(concat_identities(identities), expected)
     return [table.num_rows for table in identities], kept
-
-
-def _match(found: pa.Table, expected: pa.Table) -> np.ndarray:
-    """Return the numbers of the rows of `found` that are expected, one for each identity, in ascending order."""
-    # Arrow's joins and groups give the same result, but copy every text twice.
-    positions = pc.index_in(identity_keys(found), identity_keys(expected).combine_chunks()).fill_null(-1).to_numpy()
-    rows = np.flatnonzero(positions >= 0)
-    _, first = np.unique(positions[rows], return_index=True)
-    return np.sort(rows[first])
 
 
 def _tables(files: list[str], counts: list[int], kept: np.ndarray, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -23,6 +23,8 @@ from crackbatch.storage import locations, objects
 from crackbatch.storage.documents import read_json, write_json
 from crackbatch.storage.redaction import masked
 
+# The folders of OUT that readers see, and that a source never contains.
+PREDICTIONS, MAPS = "predictions", "maps"
 # What a run needs only while it works.
 WORKING_FOLDERS = ("plan", "parts", "scratch", "publish")
 # The names that a run can have.
@@ -67,11 +69,20 @@ class Run:
         """Return the finished parts, sorted by name."""
         return objects.list_files(self.parts_folder, ".part")
 
-    def published_files(self) -> list[str]:
-        """Return the run's files below `predictions/`, sorted by number."""
-        folder = locations.join(self.out, "predictions", f"date={self.date}")
+    def published_files(self, folder: str = PREDICTIONS) -> list[str]:
+        """Return the run's files below a folder of OUT, sorted by number."""
+        dated = locations.join(self.out, folder, f"date={self.date}")
         pattern = re.compile(re.escape(self.run_id) + r"-\d{5}\.parquet")
-        return [file for file in objects.list_files(folder) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
+        return [file for file in objects.list_files(dated) if pattern.fullmatch(file.rsplit("/", 1)[-1])]
+
+    def published_file(self, number: int, folder: str = PREDICTIONS) -> str:
+        """Return the location of a file of the run below a folder of OUT."""
+        return locations.join(self.out, folder, f"date={self.date}", f"{self.run_id}-{number:05d}.parquet")
+
+    def next_number(self, folder: str = PREDICTIONS) -> int:
+        """Return the number of the next file to publish."""
+        files = self.published_files(folder)
+        return 1 + int(files[-1][-len("00000.parquet") : -len(".parquet")]) if files else 0
 
     def begin(self, description: dict[str, Any]) -> None:
         """Mark the run as working: write run.json if it does not exist, remove an earlier summary and failure."""

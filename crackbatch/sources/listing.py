@@ -25,7 +25,7 @@ from crackbatch.storage.buckets import Entry, list_objects
 from crackbatch.storage.redaction import masked, reason_of, redact
 from crackbatch.storage.retry import FIRST_TRIES, is_answer, is_credential, is_transient, retrying
 
-_WRITTEN = ("predictions", "runs")  # the folders below --out that scoring writes to
+_WRITTEN = ("predictions", "runs", "maps")  # the folders below --out that scoring writes to
 _WITH_SERVER = ("http", "https", "ftp", "sftp")  # the URLs of these schemes name a server
 
 
@@ -63,11 +63,13 @@ def list_source(
 
 
 def _is_written(location: str, below: tuple[str, ...], extensions: frozenset[str]) -> bool:
-    """Whether a run wrote the file. Of a run's files, only published tables have the name of an image or archive."""
+    """Whether a run wrote the file. Of its files, only published tables and maps are named like images or archives."""
     if not location.startswith(below):
         return False
     interesting, kind = _classify(locations.file_name(location), extensions)
-    return not interesting or (kind == "parquet" and re.search(r"/predictions/date=[^/]*/[^/]*$", location) is not None)
+    return not interesting or (
+        kind == "parquet" and re.search(r"/(predictions|maps)/date=[^/]*/[^/]*$", location) is not None
+    )
 
 
 def _classify(name: str, extensions: frozenset[str]) -> tuple[bool, str | None]:

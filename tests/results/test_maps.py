@@ -14,10 +14,10 @@ from builders.pictures import draw_photo, encode
 from builders.runs import rows, score
 from crackbatch.errors import OptionError, OutputError
 from crackbatch.models.photo import CrackMap
-from crackbatch.results.maps import MAP, SCHEMA, pack_maps, published_maps
+from crackbatch.results.maps import MAP, SCHEMA, pack_maps
 from crackbatch.results.parts import write_part
 from crackbatch.results.publish import publish
-from crackbatch.results.run import Run
+from crackbatch.results.run import MAPS, Run
 from crackbatch.results.table import COLUMNS
 
 
@@ -42,7 +42,7 @@ def test_each_map_is_published_once_and_none_of_images_that_are_not_planned(tmp_
     write_part(run, with_maps("ac", [a_map(1), a_map(2)]))  # a task that was repeated with other images
     (file,) = publish(run, planned("abc"), COLUMNS)
     assert pq.read_schema(file).names == COLUMNS.names
-    (maps,) = published_maps(run)
+    (maps,) = run.published_files(MAPS)
     assert Path(maps).parent == tmp_path / "out" / "maps" / "date=2026-01-01"
     assert pq.read_schema(maps).names == SCHEMA.names
     assert sorted(pq.read_table(maps)["image_uri"].to_pylist()) == ["a", "c"]
@@ -58,7 +58,7 @@ def test_a_run_killed_after_its_maps_were_published_publishes_them_once(tmp_path
     Path(file).unlink()  # as if it had been killed before its rows were visible
     write_part(run, with_maps("c", [a_map(3)]))
     publish(run, planned("abc"), COLUMNS)
-    found = [uri for maps in published_maps(run) for uri in pq.read_table(maps)["image_uri"].to_pylist()]
+    found = [uri for maps in run.published_files(MAPS) for uri in pq.read_table(maps)["image_uri"].to_pylist()]
     assert sorted(found) == ["a", "b", "c"]
 
 

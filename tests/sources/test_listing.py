@@ -285,7 +285,12 @@ def test_of_an_output_that_a_source_holds_only_what_runs_wrote_is_no_image(
     before = make_plan([source], EXTENSIONS, [results]).table
     assert set(before["image_uri"].to_pylist()) == {image for image in images if image.startswith(f"{source}/")}
     pq.write_table(pa.table({"bytes": [tiles["tile-01.jpg"]]}), tmp_path / "r.parquet")
-    for name in ("runs/r/scratch/0.images", "runs/r/run.json", "predictions/date=2026-01-01/r-00000.parquet"):
+    for name in (
+        "runs/r/scratch/0.images",
+        "runs/r/run.json",
+        "predictions/date=2026-01-01/r-00000.parquet",
+        "maps/date=2026-01-01/r-00000.parquet",
+    ):
         atomic.write_whole(f"{results}/{name}", (tmp_path / "r.parquet").read_bytes())
     assert make_plan([source], EXTENSIONS, [results]).table.equals(before)
 
