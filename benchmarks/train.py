@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from crackbatch.augmentation.augment import MARGIN, Augmentation
 from crackbatch.cli.demo import draw_tile
 from crackbatch.datasets.pixels import Pixels
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.models.model import runs_bfloat16
-from crackbatch.training.augment import MARGIN, Augmentation
 from crackbatch.training.batches import Batch, HeldBatches
 from crackbatch.training.initial import initial_network
 from crackbatch.training.learner import Learner

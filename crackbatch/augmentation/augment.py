@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from crackbatch.augmentation.jpeg import BLUE, GREEN, RED, SavedAsJpeg
+from crackbatch.augmentation.lines import NUM_DRAWS as NUM_DRAWS_OF_LINES
+from crackbatch.augmentation.lines import draw_lines
 from crackbatch.models.model import send
 
 if TYPE_CHECKING:
@@ -28,15 +31,18 @@ class _Ranges(NamedTuple):
     crop_ratio: tuple[float, float]
     light: tuple[float, float]  # factor of brightness, and of contrast
     saturation: tuple[float, float]
-    noise: float  # probability of blur, and of JPEG noise
+    tint: tuple[float, float]  # of the light: between warm and cold, and between green and magenta
+    noise: float  # probability of blur, of sharpening, and of JPEG noise
+    lines: tuple[float, float] = (0.0, 0.0)  # probability of lines that are no cracks, on sound and on cracked pictures
 
 
 # Crops show cracks larger than scoring sees them, so a final training on nearly whole pictures helps (Touvron et al.
 # 2019). A crop of less than 0.45 of a cracked tile too often shows no crack.
 _RANGES = {
-    "full": _Ranges((0.45, 1.0), (4 / 5, 5 / 4), (0.65, 1.35), (0, 1.5), 0.15),
-    "light": _Ranges((0.8, 1.0), (0.95, 1 / 0.95), (0.8, 1.2), (0.5, 1.25), 0.05),
+    "full": _Ranges((0.45, 1.0), (4 / 5, 5 / 4), (0.65, 1.35), (0, 1.5), (0.12, 0.05), 0.15),
+    "light": _Ranges((0.8, 1.0), (0.95, 1 / 0.95), (0.8, 1.2), (0.5, 1.25), (0.06, 0.025), 0.05),
 }
+_RANGES |= {f"{name}+lines": ranges._replace(lines=(0.3, 0.08)) for name, ranges in _RANGES.items()}
 AUGMENTATIONS = tuple(_RANGES)
 
 # The intermediate results of so few images stay in memory that is used again and again. Those of a whole batch would
@@ -44,28 +50,12 @@ AUGMENTATIONS = tuple(_RANGES)
 _CPU_PART = 8
 
 _SIGMA = (0.3, 1.2)  # of the blur, in pixels
+_SHARPENED = (0.3, 1.5)  # how much of the difference from a blurred picture is added, as cameras of drones do it
 _QUALITY = (40, 91)  # of JPEG, without the last
-
-# Weights of red, green and blue in grey (ITU-R BT.601, as in JPEG and torchvision).
-_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
-# Y, Cb and Cr of red, green and blue, all around 0 (ITU-T T.871, section 7).
-_YCBCR = np.array([
-    [_RED, _GREEN, _BLUE],
-    [-_RED / 1.772, -_GREEN / 1.772, 0.5],
-    [0.5, -_GREEN / 1.402, -_BLUE / 1.402],
-])  # fmt: skip
-# Quantisation steps of Y, and of Cb and Cr, at quality 50 (ITU-T T.81, tables K.1 and K.2).
-_STEPS = np.array([
-    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51,
-     87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101,
-     72, 92, 95, 98, 112, 100, 103, 99],
-    [17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66,
-     *[99] * 38],
-])  # fmt: skip
 
 
 class Augmentation:
-    """Random crop and scale, flips, quarter turns, light, colour, blur and JPEG noise, for one input size."""
+    """Random crop and scale, flips, quarter turns, lines, light, colour, blur and JPEG noise, for one input size."""
 
     def __init__(self, size: int, seed: int, strength: str, device: str = "cpu") -> None:
         import torch
@@ -73,31 +63,46 @@ class Augmentation:
         self._seed, self._ranges = seed, _RANGES[strength]
         # Centres of the output's pixels, from -1 to 1. They mirror each other exactly, so flipped pictures do too.
         self._centres = torch.tensor((2 * np.arange(size) + 1 - size) / size, dtype=torch.float32, device=device)
-        self._saved_as_jpeg = _Jpeg(device)
+        self._saved_as_jpeg = SavedAsJpeg(device)
         self.device = self._centres.device
 
-    def __call__(self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
+    def __call__(
+        self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray, labels: np.ndarray
+    ) -> torch.Tensor:
         """(batch, 3, size, size) float32 from 0 to 255, from images (batch, side, side, 3) uint8.
 
-        `places` in the epoch and `numbers` of the images are (batch,). The result is on the device, channels-last.
+        `places` in the epoch, `numbers` of the images and `labels` are (batch,). The result is on the device,
+        channels-last.
         """
         import torch
 
         images = images.to(self.device, non_blocking=True)
         num = _CPU_PART if self.device.type == "cpu" else len(images)
         parts = [slice(start, start + num) for start in range(0, len(images), num)]
-        return torch.cat([self._changed(images[part], epoch, places[part], numbers[part]) for part in parts])
+        return torch.cat(
+            [self._changed(images[part], epoch, places[part], numbers[part], labels[part]) for part in parts]
+        )
 
-    def _changed(self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
+    def _changed(
+        self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray, labels: np.ndarray
+    ) -> torch.Tensor:
         import torch
 
-        drawn = _draw(self._ranges, _uniforms((self._seed, epoch, places, numbers), _NUM_DRAWS))
+        shares = _uniforms((self._seed, epoch, places, numbers), _NUM_DRAWS)
+        drawn = _draw(self._ranges, shares)
         changes = _Changes(*send(np.stack(drawn).astype(np.float32), self.device))
         pictures = _cropped(images.permute(0, 3, 1, 2).float(), self._centres, changes)
+        if len(lined := np.flatnonzero(shares[-1] < np.asarray(self._ranges.lines)[labels])):
+            of_lines = _uniforms((self._seed, epoch, places[lined], numbers[lined], _LINES), NUM_DRAWS_OF_LINES)
+            which = send(lined, self.device)
+            pictures[which] = draw_lines(pictures[which], of_lines)
         pictures = _relit(pictures, changes)
         if len(blurred := np.flatnonzero(drawn.sigma)):
             which = send(blurred, self.device)
             pictures[which] = _blurred(pictures[which], changes.sigma[which])
+        if len(sharp := np.flatnonzero(drawn.sharpened)):
+            which = send(sharp, self.device)
+            pictures[which] = _sharpened(pictures[which], changes.sharpened[which])
         if len(noisy := np.flatnonzero(drawn.quality)):
             which = send(noisy, self.device)
             pictures[which] = self._saved_as_jpeg(pictures[which], changes.quality[which])
@@ -120,11 +125,15 @@ class _Changes(NamedTuple, Generic[_Values]):
     brightness: _Values
     contrast: _Values
     saturation: _Values
+    warmth: _Values  # what red gains and blue loses
+    green: _Values  # what green gains, and red and blue lose half of
     sigma: _Values  # 0: no blur
+    sharpened: _Values  # 0: not at all
     quality: _Values  # 0: no JPEG noise
 
 
-_NUM_DRAWS = 14
+_NUM_DRAWS = 19  # the last one decides about lines
+_LINES = 1  # sets their random numbers apart
 
 
 def _draw(ranges: _Ranges, shares: np.ndarray) -> _Changes[np.ndarray]:
@@ -133,14 +142,19 @@ def _draw(ranges: _Ranges, shares: np.ndarray) -> _Changes[np.ndarray]:
     Crops have a random area and aspect (Szegedy et al. 2015, section 6). Two flips and the exchange of rows and columns
     make the eight orientations, all equally often.
     """
-    area, ratio, x, y, mirror_x, mirror_y, turn, brightness, contrast, saturation, blur, sigma, jpeg, quality = shares
+    (
+        area, ratio, x, y, mirror_x, mirror_y, turn, brightness, contrast, saturation, blur, sigma, jpeg, quality,
+        warmth, green, sharpen, sharpened, _,
+    ) = shares  # fmt: skip
     area, ratio = _between(ranges.crop_area, area), np.exp(_between(tuple(np.log(ranges.crop_ratio)), ratio))
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
     return _Changes(
         width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height),
         np.where(mirror_x < 0.5, -1, 1), np.where(mirror_y < 0.5, -1, 1), turn < 0.5,
         _between(ranges.light, brightness), _between(ranges.light, contrast), _between(ranges.saturation, saturation),
+        (2 * warmth - 1) * ranges.tint[0], (2 * green - 1) * ranges.tint[1],
         np.where(blur < ranges.noise, _between(_SIGMA, sigma), 0),
+        np.where(sharpen < ranges.noise, _between(_SHARPENED, sharpened), 0),
         np.where(jpeg < ranges.noise, np.floor(_between(_QUALITY, quality)), 0),
     )  # fmt: skip
 
@@ -187,20 +201,20 @@ def _cropped(pictures: torch.Tensor, centres: torch.Tensor, changes: _Changes[to
 
 
 def _relit(pictures: torch.Tensor, changes: _Changes[torch.Tensor]) -> torch.Tensor:
-    """Change brightness, contrast and saturation, as torchvision defines them."""
+    """Change brightness, contrast and saturation, as torchvision defines them, and the tint of the light."""
     import torch
 
-    brightness, contrast, saturation = (
-        factor.view(-1, 1, 1, 1) for factor in (changes.brightness, changes.contrast, changes.saturation)
-    )
-    pictures = (pictures * brightness).clamp_(0, 255)
+    contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in (changes.contrast, changes.saturation))
+    half = changes.green / 2
+    tint = 1 + torch.stack([changes.warmth - half, changes.green, -changes.warmth - half], 1)
+    pictures = (pictures * (changes.brightness[:, None] * tint)[..., None, None]).clamp_(0, 255)
     pictures = torch.lerp(_grey(pictures).mean((1, 2, 3), keepdim=True), pictures, contrast).clamp_(0, 255)
     return torch.lerp(_grey(pictures), pictures, saturation).clamp_(0, 255)
 
 
 def _grey(pictures: torch.Tensor) -> torch.Tensor:
     """(batch, 1, height, width)."""
-    return _RED * pictures[:, :1] + _GREEN * pictures[:, 1:2] + _BLUE * pictures[:, 2:]
+    return RED * pictures[:, :1] + GREEN * pictures[:, 1:2] + BLUE * pictures[:, 2:]
 
 
 def _blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -216,50 +230,10 @@ def _blurred(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return torch.stack([weights[at] * rows[..., at : at + width] for at in range(5)]).sum(0)
 
 
-class _Jpeg:
-    """Saves pictures as JPEG and loads them again, as libjpeg does it, with colour at half the resolution (4:2:0)."""
+def _sharpened(pictures: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    """Add so much of the difference from a blurred picture; `amount` is (pictures,)."""
+    import torch
 
-    def __init__(self, device: str) -> None:
-        import torch
-
-        def constant(values: np.ndarray) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
-
-        self._to_ycbcr, self._to_rgb = constant(_YCBCR), constant(np.linalg.inv(_YCBCR))
-        self._steps = constant(_STEPS)
-        # Cosines of 8 points (ITU-T T.81, section A.3.3); in two dimensions a row for each of 64 waves.
-        cosines = np.cos(np.pi / 16 * np.outer(np.arange(8), 2 * np.arange(8) + 1)) / 2
-        cosines[0] /= np.sqrt(2)
-        self._waves = constant(np.kron(cosines, cosines))
-
-    def __call__(self, pictures: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
-        """Pictures (pictures, 3, height, width) from 0 to 255; `quality`, (pictures,), is libjpeg's."""
-        import torch
-        from torch.nn.functional import avg_pool2d, interpolate, pad
-
-        height, width = pictures.shape[2:]
-        padded = pad(pictures.round() - 128, (0, -width % 16, 0, -height % 16), mode="replicate")
-        ycbcr = torch.einsum("ij,njhw->nihw", self._to_ycbcr, padded).round()
-        of_light, of_colour = self._scaled_steps(quality)
-        light = self._quantised(ycbcr[:, :1], of_light)
-        colour = self._quantised(avg_pool2d(ycbcr[:, 1:], 2).round(), of_colour)
-        colour = interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False)
-        rgb = torch.einsum("ij,njhw->nihw", self._to_rgb, torch.cat([light, colour], 1))
-        return (rgb[..., :height, :width] + 128).round().clamp(0, 255)
-
-    def _scaled_steps(self, quality: torch.Tensor) -> torch.Tensor:
-        """(2, pictures, 1, 1, 1, 64): the steps at a quality, as in libjpeg's jpeg_quality_scaling (jcparam.c)."""
-        import torch
-
-        percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
-        steps = ((self._steps[:, None] * percent[:, None] + 50) / 100).floor().clamp(1, 255)
-        return steps[:, :, None, None, None]
-
-    def _quantised(self, planes: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        """Round the waves of each block of 8 x 8 pixels to multiples of their steps."""
-        num, channels, height, width = planes.shape
-        blocks = planes.reshape(num, channels, height // 8, 8, width // 8, 8).transpose(3, 4).flatten(4)
-        waves = ((blocks @ self._waves.T) / steps).round() * steps  # (num, channels, rows, columns, 64)
-        # Even blocks often fall halfway between two whole numbers; libjpeg rounds up, `round` to the even one.
-        blocks = (waves @ self._waves + 0.5).floor().reshape(num, channels, height // 8, width // 8, 8, 8)
-        return blocks.transpose(3, 4).reshape(planes.shape)
+    return torch.lerp(_blurred(pictures, torch.ones_like(amount)), pictures, 1 + amount.view(-1, 1, 1, 1)).clamp_(
+        0, 255
+    )

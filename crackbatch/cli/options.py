@@ -25,6 +25,10 @@ Model = Annotated[str, typer.Option(help="Name of a shipped model, or path or UR
 Split = Annotated[str | None, typer.Option(help="A split.parquet to use, or a model to take the split from.")]
 Threshold = Annotated[float | None, typer.Option(help="Lowest probability that is labelled crack.")]
 OperatingPoint = Annotated[str | None, typer.Option(help="A named threshold of the model [default: balanced].")]
+TileSize = Annotated[
+    float | None, typer.Option(help="Pixels of a photograph that one window covers [default: the model's].")
+]
+GroundResolution = Annotated[float | None, typer.Option(help="Millimetres of the surface in a pixel.")]
 Init = Annotated[
     str, typer.Option(help="Initial weights: imagenet, none (random), a shipped model, a bundle or a state dict.")
 ]
@@ -59,6 +63,10 @@ Weights = Annotated[
     typer.Option("--weight", help="SOURCE=W: show the images of SOURCE W times as often; may be repeated."),
 ]
 Augmentation = Annotated[
-    str, typer.Option(help="Random changes to pictures: full, or light (nearly whole pictures, for a last training).")
+    str,
+    typer.Option(
+        help="Random changes to pictures: full, or light (nearly whole pictures). With +lines, such as full+lines, also"
+        " lines that are no cracks."
+    ),
 ]
 MaxFailures = Annotated[int, typer.Option(help="Number of worker failures to recover from.")]

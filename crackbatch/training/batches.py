@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from crackbatch.augmentation.augment import MARGIN, Augmentation
 from crackbatch.datasets.pixels import Marks, Pixels, fits_memory, hold
 from crackbatch.models.model import send
-from crackbatch.training.augment import MARGIN, Augmentation
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import Sampler
 
@@ -209,5 +209,5 @@ def _augmented(batches: Iterator[_Chosen], augmentation: Augmentation, epoch: in
     for batch in batches:
         places = np.arange(place, place + len(batch.labels))
         place += len(places)
-        images = augmentation(batch.images, epoch, places, batch.numbers)
+        images = augmentation(batch.images, epoch, places, batch.numbers, batch.labels)
         yield images, send(batch.labels, augmentation.device)

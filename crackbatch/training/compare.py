@@ -19,7 +19,8 @@ import pyarrow as pa
 from crackbatch.archives.members import Listing
 from crackbatch.cluster import Cluster, cause_of
 from crackbatch.errors import OptionError, RunError, SourceError
-from crackbatch.evaluation.evaluate import ALL, evaluate
+from crackbatch.evaluation.evaluate import evaluate
+from crackbatch.evaluation.metrics import ALL
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.models.bundle import absolute, check_threshold
 from crackbatch.models.model import Model, load_model

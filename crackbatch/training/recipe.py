@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from crackbatch.augmentation.augment import AUGMENTATIONS
 from crackbatch.datasets.split import check_seed
 from crackbatch.errors import OptionError
-from crackbatch.training.augment import AUGMENTATIONS
 
 BALANCES = ("none", "class", "source")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as most of torchvision's weights expect

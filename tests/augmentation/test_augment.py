@@ -11,16 +11,17 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
+from crackbatch.augmentation import augment
+from crackbatch.augmentation.augment import Augmentation
+from crackbatch.augmentation.jpeg import SavedAsJpeg
 from crackbatch.cli.demo import draw_tile
 from crackbatch.images.picture import read_image, to_input
-from crackbatch.training import augment
-from crackbatch.training.augment import Augmentation
 
 
 def augmented(pixels: np.ndarray, num: int = 400, size: int = 64, strength: str = "full") -> np.ndarray:
     """(num, size, size, 3): one picture, changed in as many ways."""
     images, numbers = torch.from_numpy(pixels).expand(num, *pixels.shape), np.arange(num)
-    return Augmentation(size, 0, strength)(images, 0, numbers, numbers).permute(0, 2, 3, 1).numpy()
+    return Augmentation(size, 0, strength)(images, 0, numbers, numbers, numbers % 2).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(("strength", "least", "most"), [("full", 0.6, 0.7), ("light", 0.87, 0.92)])
@@ -44,14 +45,14 @@ def tiles() -> torch.Tensor:
 @pytest.mark.parametrize("size", [70, 64])  # of which one fills no whole blocks of JPEG
 def test_a_picture_does_not_depend_on_the_others_in_its_batch(tiles: torch.Tensor, size: int) -> None:
     change, places = Augmentation(size, 3, "full"), np.arange(24)
-    whole = change(tiles, 2, places, 100 + places)
+    whole = change(tiles, 2, places, 100 + places, places % 2)
     assert whole.shape == (24, 3, size, size)
     assert whole.is_contiguous(memory_format=torch.channels_last)
     assert 0 <= whole.min() < whole.max() <= 255
     order = np.random.default_rng(0).permutation(24)
     for part in (order[:1], order[1:6], order[6:]):
         # Sums are rounded in another order in batches of another size, and JPEG may round another way then.
-        difference = (change(tiles[part], 2, part, 100 + part) - whole[part]).abs()
+        difference = (change(tiles[part], 2, part, 100 + part, part % 2) - whole[part]).abs()
         assert difference.mean() < 0.01
 
 
@@ -60,8 +61,8 @@ def test_seed_epoch_place_and_number_all_decide(
     tiles: torch.Tensor, seed: int, epoch: int, place: int, number: int
 ) -> None:
     at = np.arange(24)
-    first = Augmentation(64, 0, "full")(tiles, 0, at, at)
-    other = Augmentation(64, seed, "full")(tiles, epoch, at + place, at + number)
+    first = Augmentation(64, 0, "full")(tiles, 0, at, at, at % 2)
+    other = Augmentation(64, seed, "full")(tiles, epoch, at + place, at + number, at % 2)
     assert ((first - other).abs().mean((1, 2, 3)) > 1).all()
 
 
@@ -144,21 +145,22 @@ def test_jpeg_noise_is_that_of_pillow_at_the_same_quality(tiles: torch.Tensor, q
     pixels = (tiles + grain).clamp(0, 255)[:, :side, :side].byte()
     expected = torch.stack([_saved_by_pillow(picture, quality) for picture in pixels.numpy()]).float()
     pictures = pixels.permute(0, 3, 1, 2).float()
-    found = augment._Jpeg("cpu")(pictures, torch.full((24,), float(quality))).permute(0, 2, 3, 1)
+    found = SavedAsJpeg("cpu")(pictures, torch.full((24,), float(quality))).permute(0, 2, 3, 1)
     assert (expected - pixels).abs().mean() > 3
     assert (found - expected).abs().mean() < 0.5  # libjpeg computes in whole numbers
 
 
-def test_augmentation_blurs_some_pictures_and_saves_some_as_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_blurs_some_pictures_sharpens_some_and_saves_some_as_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     grain = np.random.default_rng(0).integers(60, 180, (96, 96, 1), np.uint8).repeat(3, 2)
     shown = augmented(grain)
     monkeypatch.setitem(augment._RANGES, "full", augment._RANGES["full"]._replace(noise=0))
     plain = augmented(grain)  # the same but for that
     changed = [number for number in range(400) if (shown[number] != plain[number]).any()]
-    assert len(changed) / 400 == pytest.approx(1 - 0.85**2, abs=0.07)
+    assert len(changed) / 400 == pytest.approx(1 - 0.85**3, abs=0.07)
     grains = [np.abs(np.diff(shown[at], axis=0)).mean() / np.abs(np.diff(plain[at], axis=0)).mean() for at in changed]
     assert sum(left < 0.85 for left in grains) >= 20  # blurred
-    assert sum(left > 0.95 for left in grains) >= 20  # a JPEG
+    assert sum(0.9 < left < 1.1 for left in grains) >= 20  # a JPEG
+    assert sum(left > 1.1 for left in grains) >= 20  # sharpened
 
 
 def test_random_numbers_are_even_and_independent() -> None:

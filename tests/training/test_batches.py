@@ -12,10 +12,10 @@ import torch
 
 from builders.trainings import SMALL, weights
 from crackbatch import train
+from crackbatch.augmentation.augment import Augmentation
 from crackbatch.datasets.pixels import Marks, Pixels
 from crackbatch.models.bundle import read_bundle
 from crackbatch.training import batches
-from crackbatch.training.augment import Augmentation
 from crackbatch.training.batches import HeldBatches, StreamedBatches, make_batches, stored_size
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import Sampler
@@ -67,7 +67,9 @@ class _Seen(Augmentation):
         super().__init__(32, 0, "full")
         self.seen: list[tuple[int, int]] = []
 
-    def __call__(self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray) -> torch.Tensor:
+    def __call__(
+        self, images: torch.Tensor, epoch: int, places: np.ndarray, numbers: np.ndarray, labels: np.ndarray
+    ) -> torch.Tensor:
         assert (images[:, 0, 0, 0].numpy() == 3 * numbers).all()
         self.seen += zip(places.tolist(), numbers.tolist(), strict=True)
         return images

@@ -16,11 +16,11 @@ PACKAGE = ROOT / "crackbatch"
 # From the ground up: a room imports those before it and itself. The others are files beside the rooms.
 STOREYS = (
     "errors", "machine", "progress", "storage", "cluster", "images", "decoding", "archives", "sources", "models",
-    "results", "datasets", "evaluation", "reports", "scoring", "training", "cli",
+    "results", "datasets", "evaluation", "reports", "scoring", "augmentation", "training", "cli",
 )  # fmt: skip
 NEIGHBOURS = ("scoring", "training")  # which do not know each other
 RAY = ("cluster", "evaluation.inference", "scoring.pipeline", "training.workers", "training.compare")
-TORCH = ("models", "training", "scoring.pipeline")
+TORCH = ("models", "augmentation", "training", "scoring.pipeline")
 MOST_FILES = 10
 
 
