@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview, describe_dataset
     from crackbatch.evaluation.evaluate import Evaluation, evaluate
-    from crackbatch.evaluation.photos import calibrate
+    from crackbatch.evaluation.photo_calibration import calibrate
     from crackbatch.models.model import Model, load_model
     from crackbatch.models.photo import CrackMap
     from crackbatch.reports.show import Shown, show
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "calibrate": "evaluation.photos",
+    "calibrate": "evaluation.photo_calibration",
     "Cleaning": "results.cleaning",
     "clean": "results.cleaning",
     "Comparison": "training.compare",

@@ -64,9 +64,8 @@ def test_a_log_says_how_far_a_run_is_also_where_nothing_comes() -> None:
 
 def test_a_terminal_has_one_line_that_is_redrawn_and_stays() -> None:
     terminal, end = pty.openpty()
-    with os.fdopen(end, "w") as stream:
-        with Progress(10, 0, stream) as progress:
-            progress.add(10, 1)
+    with os.fdopen(end, "w") as stream, Progress(10, 0, stream) as progress:
+        progress.add(10, 1)
     said = read_all(terminal)
     os.close(terminal)
     assert said.count("\n") == 1

@@ -98,13 +98,8 @@ def score(
         str,
         typer.Option(help="Photographs: in windows if large enough (auto), always (windows), or shrunk (whole)."),
     ] = "auto",
-    tile_size: Annotated[
-        float | None, typer.Option(help="Pixels of a photograph that one window covers [default: the model's].")
-    ] = None,
-    ground_resolution: Annotated[
-        float | None,
-        typer.Option(help="Millimetres of the surface in a pixel; or a manifest column of that name."),
-    ] = None,
+    tile_size: options.TileSize = None,
+    ground_resolution: options.GroundResolution = None,
     maps: Annotated[
         bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
     ] = False,
@@ -225,10 +220,8 @@ def show(
     top: Annotated[int, typer.Option(help="With --from: how many rows to show.")] = 20,
     run_id: Annotated[str | None, typer.Option(help="With --from: only rows of this run.")] = None,
     model: options.Model = "concrete-resnet18",
-    tile_size: Annotated[
-        float | None, typer.Option(help="Pixels of a photograph that one window covers [default: the model's].")
-    ] = None,
-    ground_resolution: Annotated[float | None, typer.Option(help="Millimetres of the surface in a pixel.")] = None,
+    tile_size: options.TileSize = None,
+    ground_resolution: options.GroundResolution = None,
 ) -> None:
     """Draw where the cracks are: each image with its crack map and its worst region."""
     from crackbatch.reports import show as pictures
@@ -247,14 +240,12 @@ def calibrate(
     tile_size: Annotated[
         float | None, typer.Option(help="Pixels of these photographs that one window covers [default: a cell].")
     ] = None,
-    ground_resolution: Annotated[
-        float | None, typer.Option(help="Millimetres of the surface in a pixel of these photographs.")
-    ] = None,
+    ground_resolution: options.GroundResolution = None,
 ) -> None:
     """Choose on labelled photographs how a model judges photographs. Write the model with these settings."""
-    from crackbatch.evaluation import photos
+    from crackbatch.evaluation import photo_calibration
 
-    print_photo_settings(photos.calibrate(**_given(context)))
+    print_photo_settings(photo_calibration.calibrate(**_given(context)))
 
 
 @app.command()

@@ -159,7 +159,10 @@ def _print_photos(metrics: dict[str, Any]) -> None:
     )
     for surface, said in metrics["views"].items():
         counts = (surface, f"{said['views']:,}", f"{said['cracked']:,}")
+        named = [reached["threshold"] for point, reached in said["at"].items() if point != "threshold"]
         for point, reached in said["at"].items():
+            if point == "threshold" and reached["threshold"] in named:
+                continue
             table.add_row(
                 *counts,
                 "--threshold" if point == "threshold" else point,

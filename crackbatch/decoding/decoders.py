@@ -21,7 +21,7 @@ from crackbatch.decoding.decoder import FACTS
 from crackbatch.decoding.memory import Budget, Free, Memory, PhotoMemory
 from crackbatch.decoding.process import STOPPED, Chunk, Gate, Process
 from crackbatch.errors import RunError
-from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
+from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS, PHOTO
 from crackbatch.machine import num_cores
 
 DEFAULT_TIMEOUT_S = 120.0
@@ -130,12 +130,32 @@ class Decoders:
         A photograph is its bytes and its number of pixels, which is width times height in its header. Those that are
         not released take a limited amount of memory, unless one alone takes more.
         """
-        coming, waiting = iter(photos), deque[_Photo]()
+        return self._decode_photos(photos)
+
+    def decode_whole(self, images: Iterable[bytes]) -> Iterator[Photo]:
+        """Yield images of any size in the same way; it needs a `photo_side` of 1, and reads the headers itself.
+
+        An image whose header cannot be read has no pixels.
+        """
+        return self._decode_photos(map(self._sized, images))
+
+    def _sized(self, image: bytes) -> tuple[bytes, int] | _Refused:
+        (header,) = self.decode([[image]])
+        facts = {name: values[0] for name, values in header.facts.items()}
+        return (image, facts["width"] * facts["height"]) if facts["status"] == PHOTO else _Refused(facts)
+
+    def _decode_photos(self, photos: Iterable[tuple[bytes, int] | _Refused]) -> Iterator[Photo]:
+        coming, waiting = iter(photos), deque[_Photo | _Refused]()
         following = next(coming, None)
         try:
             while following is not None or waiting:
-                while following is not None and self._photo_bytes.take(3 * following[1], wait=not waiting):
-                    waiting.append(self._submit_photo(*following))
+                while following is not None:
+                    if isinstance(following, _Refused):
+                        waiting.append(following)
+                    elif self._photo_bytes.take(3 * following[1], wait=not waiting):
+                        waiting.append(self._submit_photo(*following))
+                    else:
+                        break
                     following = next(coming, None)
                 yield waiting.popleft().decoded()
         finally:
@@ -226,6 +246,19 @@ class _Photo:
     def _release(self) -> None:
         self._memory.close()
         self._free()
+
+
+class _Refused:
+    """An image that is not decoded, because its header cannot be read."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self._facts = facts
+
+    def decoded(self) -> Photo:
+        return Photo(self._facts, None, self.cancel)
+
+    def cancel(self) -> None:
+        """Nothing is held for it."""
 
 
 class _Batch:

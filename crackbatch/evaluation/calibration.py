@@ -44,8 +44,8 @@ def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> di
     chosen = {
         "balanced": int(np.argmax(recall - alarms)),
         "recall_99": int(np.argmax(recall >= _RECALL)),
-        "precision_95": _last(precision >= _PRECISION, int(np.argmax(precision))),
-        "false_alarms_1pct": _last(alarms <= _FALSE_ALARMS, 0),
+        "precision_95": last(precision >= _PRECISION, int(np.argmax(precision))),
+        "false_alarms_1pct": last(alarms <= _FALSE_ALARMS, 0),
     }
     lines = halfway(steps)
     return {
@@ -69,7 +69,7 @@ def halfway(steps: np.ndarray) -> np.ndarray:
     return np.where(middle > below, middle, steps.astype(np.float32))
 
 
-def _last(reached: np.ndarray, otherwise: int) -> int:
+def last(reached: np.ndarray, otherwise: int) -> int:
     """Return the last index at which a condition holds, or `otherwise` if it never does."""
     places = np.flatnonzero(reached)
     return int(places[-1]) if len(places) else otherwise

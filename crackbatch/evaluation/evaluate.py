@@ -26,7 +26,7 @@ from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.pixels import number_rows, stream_pixels
 from crackbatch.errors import OptionError, SourceError
 from crackbatch.evaluation.inference import logits_here, logits_on_ray
-from crackbatch.evaluation.metrics import Scored, confusion, measure, precision_at
+from crackbatch.evaluation.metrics import Scored, confusion, each_and_all, measure, precision_at, without_nan
 from crackbatch.evaluation.photos import evaluate_photos
 from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.images.picture import read_image
@@ -41,7 +41,6 @@ from crackbatch.storage import atomic, locations
 from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import masked
 
-ALL = "all"
 _SHOWN = 32
 
 
@@ -192,8 +191,7 @@ def _by_source(rows: pa.Table, probabilities: np.ndarray) -> dict[str, Scored]:
     names = np.asarray(rows.column("source").to_pylist(), dtype=object)
     groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
     scored = Scored(probabilities, np.asarray(rows.column("label")).astype(np.int64), groups)
-    parts = {name: scored.where(names == name) for name in sorted(set(names.tolist()))}
-    return parts if len(parts) == 1 else {**parts, ALL: scored}
+    return {name: scored.where(chosen) for name, chosen in each_and_all(names).items()}
 
 
 def _measure_source(
@@ -237,7 +235,7 @@ def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float
         "confusion.png": plot_confusion(counts, threshold),
         "ranking.png": plot_ranking(scored, threshold),
         "reliability.png": plot_reliability(scored),
-        "metrics.json": json.dumps(_without_nan(metrics), indent=2).encode() + b"\n",
+        "metrics.json": json.dumps(without_nan(metrics), indent=2).encode() + b"\n",
     }
     for name, data in files.items():
         atomic.write_whole(locations.join(out, name), data)
@@ -279,12 +277,3 @@ def _draw_errors(rows: pa.Table, wrong: pa.Table) -> bytes:
                 tiles.append(Tile(picture.pixels, [f"crack {probability:.3f}", name, folder]))
         sections[f"{title}: {mine.num_rows:,} (worst {len(tiles)} shown)"] = tiles
     return contact_sheet(sections)
-
-
-def _without_nan(value: Any) -> Any:
-    """Return the same value with None for numbers that are undefined, because JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,9 @@ Tiles of one photo are alike, so the bootstrap draws photos, not tiles.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ NAMES = (
     "accuracy", "balanced_accuracy", "precision", "recall", "f1", "mcc", "average_precision", "roc_auc", "brier", "ece",
 )  # fmt: skip
 NUM_BINS = 15
+ALL = "all"
 _REPEATS = 1000
 _INTERVAL = (2.5, 97.5)
 
@@ -39,6 +42,12 @@ class Scored:
         return Scored(self.probabilities[mask], self.labels[mask], self.groups[mask])
 
 
+def each_and_all(names: np.ndarray) -> dict[str, np.ndarray]:
+    """Return a mask (images,) for each name in `names` (images,), and if there are several, one for `ALL` of them."""
+    masks = {str(name): names == name for name in sorted(set(names.tolist()))}
+    return masks if len(masks) == 1 else {**masks, ALL: np.ones(len(names), bool)}
+
+
 def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int = 0) -> dict[str, Metric]:
     """Return every metric by its name, with an interval; precision, recall and similar metrics are at the threshold.
 
@@ -63,6 +72,15 @@ def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int
         name: Metric(value, float(low), float(high))
         for (name, value), (low, high) in zip(values.items(), bounds, strict=True)
     }
+
+
+def without_nan(value: Any) -> Any:
+    """Return the same value with None for numbers that are undefined, because JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def confusion(scored: Scored, threshold: float) -> tuple[int, int, int, int]:

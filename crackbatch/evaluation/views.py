@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count
 
 import numpy as np
 
 from crackbatch.decoding.decoders import Decoders, Photo
 from crackbatch.errors import SourceError
+from crackbatch.evaluation.metrics import Scored
 from crackbatch.machine import num_cores
-from crackbatch.models.model import Model, one_thread_each
-from crackbatch.models.photo import CrackMap
+from crackbatch.models.bundle import PhotoSettings, calibrated
+from crackbatch.models.model import Model, one_thread_each, photo_threads
+from crackbatch.models.photo import CrackMap, judge, scale_of
+from crackbatch.progress import Step, counted
 from crackbatch.storage import locations, objects
 from crackbatch.storage.redaction import masked, redact
 
@@ -96,40 +98,26 @@ def _photo(location: str, surface: str, values: np.ndarray) -> LabelledPhoto:
     return LabelledPhoto(location, surface, values[:, 2:5], values[:, 0], values[:, 1], values[:, 5] == 1)
 
 
-def map_photos(
-    photos: Sequence[LabelledPhoto], model: Model, scale: float, said: Callable[[int], None] = lambda _: None
-) -> list[CrackMap]:
-    """Return the map of each photograph; a pixel of it becomes `scale` pixels of the network's input.
-
-    Raises SourceError for a photograph that cannot be read. `said` is told how many are done.
-    """
-    num_threads = num_cores() if model.device.type == "cpu" else 1
-    # Of all photographs, only the headers are read first.
+def map_photos(photos: Sequence[LabelledPhoto], model: Model, settings: PhotoSettings) -> list[CrackMap]:
+    """Return the map of each photograph. Raises SourceError for a photograph that cannot be read."""
+    scale = scale_of(model.bundle.input_size, settings)
+    done = 0
     with (
+        Step("looking at photographs", lambda: f" {done} of {counted(len(photos), 'photograph')}"),
         Decoders(model.bundle.input_size, photo_side=1) as decoders,
         one_thread_each(),
-        ThreadPoolExecutor(num_threads) as threads,
+        ThreadPoolExecutor(photo_threads(model.device.type, num_cores())) as threads,
     ):
-        done = count(1)
-
-        def look_at(photo: LabelledPhoto, decoded: Photo) -> CrackMap:
-            found = _map(photo, decoded, model, scale, decoders.check)
-            said(next(done))
-            return found
-
-        decoding = decoders.decode_photos(_sized(photos, decoders))
-        waiting = [threads.submit(look_at, photo, decoded) for photo, decoded in zip(photos, decoding, strict=True)]
-        return [future.result() for future in waiting]
-
-
-def _sized(photos: Iterable[LabelledPhoto], decoders: Decoders) -> Iterator[tuple[bytes, int]]:
-    for photo in photos:
-        data = _read(photo.location)
-        (header,) = decoders.decode([[data]])
-        width, height = header.facts["width"][0], header.facts["height"][0]
-        if not width or not height:
-            raise SourceError(f"{masked(photo.location)} cannot be read: {header.facts['error'][0]}")
-        yield data, width * height
+        decoding = decoders.decode_whole(_read(photo.location) for photo in photos)
+        waiting = [
+            threads.submit(_map, photo, decoded, model, scale, decoders.check)
+            for photo, decoded in zip(photos, decoding, strict=True)
+        ]
+        found = []
+        for future in waiting:
+            found.append(future.result())
+            done += 1
+        return found
 
 
 def _read(location: str) -> bytes:
@@ -160,8 +148,19 @@ def cell_logits(photo: LabelledPhoto, crack_map: CrackMap) -> np.ndarray:
     return found
 
 
-def cut_views(photo: LabelledPhoto, crack_map: CrackMap) -> list[View]:
-    """Return the views of a photograph in which the label of each cell is known."""
+def cut_views(photos: Sequence[LabelledPhoto], maps: Sequence[CrackMap]) -> list[View]:
+    """Return the views of photographs in which the label of each cell is known."""
+    return [view for photo, crack_map in zip(photos, maps, strict=True) for view in _cut(photo, crack_map)]
+
+
+def score_views(views: Sequence[View], settings: PhotoSettings) -> Scored:
+    """Return the probability of each view; its group is its photograph."""
+    logits = np.array([judge(view.crack_map, settings).logit for view in views])
+    labels = np.array([view.is_cracked for view in views], np.int64)
+    return Scored(calibrated(logits, 1.0), labels, np.array([view.photo for view in views]))
+
+
+def _cut(photo: LabelledPhoto, crack_map: CrackMap) -> list[View]:
     views = []
     for rows in _parts(photo.rows, _VIEW_ROWS):
         for columns in _parts(photo.columns, _VIEW_COLUMNS):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from crackbatch.models.bundle import Bundle
 from crackbatch.storage import atomic, locations
 
 FILE = "MODEL_CARD.md"
 _PHOTO_TITLE = "## Photographs"
+_MODEL_ID = re.compile(r"`[\w.-]+@[0-9a-f]{12}`")
 
 
 def write_card(bundle: Bundle) -> None:
@@ -41,9 +44,9 @@ measures the model on images that it has not seen.
 """
 
 
-def with_photo_section(card: str, bundle: Bundle) -> str:
-    """Return the card with a section on how the bundle judges photographs, instead of one that it had."""
-    before, found, after = card.partition(_PHOTO_TITLE)
+def recalibrated(card: str, bundle: Bundle) -> str:
+    """Return the card of another bundle for one that judges photographs in its own way, with a section on how."""
+    before, found, after = _MODEL_ID.sub(f"`{bundle.model_id}`", card, count=1).partition(_PHOTO_TITLE)
     rest = after[after.index("\n## ") :] if found and "\n## " in after else ""
     return f"{before.rstrip()}\n\n{_PHOTO_TITLE}\n\n{_photo_section(bundle)}\n{rest}"
 

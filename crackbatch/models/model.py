@@ -26,7 +26,8 @@ from crackbatch.machine import has_gpu
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, calibrated, read_bundle_and_weights
 from crackbatch.models.dense import Dense
 from crackbatch.models.networks import build_network, fold, frame_in_float32, load_tensors
-from crackbatch.models.photo import CrackMap, Grid, fits, judge, photo_side, scale_of, strips
+from crackbatch.models.photo import CrackMap, Grid, check_scale_for, judge, photo_side, strips, window_scale
+from crackbatch.models.together import Together
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import masked
 
@@ -40,6 +41,10 @@ CUDA_BATCH_SIZE = 256
 # A photograph passes through the network in strips of about so many pixels. On a CPU their activations stay in the
 # cache, as those of eight tiles do (benchmarks/LOG.md).
 _CPU_STRIP, _CUDA_STRIP = 512 << 10, 8 << 20
+# A GPU computes one batch of photographs while another is copied.
+_BATCHES_AT_ONCE = 2
+# So many threads scale photographs for a GPU.
+_CUDA_PHOTO_THREADS = 8
 # Below this, starting decoder processes takes longer than decoding.
 _MANY = 64
 
@@ -54,10 +59,18 @@ class Model:
 
     Batch normalisation is folded into the convolutions, and memory is channels-last. If the GPU or the processor has
     bfloat16 in hardware, the network runs in bfloat16, except for its first and last layer; the argument `bfloat16`
-    overrides this. Several threads may call `logits` at the same time.
+    overrides this. Several threads may call it at the same time. On a GPU, photographs of several threads share
+    batches; the argument `joins_photos` overrides this.
     """
 
-    def __init__(self, bundle: Bundle, weights: bytes, device: str = "cpu", bfloat16: bool | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: bytes,
+        device: str = "cpu",
+        bfloat16: bool | None = None,
+        joins_photos: bool | None = None,
+    ) -> None:
         import torch
 
         check_device(device)
@@ -72,6 +85,8 @@ class Model:
         frame_in_float32(self._network, self.device.type)
         self._dense: Dense | None = None
         self._dense_lock = threading.Lock()
+        joins = self.device.type == "cuda" if joins_photos is None else joins_photos
+        self._together = Together(self._map_together, _BATCHES_AT_ONCE) if joins else None
         self._to_input = Normalisation(bundle.mean, bundle.std, self.device)
         self._streams = threading.local()
         if self.device.type == "cuda":
@@ -97,24 +112,39 @@ class Model:
         `check` is called before each strip, and may raise an error to stop. Raises BundleError for a network that
         cannot look at windows.
         """
-        import torch
-
         dense = self.dense()
         height, width = pixels.shape[:2]
         grid = Grid.of(width, height, scale, dense.stride, dense.side)
         strip = _CPU_STRIP if self.device.type == "cpu" else _CUDA_STRIP
-        num_rows = max(1, strip // grid.width // dense.stride) * dense.stride
+        if self._together is not None and 2 * grid.width * grid.height <= _CUDA_STRIP:
+            (picture,) = strips(pixels, grid, grid.height)
+            check()
+            logits = self._together(picture, grid, _CUDA_STRIP // (grid.width * grid.height))
+        else:
+            num_rows = max(1, strip // grid.width // dense.stride) * dense.stride
 
-        def inputs() -> Iterator[torch.Tensor]:
-            for rows in strips(pixels, grid, num_rows):
-                check()
-                yield self._to_input(rows[None])
+            def inputs() -> Iterator[np.ndarray]:
+                for rows in strips(pixels, grid, num_rows):
+                    check()
+                    yield rows[None]
 
-        with torch.inference_mode(), self._precision(), self._own_stream():
-            logits = torch.cat(list(dense.logits(inputs())), 1)[0].cpu().numpy()
+            (logits,) = self._dense_logits(inputs())
         step = (dense.stride * width / grid.width, dense.stride * height / grid.height)
         window = (dense.side * step[0], dense.side * step[1])
         return CrackMap(logits, width, height, step, window, self.bundle.temperature)
+
+    def _map_together(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the logits (rows, columns) of each of several pictures (height, width, 3) of the same size."""
+        return list(self._dense_logits([np.stack(pictures)]))
+
+    def _dense_logits(self, rows: Iterable[np.ndarray], side: int | None = None) -> np.ndarray:
+        """Return the logits (pictures, rows, columns) of pictures in strips of rows (pictures, rows, width, 3)."""
+        import torch
+
+        dense = self.dense()
+        with torch.inference_mode(), self._precision(), self._own_stream():
+            logits: np.ndarray = torch.cat(list(dense.logits(map(self._to_input, rows), side)), 1).cpu().numpy()
+        return logits
 
     def dense(self) -> Dense:
         """Return the network for pictures of any size; raises BundleError if it has none."""
@@ -154,51 +184,39 @@ class Model:
         """Return the map of one image: of a photograph its windows, of a tile the class activation.
 
         One window covers `tile_size` pixels. If `ground_resolution` is given instead (millimetres of the surface in a
-        pixel), a window covers as much of the surface as in training. Raises ValueError if the image cannot be read.
+        pixel), a window covers as much of the surface as in training. Raises ValueError if the image cannot be read,
+        RequestError for a scale that the model cannot use.
         """
+        check_scale_for(self.bundle, tile_size, ground_resolution)
         picture = _to_picture(image)
         if picture.status != "ok":
             raise ValueError(f"the image cannot be read: {picture.error}")
-        size, settings = self.bundle.input_size, self.bundle.photo
         assert picture.pixels is not None
         width, height = picture.pixels.size
-        if settings is not None and min(width, height) >= (photo_side(self.bundle) or 0):
-            scale = scale_of(size, settings, tile_size, ground_resolution)
-            if fits(width, height, scale, size):
-                return self.map_photo(np.array(picture.pixels), scale)
-        return self.map_tile(to_input(picture, size), width, height)
+        scale = window_scale(self.bundle, width, height, tile_size=tile_size, mm_per_pixel=ground_resolution)
+        if scale is not None:
+            return self.map_photo(np.array(picture.pixels), scale)
+        return self.map_tile(to_input(picture, self.bundle.input_size), width, height)
 
     def map_tile(self, pixels: np.ndarray, width: int, height: int) -> CrackMap:
         """Return the class activation of a tile of this size, whose pixels (size, size, 3) are scaled to the input."""
-        import torch
-
-        dense = self.dense()
-        with torch.inference_mode(), self._precision(), self._own_stream():
-            strips_of_logits = list(dense.logits([self._to_input(np.array(pixels)[None])], side=1))
-            logits = torch.cat(strips_of_logits, 1)[0].cpu().numpy()
+        (logits,) = self._dense_logits([np.array(pixels)[None]], side=1)
         step = (width / logits.shape[1], height / logits.shape[0])
         return CrackMap(logits, width, height, step, step, self.bundle.temperature)
 
     def _predict(self, pictures: Sequence[Picture]) -> list[float | None]:
         """Return the probability of each picture, as scoring does: of photographs from their windows."""
-        size, settings, side = self.bundle.input_size, self.bundle.photo, photo_side(self.bundle)
         logits: dict[int, float] = {}
         tiles: dict[int, np.ndarray] = {}
         for place, picture in enumerate(pictures):
             if picture.status != "ok" or picture.pixels is None:
                 continue
-            scale = None if settings is None else scale_of(size, settings, None, None)
-            if (
-                settings is not None
-                and side is not None
-                and scale is not None
-                and min(picture.pixels.size) >= side
-                and fits(*picture.pixels.size, scale, size)
-            ):
+            scale = window_scale(self.bundle, *picture.pixels.size)
+            if scale is not None and self.bundle.photo is not None:
                 crack_map = self.map_photo(np.array(picture.pixels), scale)
-                logits[place] = judge(crack_map, settings).logit * self.bundle.temperature
+                logits[place] = judge(crack_map, self.bundle.photo).logit * self.bundle.temperature
             else:
-                tiles[place] = to_input(picture, size)
+                tiles[place] = to_input(picture, self.bundle.input_size)
         if tiles:
             logits |= dict(zip(tiles, self.logits(np.stack(list(tiles.values()))).tolist(), strict=True))
         probabilities = self.probability(np.array([logits.get(place, 0.0) for place in range(len(pictures))]))
@@ -278,6 +296,11 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def photo_threads(device: str, num_calls: int) -> int:
+    """Return how many threads look at photographs for `num_calls` calls at the same time, on "cpu" or "cuda"."""
+    return max(_CUDA_PHOTO_THREADS, num_calls) if device.startswith("cuda") else num_calls
 
 
 @contextmanager

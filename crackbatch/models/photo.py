@@ -16,12 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+from crackbatch.errors import BundleError, OptionError
 from crackbatch.models.bundle import Bundle, PhotoSettings, calibrated
 
 # A photograph is enlarged at most by this. Larger ones show no more, and take long.
 MAX_ENLARGEMENT = 4.0
 # An image with both sides so many times as long as the network's input is a photograph.
 _PHOTO_SIDES = 2
+_MIN_TILE_SIZE, _MAX_TILE_SIZE = 16, 100_000
 
 
 class Box(NamedTuple):
@@ -96,7 +98,61 @@ def photo_side(bundle: Bundle) -> int | None:
     return None if bundle.photo is None else _PHOTO_SIDES * bundle.input_size
 
 
-def scale_of(input_size: int, settings: PhotoSettings, tile_size: float | None, mm_per_pixel: float | None) -> float:
+def check_scale(tile_size: float | None, ground_resolution: float | None) -> None:
+    """Raise OptionError for a `tile_size` (pixels) or `ground_resolution` (mm a pixel) that no photograph can have."""
+    if tile_size is not None and not _MIN_TILE_SIZE <= tile_size <= _MAX_TILE_SIZE:
+        raise OptionError(f"--tile-size must be from {_MIN_TILE_SIZE} to {_MAX_TILE_SIZE:,} pixels, got {tile_size:g}")
+    if ground_resolution is not None and not 0 < ground_resolution < math.inf:
+        raise OptionError(f"--ground-resolution must be above 0 (millimetres a pixel), got {ground_resolution:g}")
+
+
+def check_scale_for(bundle: Bundle, tile_size: float | None, ground_resolution: float | None) -> None:
+    """Raise OptionError for a scale that no photograph can have, BundleError for one that the bundle has no use for."""
+    check_scale(tile_size, ground_resolution)
+    if tile_size is not None and ground_resolution is not None:
+        raise OptionError("--tile-size and --ground-resolution both set the scale; give only one of them")
+    for name, value in {"--tile-size": tile_size, "--ground-resolution": ground_resolution}.items():
+        if value is not None:
+            check_calibrated(bundle, name)
+    if ground_resolution is not None and bundle.photo is not None and bundle.photo.mm_per_pixel is None:
+        raise BundleError(
+            f"model {bundle.name} does not say how many millimetres its training photographs show in a pixel,"
+            " so --ground-resolution is of no use; give --tile-size"
+        )
+
+
+def check_calibrated(bundle: Bundle, option: str) -> None:
+    """Raise BundleError if the bundle cannot look at windows of photographs, which an option needs."""
+    if bundle.photo is None:
+        raise BundleError(
+            f"model {bundle.name} is not calibrated for photographs, which {option} needs; calibrate it with"
+            " `crackbatch calibrate`, or use another model"
+        )
+
+
+def window_scale(
+    bundle: Bundle,
+    width: int,
+    height: int,
+    *,
+    side: int | None = None,
+    tile_size: float | None = None,
+    mm_per_pixel: float | None = None,
+) -> float | None:
+    """Return the scale (`scale_of`) at which an image is looked at in windows; None if it is looked at as one tile.
+
+    Both sides of a photograph have at least `side` pixels, by default `photo_side`, and a window fits into it.
+    """
+    side = photo_side(bundle) if side is None else side
+    if bundle.photo is None or side is None or min(width, height) < side:
+        return None
+    scale = scale_of(bundle.input_size, bundle.photo, tile_size, mm_per_pixel)
+    return scale if scale * min(width, height) >= bundle.input_size else None
+
+
+def scale_of(
+    input_size: int, settings: PhotoSettings, tile_size: float | None = None, mm_per_pixel: float | None = None
+) -> float:
     """Return how many pixels of the network's input a pixel of a photograph becomes.
 
     One window covers `tile_size` pixels. If it is None, and the photograph shows `mm_per_pixel` of the surface in a
@@ -108,11 +164,6 @@ def scale_of(input_size: int, settings: PhotoSettings, tile_size: float | None, 
     if mm_per_pixel is not None and settings.mm_per_pixel is not None:
         enlarged = min(MAX_ENLARGEMENT, mm_per_pixel / settings.mm_per_pixel)
     return input_size / settings.window * enlarged
-
-
-def fits(width: int, height: int, scale: float, input_size: int) -> bool:
-    """Whether a window fits into a photograph that is scaled."""
-    return scale * min(width, height) >= input_size
 
 
 def strips(pixels: np.ndarray, grid: Grid, num_rows: int) -> Iterator[np.ndarray]:

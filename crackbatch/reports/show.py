@@ -13,10 +13,10 @@ import PIL.Image
 
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import OptionError
-from crackbatch.images.picture import PHOTO, Picture, to_input
-from crackbatch.models.bundle import DEFAULT_MODEL
+from crackbatch.images.picture import Picture, to_input
+from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
 from crackbatch.models.model import Model, default_device, load_model
-from crackbatch.models.photo import judge
+from crackbatch.models.photo import check_scale_for, judge
 from crackbatch.progress import Step, counted
 from crackbatch.reports.overlay import draw_overlay
 from crackbatch.results.predictions import read_predictions
@@ -64,8 +64,7 @@ def show(
         raise OptionError("give images to show, or --from with the --out of a scoring run")
     if run_id is not None and results is None:
         raise OptionError("--run-id selects a run of --from; give both, or neither")
-    if tile_size is not None and ground_resolution is not None:
-        raise OptionError("--tile-size and --ground-resolution both set the scale; give only one of them")
+    check_scale_for(read_bundle(os.fspath(model)), tile_size, ground_resolution)
     chosen = (
         [_Chosen(os.fspath(image), None, ground_resolution) for image in images]
         if results is None
@@ -102,11 +101,7 @@ def _most_probable(results: str, top: int, run_id: str | None, mm_per_pixel: flo
 def _draw(chosen: _Chosen, decoders: Decoders, model: Model, tile_size: float | None) -> bytes:
     """Return the JPEG of one image; raises OSError or ValueError if it cannot be opened or decoded."""
     data = open_image(chosen.uri, chosen.version).getvalue()
-    (header,) = decoders.decode([[data]])
-    facts = {name: values[0] for name, values in header.facts.items()}
-    if facts["status"] != PHOTO:
-        raise ValueError(f"{facts['status']}: {facts['error']}")
-    (photo,) = decoders.decode_photos([(data, facts["width"] * facts["height"])])
+    (photo,) = decoders.decode_whole([data])
     try:
         if photo.pixels is None:
             raise ValueError(f"{photo.facts['status']}: {photo.facts['error']}")

@@ -22,7 +22,15 @@ from crackbatch.cluster import cause_of
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, CrackbatchError, RunError
 from crackbatch.machine import num_cores
-from crackbatch.models.model import CPU_BATCH_SIZE, CUDA_BATCH_SIZE, Model, default_device, load_model, one_thread_each
+from crackbatch.models.model import (
+    CPU_BATCH_SIZE,
+    CUDA_BATCH_SIZE,
+    Model,
+    default_device,
+    load_model,
+    one_thread_each,
+    photo_threads,
+)
 from crackbatch.results.parts import count_part, rows_per_part, write_part
 from crackbatch.results.run import Run
 from crackbatch.scoring.predictor import Predictor, Stamp
@@ -93,7 +101,12 @@ class _Stages:
         stamp = Stamp(run.run_id, request.bundle.model_id, request.threshold, request.photo_threshold)
         self._ending = ExitStack()
         self._predict = Predictor(
-            self._model.result, stamp, self._decoders, request.views, lanes, request.exif == "full"
+            self._model.result,
+            stamp,
+            self._decoders,
+            request.views,
+            photo_threads(device, lanes),
+            request.exif == "full",
         )
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)

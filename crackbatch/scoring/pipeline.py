@@ -17,7 +17,7 @@ from crackbatch.cluster import Cluster, Seen, cause_of, data_context, gpus_of_th
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, CrackbatchError, RunError
 from crackbatch.machine import num_cores
-from crackbatch.models.model import CPU_BATCH_SIZE, CUDA_BATCH_SIZE, Model, load_model
+from crackbatch.models.model import CPU_BATCH_SIZE, CUDA_BATCH_SIZE, Model, load_model, photo_threads
 from crackbatch.progress import say
 from crackbatch.results.parts import count_part, read_done, rows_per_part, write_part
 from crackbatch.results.run import Run
@@ -193,7 +193,8 @@ class _Scorer:
         self._refused: CrackbatchError | None = None
         try:
             model = _load_model(location, stamp.model_id, devices.device)
-            self._predict = Predictor(lambda: model, stamp, decoders, views, devices.calls, full_exif)
+            num_threads = photo_threads(devices.device, devices.calls)
+            self._predict = Predictor(lambda: model, stamp, decoders, views, num_threads, full_exif)
         except CrackbatchError as error:  # raised here, it would come again from each actor that Ray tries to start
             self._refused = error
 

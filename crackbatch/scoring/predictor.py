@@ -21,7 +21,7 @@ from crackbatch.decoding.decoder import MAX_ERROR
 from crackbatch.decoding.decoders import Decoders, Photo
 from crackbatch.images.picture import PHOTO, Picture, to_input
 from crackbatch.models.model import Model
-from crackbatch.models.photo import CrackMap, Verdict, fits, judge, scale_of
+from crackbatch.models.photo import CrackMap, Verdict, judge, window_scale
 from crackbatch.results.maps import MAP, pack_maps
 from crackbatch.results.resolution import RESOLUTION, WrongResolution, read_resolution
 from crackbatch.results.table import COLUMNS, FLIGHT
@@ -157,13 +157,14 @@ class Predictor:
 
     def _windows(self, photo: Photo, mm_per_pixel: float | None) -> _Seen:
         model, views = self._model(), self._views
-        size, settings = model.bundle.input_size, model.bundle.photo
+        settings, width, height = model.bundle.photo, photo.facts["width"], photo.facts["height"]
         assert photo.pixels is not None
         assert views is not None
-        assert settings is not None
-        scale = scale_of(size, settings, views.tile_size, mm_per_pixel)
-        if not fits(photo.facts["width"], photo.facts["height"], scale, size):
-            pixels = to_input(Picture(pixels=PIL.Image.fromarray(photo.pixels)), size)
+        scale = window_scale(
+            model.bundle, width, height, side=views.side, tile_size=views.tile_size, mm_per_pixel=mm_per_pixel
+        )
+        if scale is None or settings is None:
+            pixels = to_input(Picture(pixels=PIL.Image.fromarray(photo.pixels)), model.bundle.input_size)
             return _Seen(photo.facts, float(model.logits(pixels[None])[0]))
         crack_map = model.map_photo(photo.pixels, scale, self._decoders.check)
         if not np.isfinite(crack_map.logits).all():

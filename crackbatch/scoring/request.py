@@ -10,11 +10,11 @@ from typing import Any
 
 from crackbatch import __version__
 from crackbatch.cluster import check_address
-from crackbatch.errors import BundleError, OptionError
+from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
 from crackbatch.machine import library_versions
 from crackbatch.models.bundle import Bundle
-from crackbatch.models.photo import photo_side
+from crackbatch.models.photo import check_calibrated, check_scale_for, photo_side
 from crackbatch.scoring.predictor import Views
 from crackbatch.storage import locations
 from crackbatch.storage.documents import fingerprint_of
@@ -27,7 +27,6 @@ ENGINES = ("auto", "local", "ray")
 VIEWS = ("auto", "whole", "windows")
 # What is read of EXIF and XMP: the usual columns, or also those of drones.
 EXIF = ("basic", "full")
-_MAX_TILE_SIZE = 100_000
 _MAX_MEGAPIXELS = 100_000  # a JPEG's header can name 4,295
 
 
@@ -92,34 +91,15 @@ class Request:
             raise OptionError(f"--exif must be one of {', '.join(EXIF)}, got {self.exif!r}")
         if self.view not in VIEWS:
             raise OptionError(f"--view must be one of {', '.join(VIEWS)}, got {self.view!r}")
-        if self.tile_size is not None and not 16 <= self.tile_size <= _MAX_TILE_SIZE:
-            raise OptionError(f"--tile-size must be from 16 to {_MAX_TILE_SIZE:,} pixels, got {self.tile_size:g}")
-        if self.ground_resolution is not None and not 0 < self.ground_resolution < math.inf:
-            raise OptionError(
-                f"--ground-resolution must be above 0 (millimetres a pixel), got {self.ground_resolution:g}"
-            )
-        if self.tile_size is not None and self.ground_resolution is not None:
-            raise OptionError("--tile-size and --ground-resolution both set the scale; give only one of them")
+        check_scale_for(self.bundle, self.tile_size, self.ground_resolution)
         given = {"--tile-size": self.tile_size, "--ground-resolution": self.ground_resolution, "--maps": self.maps}
         for name in (name for name, value in given.items() if value):
             if self.view == "whole":
                 raise OptionError(f"{name} needs photographs that are looked at in windows; remove --view whole")
-            self._check_photo_settings(name)
+        if self.maps:
+            check_calibrated(self.bundle, "--maps")
         if self.view == "windows":
-            self._check_photo_settings("--view windows")
-        settings = self.bundle.photo
-        if self.ground_resolution is not None and settings is not None and settings.mm_per_pixel is None:
-            raise BundleError(
-                f"model {self.bundle.name} does not say how many millimetres its training photographs show in a pixel,"
-                " so --ground-resolution is of no use; give --tile-size"
-            )
-
-    def _check_photo_settings(self, option: str) -> None:
-        if self.bundle.photo is None:
-            raise BundleError(
-                f"model {self.bundle.name} is not calibrated for photographs, which {option} needs; calibrate it with"
-                " `crackbatch calibrate`, or use another model"
-            )
+            check_calibrated(self.bundle, "--view windows")
 
     @property
     def views(self) -> Views | None:

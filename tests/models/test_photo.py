@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,8 @@ from scipy.stats import pearsonr
 
 from builders.pictures import draw_photo, gradient
 from builders.places import SHARED
-from crackbatch.models.bundle import PhotoSettings
-from crackbatch.models.model import load_model
+from crackbatch.models.bundle import PhotoSettings, read_bundle_and_weights
+from crackbatch.models.model import Model, load_model
 from crackbatch.models.photo import Box, CrackMap, Grid, judge, scale_of, strips
 
 SETTINGS = PhotoSettings(window=256, cut=0.5, intercept=-1.0, slope=0.5, operating_points={}, mm_per_pixel=0.25)
@@ -24,6 +25,20 @@ def crack_map(logits: np.ndarray) -> CrackMap:
     """A map with a step of 32 pixels and windows of 224, of a photograph that it covers."""
     rows, columns = logits.shape
     return CrackMap(logits.astype(np.float32), (columns + 6) * 32, (rows + 6) * 32, (32.0, 32.0), (224.0, 224.0))
+
+
+def test_photographs_of_several_threads_share_batches_and_get_the_maps_that_they_get_alone() -> None:
+    bundle, weights = read_bundle_and_weights()
+    model = Model(bundle, weights, joins_photos=True)
+    photos = [np.array(draw_photo(3, size, seed=seed)) for seed in range(3) for size in (2, 3)]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda photo: model.map_photo(photo, 0.875), photos))
+    alone = Model(bundle, weights)
+    for crack_map, photo in zip(found, photos, strict=True):
+        expected = alone.map_photo(photo, 0.875)
+        assert crack_map.logits.shape == expected.logits.shape
+        assert np.abs(crack_map.probabilities - expected.probabilities).max() < 0.02  # bfloat16 rounds batches apart
+    assert len({crack_map.logits.tobytes() for crack_map in found}) == len(photos)
 
 
 @pytest.mark.parametrize(("width", "height"), [(448, 448), (900, 700), (701, 1303), (512, 3000)])

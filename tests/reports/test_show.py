@@ -76,7 +76,7 @@ def test_a_map_reaches_the_borders_and_a_tiny_picture_is_enlarged() -> None:
         ({"images": ["a.jpg"], "results": "out"}, "give images to show, or --from"),
         ({"images": ["a.jpg"], "top": 0}, "--top must be 1 or more"),
         ({"images": ["a.jpg"], "run_id": "r"}, "--run-id selects a run of --from"),
-        ({"images": ["a.jpg"], "tile_size": 2.0, "ground_resolution": 1.0}, "give only one of them"),
+        ({"images": ["a.jpg"], "tile_size": 300.0, "ground_resolution": 1.0}, "give only one of them"),
     ],
 )
 def test_wrong_requests_are_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
