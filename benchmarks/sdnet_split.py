@@ -51,7 +51,8 @@ def main() -> None:
     for name in ("train", "validation", "test"):
         photos = {group for group, of in zip(groups, split, strict=True) if of == name and PHOTO.search(group)}
         print(f"{name}: {split.count(name):,} tiles, {len(photos)} photographs of SDNET2018")
-    print("whole photographs in validation:", ", ".join(sorted({g for g, c in zip(groups, components) if c in chosen})))
+    moved = {group for group, component in zip(groups, components, strict=True) if component in chosen}
+    print(f"whole photographs in validation: {', '.join(sorted(moved))}")
 
 
 if __name__ == "__main__":

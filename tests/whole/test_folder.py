@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -46,3 +47,41 @@ def test_modules_in_the_folder_of_an_archive_are_not_imported(
     assert len(crackbatch.read_predictions(str(tmp_path / "out"))) == len(tiles)
     assert bool(listening) == (engine == "ray")
     assert all(ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback for address in listening)
+
+
+HOLDER = """
+import sys
+from crackbatch.cluster import Cluster
+with Cluster(None) as cluster:
+    cluster.start()
+    import ray
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.readline()
+"""
+GUEST = """
+import sys
+import ray
+ray.init(address=sys.argv[1], _node_ip_address="127.0.0.1")
+ray.get(ray.remote(num_cpus=0)(lambda path: open(path, "w").close()).remote(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_process_without_the_token_runs_nothing_on_the_ray_of_a_run(tmp_path: Path) -> None:
+    environment = {**alone(), "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    python = [sys.executable, "-c"]
+    with subprocess.Popen(
+        [*python, HOLDER], env=alone(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        address = holder.stdout.readline().strip()
+        for name, token in (("with", {}), ("without", {"RAY_AUTH_TOKEN": "another"})):
+            guest = subprocess.run(
+                [*python, GUEST, address, str(tmp_path / name)], env={**environment, **token}, capture_output=True,
+                text=True, timeout=100,
+            )  # fmt: skip
+            assert (guest.returncode == 0) == (name == "with"), guest.stderr
+        assert "InvalidAuthToken" in guest.stderr
+        holder.communicate("end\n", timeout=60)
+    assert [path.name for path in tmp_path.iterdir()] == ["with"]
