@@ -53,7 +53,11 @@ def print_summary(summary: RunSummary) -> None:
     else:
         print(f"run {summary.run_id}: nothing left to do; rows of all {counted(summary.images, 'image')} are there")
     if summary.statuses:
-        print("status: " + ", ".join(f"{name} {count:,}" for name, count in summary.statuses.items()))
+        print(summary.findings)
+    if summary.most_probable:
+        print("most probable:")
+    for likely in summary.most_probable:
+        print(f"  {likely.crack_probability:.3f}  {printable(likely.image_uri)}")
     if summary.passed_over:
         print("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in summary.passed_over.items()))
     for problem in summary.problems:
@@ -259,8 +263,10 @@ def print_cleaning(found: Cleaning) -> None:
 
 def _details(run: ListedRun) -> str:
     """What is known about a run, apart from its state and its number of images."""
+    from crackbatch.results.summary import findings
+
     said = [run.model_id or ""]
-    said.append(", ".join(f"{name} {count:,}" for name, count in run.statuses.items()))
+    said.append(findings(run.labels, run.statuses))
     if run.published and run.state != "published":
         said.append(f"{run.published:,} rows published earlier")
     if run.since:

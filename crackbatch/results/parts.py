@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +11,6 @@ import pyarrow.parquet as pq
 
 from crackbatch.errors import OutputError
 from crackbatch.results.maps import without_maps
-from crackbatch.results.resolution import RESOLUTION, read_resolution
 from crackbatch.results.run import PREDICTIONS, Run
 from crackbatch.results.table import WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
@@ -22,18 +19,6 @@ from crackbatch.storage.documents import write_table
 from crackbatch.storage.redaction import masked
 
 _THREADS = 8
-
-
-class Photos(NamedTuple):
-    """Photographs that were looked at in windows: their number, their windows, those at a guessed scale.
-
-    `coarsest` is the largest number of millimetres in a pixel that a manifest gives.
-    """
-
-    num: int = 0
-    windows: int = 0
-    guessed: int = 0
-    coarsest: float = 0.0
 
 
 def rows_per_part(num_rows: int) -> int:
@@ -93,39 +78,6 @@ def count_failed(run: Run) -> int:
     tables = _read_all([*run.part_files(), *run.published_files()], [*IDENTITY, "status"])
     failed = (table.filter(pc.not_equal(table.column("status"), "ok")).select(IDENTITY) for table in tables)
     return int(pc.count_distinct(identity_keys(concat_identities(failed))).as_py())
-
-
-def count_statuses(run: Run) -> dict[str, int]:
-    """Count the rows of the run's published files by status, most frequent first."""
-    counts: Counter[str] = Counter()
-    for table in _read_all(run.published_files(), ["status"]):
-        counts.update(values_of(table.column(0)))
-    return by_frequency(counts)
-
-
-def count_photos(run: Run, widest: float | None) -> Photos:
-    """Count the photographs in the run's published files that were looked at in windows.
-
-    Those wider than `widest` pixels for which a manifest gives no resolution count as guessed.
-    """
-    num = windows = guessed = 0
-    coarsest = 0.0
-    for file in run.published_files():
-        with ranges.open_file(file) as opened:
-            table = pq.ParquetFile(opened, pre_buffer=False)
-            names = [name for name in ("tiles", "width", RESOLUTION) if name in table.schema_arrow.names]
-            rows = table.read(names, use_threads=False)
-        rows = rows.filter(pc.is_valid(rows.column("tiles")))
-        num, windows = num + rows.num_rows, windows + (pc.sum(rows.column("tiles")).as_py() or 0)
-        stated = (
-            [read_resolution(value) for value in rows.column(RESOLUTION).to_pylist()] if RESOLUTION in names else []
-        )
-        coarsest = max([coarsest, *(value for value in stated if value is not None)])
-        if widest is not None:
-            is_unknown = [value is None for value in stated] or [True] * rows.num_rows
-            unknown = rows.column("width").filter(pa.array(is_unknown, pa.bool_()))
-            guessed += pc.sum(pc.greater(unknown, widest)).as_py() or 0
-    return Photos(num, windows, guessed, coarsest)
 
 
 def values_of(column: pa.ChunkedArray) -> dict[str, int]:

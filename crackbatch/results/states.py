@@ -47,8 +47,9 @@ class ListedRun:
     """What is known about a run.
 
     `images` counts the rows of a published run, or the rows in the parts of another run; `statuses` counts the same
-    rows by status. `published` counts the rows that readers see. `seconds` is the duration of the call that published,
-    or the time that a running process has worked so far. `since` and `holder` are set while a process works on the run.
+    rows by status, `labels` those of a published run by label. `published` counts the rows that readers see. `seconds`
+    is the duration of the call that published, or the time that a running process has worked so far. `since` and
+    `holder` are set while a process works on the run.
     `reason` says why a run failed, or what is damaged. Times are in ISO 8601.
     """
 
@@ -57,6 +58,7 @@ class ListedRun:
     state: str
     images: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
     published: int = 0
     model_id: str | None = None
     threshold: float | None = None
@@ -165,6 +167,8 @@ def _judge(
     if summary is not None:
         images = _get(summary, "summary.json", "images", int)
         known |= {"images": images, "statuses": _get(summary, "summary.json", "statuses", dict), "published": images}
+        if "labels" in summary:  # older versions did not count them
+            known["labels"] = _get(summary, "summary.json", "labels", dict)
     else:
         known |= _count_rows(folder, known["date"])
     if (held := working_lease(folder.location)) is not None:

@@ -29,10 +29,10 @@ from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestErr
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
 from crackbatch.progress import Progress, Step, counted, say
-from crackbatch.results.parts import Photos, count_failed, count_photos, count_statuses, read_done, read_scored
+from crackbatch.results.parts import count_failed, read_done, read_scored
 from crackbatch.results.publish import publish
 from crackbatch.results.run import Run, check_names, choose_run
-from crackbatch.results.summary import RunSummary
+from crackbatch.results.summary import Counts, Photos, RunSummary, count_rows
 from crackbatch.results.table import schema_with
 from crackbatch.scoring.local import MOST_IMAGES, is_small, score_here
 from crackbatch.scoring.pipeline import score_on_ray
@@ -282,8 +282,8 @@ def _summarize(
 ) -> RunSummary:
     """The summary of a run that added `num_rows` rows, or of a dry run that would add them."""
     work = work or Work()
-    statuses = count_statuses(run) if run else {}
-    photos = _count_photos(request, run) if run else Photos()
+    counts = count_rows(run, _widest(request)) if run else Counts()
+    statuses, photos = counts.statuses, counts.photos
     seconds = time.monotonic() - start.moment
     return RunSummary(
         run_id=run.run_id if run else "",
@@ -295,6 +295,9 @@ def _summarize(
         added=num_rows if run else 0,
         size_bytes=plan.size_bytes,
         statuses=statuses,
+        labels=counts.labels,
+        quantiles=counts.quantiles,
+        most_probable=counts.most_probable,
         archives=plan.num_archives,
         passed_over=dict(plan.listing.passed_over.most_common()),
         problems=plan.listing.problems,
@@ -312,13 +315,13 @@ def _summarize(
     )
 
 
-def _count_photos(request: Request, run: Run) -> Photos:
+def _widest(request: Request) -> float | None:
+    """Return the width in pixels beyond which the scale of a photograph is a guess; None if it is known."""
     settings = request.bundle.photo
-    if request.views is None or settings is None:
-        return Photos()
+    if settings is None or settings.width is None:
+        return None
     scale_is_known = request.tile_size is not None or request.ground_resolution is not None
-    widest = None if scale_is_known or settings.width is None else _MUCH_WIDER * settings.width
-    return count_photos(run, widest)
+    return None if scale_is_known else _MUCH_WIDER * settings.width
 
 
 def _notes(request: Request, photos: Photos) -> list[str]:

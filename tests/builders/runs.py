@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow as pa
 
 import crackbatch
-from crackbatch.results.parts import count_statuses
 from crackbatch.results.parts import write_part as write_rows
 from crackbatch.results.publish import publish as publish_run
 from crackbatch.results.run import Run
+from crackbatch.results.summary import count_rows
 from crackbatch.results.table import COLUMNS
 from crackbatch.sources.rows import IDENTITY
 from crackbatch.storage import atomic, locations
@@ -43,7 +43,7 @@ def publish(run: Run, uris: str) -> None:
 
 
 def summary_of(run: Run, **changed: object) -> dict[str, object]:
-    statuses = count_statuses(run)
+    statuses = count_rows(run).statuses
     about = {"run_id": run.run_id, "date": run.date, "model_id": MODEL, "statuses": statuses, "exit_code": 0}
     return {**about, "images": sum(statuses.values()), "seconds": 12.5, **changed}
 
