@@ -58,7 +58,6 @@ class ListedRun:
     state: str
     images: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
     published: int = 0
     model_id: str | None = None
     threshold: float | None = None
@@ -68,6 +67,7 @@ class ListedRun:
     holder: str | None = None
     exit_code: int | None = None
     reason: str | None = None
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
