@@ -195,8 +195,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def listed_bucket(s3: str) -> str:
     """A bucket with prefixes of every shape: many small, few large, deep, and names that order oddly."""
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="listed")
+    from moto.s3.models import s3_backends
+
+    boto3.client("s3").create_bucket(Bucket="listed")
     keys = [f"many/day-{day:03d}/{number}.jpg" for day in range(70) for number in range(2)]
     keys += [f"many/day-{day:03d}.jpg" for day in range(0, 70, 7)]  # files between the folders
     keys += [f"large/{number:05d}.jpg" for number in range(2100)]  # more than two pages
@@ -204,8 +205,12 @@ def listed_bucket(s3: str) -> str:
     keys += [".hidden/x.jpg", "a/._x.jpg", "readme.txt", "noext", "marker/", "a/marker.jpg/"]
     keys += ["results/runs/x/x.jpg", "results/predictions/x.jpg"]
     keys += ["results/runs/x/plan/0", "results/runs/x/run.json", "results/predictions/date=2026-11-20/x.parquet"]
+    # The server runs in this process. Thousands of requests would take twenty seconds.
+    (store,) = (
+        backend for account in s3_backends.values() for backend in account.values() if "listed" in backend.buckets
+    )
     for key in keys:
-        client.put_object(Bucket="listed", Key=key, Body=b"" if key.endswith("/") else key.encode())
+        store.put_object("listed", key, b"" if key.endswith("/") else key.encode())
     return "s3://listed"
 
 
