@@ -11,7 +11,7 @@ import numpy as np
 from crackbatch.errors import SourceError
 from crackbatch.evaluation.calibration import halfway, last
 from crackbatch.evaluation.metrics import curves
-from crackbatch.evaluation.views import View, cut_views, map_photos, read_cells, score_views
+from crackbatch.evaluation.views import View, cut_views, label_views, map_photos, read_cells, score_views
 from crackbatch.models.bundle import (
     DEFAULT_MODEL,
     DEFAULT_OPERATING_POINT,
@@ -53,17 +53,18 @@ def calibrate(
     photos = read_cells(os.fspath(cells))
     bundle, weights = read_bundle_and_weights(os.fspath(model))
     location = atomic.check_output(os.fspath(out))
+    labels = label_views(photos)
+    num_cracked, num_sound = int(labels.sum()), int((~labels).sum())
+    if min(num_cracked, num_sound) < _FEW:
+        raise SourceError(
+            f"{masked(os.fspath(cells))} gives {num_cracked:,} cracked and {num_sound:,} sound views;"
+            f" at least {_FEW} of each are needed"
+        )
     cell = float(np.median(np.concatenate([photo.cells[:, 2] for photo in photos])))
     window = cell if tile_size is None else tile_size
     settings = PhotoSettings(window, 0.0, 0.0, 1.0, {}, ground_resolution)
     maps = map_photos(photos, Model(bundle, weights, default_device()), settings)
     views = cut_views(photos, maps)
-    num_cracked = sum(view.is_cracked for view in views)
-    if min(num_cracked, len(views) - num_cracked) < _FEW:
-        raise SourceError(
-            f"{masked(os.fspath(cells))} gives {num_cracked:,} cracked and {len(views) - num_cracked:,} sound views;"
-            f" at least {_FEW} of each are needed"
-        )
     settings = replace(_fit(views, settings), width=int(np.median([crack_map.width for crack_map in maps])))
     settings = replace(
         settings,
@@ -71,7 +72,7 @@ def calibrate(
         calibration={
             "photographs": len(photos),
             "views": len(views),
-            "cracked_views": num_cracked,
+            "cracked_views": sum(view.is_cracked for view in views),
             "megapixels": round(sum(view.megapixels for view in views), 1),
         },
     )

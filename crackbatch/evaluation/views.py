@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -160,21 +160,29 @@ def score_views(views: Sequence[View], settings: PhotoSettings) -> Scored:
     return Scored(calibrated(logits, 1.0), labels, np.array([view.photo for view in views]))
 
 
-def _cut(photo: LabelledPhoto, crack_map: CrackMap) -> list[View]:
-    views = []
+def label_views(photos: Sequence[LabelledPhoto]) -> np.ndarray:
+    """Return whether a cell is cracked, for each view (views,) that `cut_views` cuts."""
+    return np.array([photo.cracked[inside].any() for photo in photos for inside in _view_cells(photo)], bool)
+
+
+def _cut(photo: LabelledPhoto, crack_map: CrackMap) -> Iterator[View]:
+    for inside in _view_cells(photo):
+        cells = photo.cells[inside]
+        left, top = cells[:, :2].min(0)
+        right, bottom = (cells[:, :2] + cells[:, 2:]).max(0)
+        part = _within(crack_map, left, top, right, bottom)
+        if part.logits.size:
+            size = (right - left) * (bottom - top) / 1e6
+            yield View(photo.name, photo.surface, part, bool(photo.cracked[inside].any()), float(size))
+
+
+def _view_cells(photo: LabelledPhoto) -> Iterator[np.ndarray]:
+    """Yield a mask (cells,) for each view in which the label of each cell is known."""
     for rows in _parts(photo.rows, _VIEW_ROWS):
         for columns in _parts(photo.columns, _VIEW_COLUMNS):
             inside = np.isin(photo.rows, rows) & np.isin(photo.columns, columns)
-            if inside.sum() != len(rows) * len(columns):
-                continue
-            cells = photo.cells[inside]
-            left, top = cells[:, :2].min(0)
-            right, bottom = (cells[:, :2] + cells[:, 2:]).max(0)
-            part = _within(crack_map, left, top, right, bottom)
-            if part.logits.size:
-                size = (right - left) * (bottom - top) / 1e6
-                views.append(View(photo.name, photo.surface, part, bool(photo.cracked[inside].any()), float(size)))
-    return views
+            if inside.sum() == len(rows) * len(columns):
+                yield inside
 
 
 def _parts(places: np.ndarray, length: int) -> list[np.ndarray]:

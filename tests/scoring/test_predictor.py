@@ -189,9 +189,10 @@ def test_a_photograph_is_shrunk_or_looked_at_in_windows_as_asked(tmp_path: Path)
 
 def test_it_is_said_where_the_size_of_cracks_is_a_guess_or_too_small(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    PIL.Image.new("RGB", (9500, 500), "grey").save(tmp_path / "in" / "wide.png")
+    PIL.Image.new("RGB", (9500, 450), "grey").save(tmp_path / "in" / "wide.png")
     (note,) = score(tmp_path / "in", tmp_path / "guessed", engine="local").notes
     assert note.startswith("1 photograph more than twice as wide as those that the model knows (4,608 pixels)")
+    PIL.Image.new("RGB", (500, 450), "grey").save(tmp_path / "in" / "wide.png")
     (note,) = score(tmp_path / "in", tmp_path / "coarse", ground_resolution=0.4, engine="local").notes
     assert note.startswith("at 0.4 mm a pixel, a crack of 0.3 mm is narrower than a pixel")
     assert score(tmp_path / "in", tmp_path / "fine", ground_resolution=0.25, engine="local").notes == []
