@@ -24,6 +24,7 @@ from crackbatch.cli.output import (
     print_cleaning,
     print_comparison,
     print_evaluation,
+    print_exported,
     print_overview,
     print_photo_settings,
     print_plan,
@@ -106,6 +107,8 @@ def score(
     exif: Annotated[
         str, typer.Option(help="full adds columns that drones write: angles of the camera, altitude.")
     ] = "basic",
+    csv: Annotated[str | None, typer.Option(help="Also write the run's rows to this .csv file.")] = None,
+    xlsx: Annotated[str | None, typer.Option(help="Also write the run's rows to this .xlsx file, for Excel.")] = None,
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
     with interruptible("finished work is kept; run the same command to continue"):
@@ -227,6 +230,29 @@ def show(
     from crackbatch.reports import show as pictures
 
     print_shown(pictures.show(**_given(context)))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    out: options.Out,
+    file: Annotated[
+        str, typer.Option("--out", help="File or URL to write: .csv, .xlsx, .geojson or .json (Label Studio).")
+    ] = "",
+    run_id: Annotated[
+        str | None, typer.Option(help="Only rows of this run [default: newest row of each image].")
+    ] = None,
+    date: Annotated[str | None, typer.Option(help="Only rows of this day, YYYY-MM-DD.")] = None,
+    min_probability: Annotated[float | None, typer.Option(help="Only images with at least this probability.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only images with this label: crack or no_crack.")] = None,
+    all_columns: Annotated[
+        bool, typer.Option("--all-columns", help="Write every column, not only the ten most useful ones.")
+    ] = False,
+) -> None:
+    """Write the rows in OUT as a list for other programs: CSV, Excel, GeoJSON (positions), Label Studio."""
+    from crackbatch.reports import exports
+
+    print_exported(exports.export(**_given(context)))
 
 
 @app.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview
     from crackbatch.evaluation.evaluate import Evaluation
     from crackbatch.models.bundle import Bundle
+    from crackbatch.reports.exports import Exported
     from crackbatch.reports.show import Shown
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
@@ -178,6 +179,13 @@ def _print_photos(metrics: dict[str, Any]) -> None:
             counts = ("", "", "")
     _print_table(table)
     print("false alarms: per 100 sound views, and per 100 megapixels of sound views")
+
+
+def print_exported(found: Exported) -> None:
+    """Print what was written, and which rows the format cannot hold."""
+    for reason, count in found.left_out.items():
+        print(f"left out: {counted(count, 'row')} {reason}")
+    print(f"{counted(found.rows, 'row')}: {printable(found.file)}")
 
 
 def print_photo_settings(bundle: Bundle) -> None:

@@ -29,6 +29,7 @@ from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestErr
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
 from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
 from crackbatch.progress import Progress, Step, counted, say
+from crackbatch.reports.exports import check_file, export
 from crackbatch.results.parts import count_failed, read_done, read_scored
 from crackbatch.results.publish import publish
 from crackbatch.results.run import Run, check_names, choose_run
@@ -96,6 +97,8 @@ def score(
     ground_resolution: float | None = None,
     maps: bool = False,
     exif: str = "basic",
+    csv: locations.Location | None = None,
+    xlsx: locations.Location | None = None,
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -106,10 +109,12 @@ def score(
     has. With `only_below`, images that are not below one of these locations are not read; their rows are `unreadable`.
     Photographs are looked at in windows (`view`), each of which covers `tile_size` pixels; `ground_resolution` is how
     many millimetres of the surface a pixel shows. With `maps`, the probabilities of all windows are published too. With
-    `exif` "full", the table also has what drones write: the camera's angles and the altitude.
+    `exif` "full", the table also has what drones write: the camera's angles and the altitude. The rows of the run are
+    also written to the files `csv` and `xlsx`, as `export` writes them.
     Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
+    lists = [check_file(file, ending) for ending, file in ((".csv", csv), (".xlsx", xlsx)) if file is not None]
     bundle = read_bundle(os.fspath(model))
     request = Request(
         sources=check_sources(sources),
@@ -144,7 +149,10 @@ def score(
     broken_off = giving_up(lambda why: RunError(f"the run stopped ({why}); run the same command to continue"))
     try:
         with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:
-            return _score(request, run, holding, start)
+            summary = _score(request, run, holding, start)
+            for file in lists if summary.files else ():
+                export(request.out, file, run_id=run.run_id)
+            return summary
     except (RequestError, HeldError, LeaseLostError):
         raise
     except RunError as error:
