@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crackbatch import __version__
 from crackbatch.cli import options
 from crackbatch.cli.interruption import interruptible
 from crackbatch.cli.output import (
@@ -28,6 +29,7 @@ from crackbatch.cli.output import (
     print_overview,
     print_photo_settings,
     print_plan,
+    print_run_comparison,
     print_runs,
     print_runs_json,
     print_shown,
@@ -39,7 +41,6 @@ from crackbatch.storage.redaction import masked, redact
 from crackbatch.storage.retry import giving_up
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -48,8 +49,18 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"crackbatch {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and stop.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -63,7 +74,7 @@ def score(
             help="Paths or URLs: folders, globs, images, .zip, .tar(.gz, .bz2, .xz), .parquet or manifests (.csv).",
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder or URL for the results.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the results.")] = "",
     model: options.Model = "concrete-resnet18",
     date: Annotated[str | None, typer.Option(help="Date of the run, YYYY-MM-DD [default: today in UTC].")] = None,
     run_id: Annotated[str | None, typer.Option(help="Name of the run [default: date and fingerprint].")] = None,
@@ -126,7 +137,7 @@ def score(
 def train(
     context: typer.Context,
     sources: options.Data,
-    out: Annotated[str, typer.Option(help="Folder or URL for the model.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the model.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the model [default: last part of --out].")] = None,
     network: Annotated[str, typer.Option(help="A torchvision classifier, such as resnet50 or vit_b_16.")] = "resnet18",
     init: options.Init = "imagenet",
@@ -162,7 +173,9 @@ def train(
 def dataset(
     context: typer.Context,
     sources: options.Data,
-    out: Annotated[str, typer.Option(help="Folder or URL for the split and a sheet of pictures.")] = "dataset",
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Folder or URL for the split and a sheet of pictures.")
+    ] = "dataset",
     positive: options.Positive = None,
     negative: options.Negative = None,
     group_pattern: options.GroupPattern = None,
@@ -180,7 +193,7 @@ def dataset(
 def evaluate(
     context: typer.Context,
     sources: options.MaybeData = None,
-    out: Annotated[str, typer.Option(help="Folder or URL for metrics, figures and errors.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for metrics, figures and errors.")] = "",
     photos: Annotated[
         str | None, typer.Option(help="Measure on photographs: a CSV file with a label for each cell.")
     ] = None,
@@ -216,7 +229,7 @@ def show(
     images: Annotated[
         list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Paths or URLs of images, as in image_uri.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder or URL for the pictures.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the pictures.")] = "",
     results: Annotated[
         str | None, typer.Option("--from", help="Show the most probable rows of this --out of score instead.")
     ] = None,
@@ -226,7 +239,7 @@ def show(
     tile_size: options.TileSize = None,
     ground_resolution: options.GroundResolution = None,
 ) -> None:
-    """Draw where the cracks are: each image with its crack map and its worst region."""
+    """Draw images with their crack maps and worst regions."""
     from crackbatch.reports import show as pictures
 
     print_shown(pictures.show(**_given(context)))
@@ -237,7 +250,7 @@ def export(
     context: typer.Context,
     out: options.Out,
     file: Annotated[
-        str, typer.Option("--out", help="File or URL to write: .csv, .xlsx, .geojson or .json (Label Studio).")
+        str, typer.Option("--out", "-o", help="File or URL to write: .csv, .xlsx, .geojson or .json (Label Studio).")
     ] = "",
     run_id: Annotated[
         str | None, typer.Option(help="Only rows of this run [default: newest row of each image].")
@@ -249,7 +262,7 @@ def export(
         bool, typer.Option("--all-columns", help="Write every column, not only the ten most useful ones.")
     ] = False,
 ) -> None:
-    """Write the rows in OUT as a list for other programs: CSV, Excel, GeoJSON (positions), Label Studio."""
+    """Write rows as a list: CSV, Excel, GeoJSON, Label Studio."""
     from crackbatch.reports import exports
 
     print_exported(exports.export(**_given(context)))
@@ -261,14 +274,14 @@ def calibrate(
     cells: Annotated[
         str, typer.Argument(metavar="CELLS", help="A CSV file with a label for each cell of photographs.")
     ],
-    out: Annotated[str, typer.Option(help="Folder or URL for the calibrated model.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the calibrated model.")] = "",
     model: options.Model = "concrete-resnet18",
     tile_size: Annotated[
         float | None, typer.Option(help="Pixels of these photographs that one window covers [default: a cell].")
     ] = None,
     ground_resolution: options.GroundResolution = None,
 ) -> None:
-    """Choose on labelled photographs how a model judges photographs. Write the model with these settings."""
+    """Choose how a model judges photographs, on labelled ones. Write the model with these settings."""
     from crackbatch.evaluation import photo_calibration
 
     print_photo_settings(photo_calibration.calibrate(**_given(context)))
@@ -281,7 +294,7 @@ def compare(
     networks: Annotated[
         list[str] | None, typer.Option(help="Torchvision classifiers, separated by commas; may be repeated.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder or URL for the models and the table.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the models and the table.")] = "",
     init: options.Init = "imagenet",
     freeze: options.Freeze = False,
     epochs: options.Epochs = 10,
@@ -308,6 +321,21 @@ def compare(
     with interruptible("run the same command to continue from the last epoch's checkpoint"):
         found = comparison.compare(**_given(context))
     print_comparison(found)
+
+
+@app.command()
+def compare_runs(
+    context: typer.Context,
+    before: Annotated[str, typer.Argument(metavar="A", help="A run: OUT/runs/RUN_ID, or OUT for its newest run.")],
+    after: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="The later run; without it, the two newest runs in OUT.")
+    ] = None,
+    csv: Annotated[str | None, typer.Option(help="Also write each image that changed to this .csv file.")] = None,
+) -> None:
+    """Show what changed from one run to another. Count by folder."""
+    from crackbatch.reports import compare_runs as comparing
+
+    print_run_comparison(comparing.compare_runs(**_given(context)))
 
 
 @app.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview
     from crackbatch.evaluation.evaluate import Evaluation
     from crackbatch.models.bundle import Bundle
+    from crackbatch.reports.compare_runs import RunComparison
     from crackbatch.reports.exports import Exported
     from crackbatch.reports.show import Shown
     from crackbatch.results.cleaning import Cleaning
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _SPLITS = ("train", "validation", "test")
 _WIDTH = 100  # columns, if the output is not a terminal
 _NAME_WIDTH = 40
+_SHOWN = 10
 _BOUNDS = {"value": "", "low": "_low", "high": "_high"}
 
 
@@ -229,6 +231,32 @@ def print_comparison(found: Comparison) -> None:
         )
     _print_table(table)
     print(f"table: {masked(found.out)}")
+
+
+def print_run_comparison(found: RunComparison) -> None:
+    """Print how many images changed and how, by folder, and the most probable ones."""
+    from crackbatch.reports.compare_runs import CHANGES
+
+    print(f"{found.before} → {found.after}")
+    for note in found.notes:
+        print(f"note: {printable(note)}")
+    counts = found.counts
+    print(", ".join(f"{CHANGES[change]} {count:,}" for change, count in counts.items()) + f", the same {found.same:,}")
+    if found.changes.empty:
+        return
+    table = _table("folder", *(f">{change}" for change in CHANGES))
+    for folder, row in found.folders.head(_SHOWN).iterrows():
+        table.add_row(printable(str(folder)), *(f"{row[change]:,}" for change in CHANGES))
+    _print_table(table)
+    if (others := len(found.folders) - _SHOWN) > 0:
+        print(f"and {counted(others, 'folder')} more")
+    for change in ("rose", "fell", "status"):
+        for row in found.changes[found.changes["change"] == change].head(_SHOWN).itertuples():
+            if change == "status":
+                said = f"{row.status_before} → {row.status_after}"
+            else:
+                said = f"{row.probability_before:.3f} → {row.probability_after:.3f}"
+            print(f"{change}: {said}  {printable(row.image_uri)}")
 
 
 def print_runs(found: Sequence[ListedRun]) -> None:

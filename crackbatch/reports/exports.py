@@ -110,7 +110,7 @@ def _records(rows: pd.DataFrame, names: Sequence[str]) -> Iterator[list[Any]]:
     for start in range(0, len(rows), _BATCH_ROWS):
         part = rows.iloc[start : start + _BATCH_ROWS]
         archives = part["archive"] if "archive" in part else [None] * len(part)
-        columns = [[_value(cell) for cell in part[name]] for name in sources]
+        columns = [[_value(cell) for cell in shortest(part[name])] for name in sources]
         for uri, archive, *cells in zip(part["image_uri"], archives, *columns, strict=True):
             known = {**place(uri, archive), "image_uri": uri, **dict(zip(sources, cells, strict=True))}
             yield [known[name] for name in names]
@@ -128,6 +128,11 @@ def place(image_uri: str, archive: str | None) -> dict[str, str | None]:
     }
 
 
+def shortest(column: pd.Series) -> pd.Series:
+    """Return a column in which a float32 such as 0.2 has no more digits than it needs, where Python shows 17."""
+    return column.astype(str).astype(float) if column.dtype == "float32" else column
+
+
 def _value(cell: Any) -> Any:
     import pandas as pd
 
@@ -142,7 +147,7 @@ def _value(cell: Any) -> Any:
     return cell
 
 
-def _text(cell: Any) -> Any:
+def harmless(cell: Any) -> Any:
     """Return a cell as a spreadsheet may have it: text that would be a formula gets an apostrophe before it."""
     if isinstance(cell, datetime):
         return cell.isoformat(sep=" ", timespec="seconds")
@@ -155,8 +160,8 @@ def _write_csv(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None:
     names = _columns(rows, all_columns)
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)  # Excel knows UTF-8 by its first bytes
     lines = csv.writer(text)
-    lines.writerow(map(_text, names))
-    lines.writerows(map(_text, row) for row in _records(rows, names))
+    lines.writerow(map(harmless, names))
+    lines.writerows(map(harmless, row) for row in _records(rows, names))
     text.flush()
     text.detach()
 
@@ -180,7 +185,7 @@ def _write_excel(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None
                     sheet.write_string(0, at, name, bold)
                 for line in range(1, min(_MAX_SHEET_ROWS, len(rows) - number * _MAX_SHEET_ROWS) + 1):
                     for at, cell in enumerate(next(records)):
-                        _write_cell(sheet, line, at, _text(cell))
+                        _write_cell(sheet, line, at, harmless(cell))
         with open(path, "rb") as made:
             while data := made.read(1 << 20):
                 file.write(data)

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,8 @@ def test_no_runs_is_one_line_and_exit_2(s3: str, command: list[str], place: str)
     answer = crackbatch_says(*command, place)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert len(answer.stderr.splitlines()) == 1, answer.stderr
+
+
+def test_the_version_is_told_without_a_command() -> None:
+    shown = run("--version")
+    assert (shown.returncode, shown.stdout) == (0, f"crackbatch {version('crackbatch')}\n")

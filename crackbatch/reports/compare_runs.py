@@ -1,0 +1,158 @@
+"""Compares two runs image by image: what is new or gone, and what is judged in another way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crackbatch.errors import OptionError, OutputError
+from crackbatch.reports.exports import check_file, harmless, place, shortest
+from crackbatch.results.predictions import read_predictions
+from crackbatch.results.run import RUN_ID
+from crackbatch.results.states import list_runs
+from crackbatch.storage import atomic, locations
+from crackbatch.storage.redaction import masked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What can happen to an image from one run to the next, in the order in which it is told.
+CHANGES = {
+    "rose": "rose above the threshold",
+    "fell": "fell below the threshold",
+    "status": "changed status",
+    "new": "new",
+    "gone": "gone",
+}
+_COLUMNS = ["image_uri", "archive", "status", "label", "crack_probability", "threshold", "model_id", "run_id"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunComparison:
+    """Two runs beside each other.
+
+    `changes` has a row for each image that changed: `change` (a key of `CHANGES`), `image_uri`, `folder`, and of both
+    runs `status_before`, `status_after`, `probability_before`, `probability_after`. `folders` counts the changes of
+    each folder or archive. `notes` says what else differs between the runs, such as the model.
+    """
+
+    before: str
+    after: str
+    same: int
+    changes: pd.DataFrame
+    folders: pd.DataFrame
+    notes: list[str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images for each change."""
+        found = self.changes["change"].value_counts()
+        return {change: int(found.get(change, 0)) for change in CHANGES}
+
+
+def compare_runs(
+    before: locations.Location, after: locations.Location | None = None, *, csv: locations.Location | None = None
+) -> RunComparison:
+    """Compare two runs, each given as `OUT/runs/RUN_ID`, or as OUT for its newest published run.
+
+    With only an OUT, its two newest published runs are compared. The changes are also written to the file `csv`. Raises
+    RequestError.
+    """
+    file = None if csv is None else check_file(csv, ".csv")
+    runs = _two_newest(os.fspath(before)) if after is None else [_run(os.fspath(run)) for run in (before, after)]
+    tables = [_read(*run) for run in runs]
+    changes, same = _changes(*tables)
+    found = RunComparison(runs[0][1], runs[1][1], same, changes, _by_folder(changes), _notes(*tables))
+    if file is not None:
+        atomic.write_whole(file, _as_csv(changes))
+    return found
+
+
+def _two_newest(out: str) -> list[tuple[str, str]]:
+    runs = [run.run_id for run in list_runs(out) if run.state == "published"][-2:]
+    if len(runs) < 2:
+        raise OptionError(f"{masked(out)} has {len(runs)} published runs; two are needed, or give two OUT/runs/RUN_ID")
+    return [(out, run_id) for run_id in runs]
+
+
+def _run(given: str) -> tuple[str, str]:
+    """Return the OUT and the id of a run."""
+    above, _, run_id = given.rstrip("/").rpartition("/")
+    if above.rpartition("/")[2] == "runs" and RUN_ID.fullmatch(run_id):
+        return above.rpartition("/")[0] or ".", run_id
+    runs = [run.run_id for run in list_runs(given) if run.state == "published"]
+    if not runs:
+        raise OutputError(f"no published run in {masked(given)}")
+    return given, runs[-1]
+
+
+def _read(out: str, run_id: str) -> pd.DataFrame:
+    rows = read_predictions(out, run_id=run_id, columns=_COLUMNS)
+    return rows.drop_duplicates("image_uri")
+
+
+def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Return the images that changed, the most probable first, and how many did not."""
+    import numpy as np
+
+    wanted = ["image_uri", "archive", "status", "label", "crack_probability"]
+    both = before[wanted].merge(after[wanted], "outer", "image_uri", suffixes=("_before", "_after"), indicator="side")
+    were, are = both["label_before"] == "crack", both["label_after"] == "crack"
+    scored = (both["status_before"] == "ok") & (both["status_after"] == "ok")
+    both["change"] = np.select(
+        [
+            both["side"] == "right_only",
+            both["side"] == "left_only",
+            both["status_before"] != both["status_after"],
+            scored & are & ~were,
+            scored & were & ~are,
+        ],
+        ["new", "gone", "status", "rose", "fell"],
+        "",
+    )
+    changed = both[both["change"] != ""].copy()
+    archives = changed["archive_after"].where(changed["archive_after"].notna(), changed["archive_before"])
+    changed["folder"] = [_folder(uri, archive) for uri, archive in zip(changed["image_uri"], archives, strict=True)]
+    changed = changed.rename(columns=lambda name: name.replace("crack_probability", "probability"))
+    changed["order"] = changed["change"].map({change: at for at, change in enumerate(CHANGES)})
+    changed = changed.sort_values(["order", "probability_after", "image_uri"], ascending=[True, False, True])
+    names = ["change", "image_uri", "folder", "status_before", "status_after", "probability_before"]
+    return changed[[*names, "probability_after"]].reset_index(drop=True), len(both) - len(changed)
+
+
+def _folder(image_uri: str, archive: str | None) -> str:
+    """Return the folder of an image, or the archive that holds it."""
+    found = place(image_uri, archive)
+    return found["archive"] or str(found["file"]).rpartition("/")[0] or "."
+
+
+def _by_folder(changes: pd.DataFrame) -> pd.DataFrame:
+    """Return the number of each change in each folder, the folders with most changes first."""
+    import pandas as pd
+
+    found = pd.crosstab(changes["folder"], changes["change"]).reindex(columns=list(CHANGES), fill_value=0)
+    return found.loc[found.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+
+
+def _notes(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    notes = []
+    for name, what in (("model_id", "models"), ("threshold", "thresholds")):
+        old, new = (
+            ", ".join(sorted(f"{value}" for value in table[name].dropna().unique())) for table in (before, after)
+        )
+        if old != new:
+            notes.append(f"the runs have other {what}: {old} before, {new} after")
+    return notes
+
+
+def _as_csv(changes: pd.DataFrame) -> bytes:
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(changes.columns)
+    shown = changes.apply(shortest).astype(object)
+    for row in shown.where(changes.notna(), None).itertuples(index=False):
+        lines.writerow(map(harmless, row))
+    return text.getvalue().encode("utf-8-sig", "backslashreplace")
