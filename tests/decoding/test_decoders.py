@@ -63,7 +63,7 @@ def poisonous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decod
     """Decoders that do what an image's last bytes say."""
     (tmp_path / "sitecustomize.py").write_text(POISON)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with Decoders(64, max_megapixels=1.0, timeout_s=5, num_processes=2, batch_size=32) as decoders:
+    with Decoders(64, max_megapixels=1.0, timeout_s=3, num_processes=2, batch_size=32) as decoders:
         yield decoders
 
 
@@ -72,7 +72,7 @@ def poisonous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decod
     [
         ("abort", "crashed", "decoding it crashed the decoder process (signal 6"),
         ("memory", "crashed", "decoding it needs more than"),
-        ("sleep", "failed", too_slow(5)),
+        ("sleep", "failed", too_slow(3)),
     ],
 )
 def test_what_an_image_does_to_its_decoder_costs_it_alone(

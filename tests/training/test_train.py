@@ -47,6 +47,7 @@ def test_a_bundle_says_how_it_was_made_and_scores(trained: Path, photos: str) ->
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     trained: Path, photos: str, tmp_path: Path
 ) -> None:
