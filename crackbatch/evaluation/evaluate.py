@@ -149,7 +149,7 @@ def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> 
     Images are matched by their sha256.
     """
     columns = ["sha256", "crack_probability", "status", "threshold"]
-    frame = read_predictions(out, run_id=run_id, columns=columns, _model_id=bundle.model_id)
+    frame = read_predictions(out, run_id=run_id, columns=columns, model_id=bundle.model_id)
     frame = frame[frame["status"] == "ok"]
     known = dict(zip(frame["sha256"], zip(frame["crack_probability"], frame["threshold"], strict=True), strict=True))
     digests = rows.column("sha256").to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from crackbatch.storage.redaction import masked
 if TYPE_CHECKING:
     import pandas as pd
 
+_NEEDED = ("image_uri", "version", "scored_at", "crack_probability", "threshold", "tiles")
 _NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
@@ -30,12 +32,13 @@ def read_predictions(
     date: str | None = None,
     min_probability: float | None = None,
     columns: Sequence[str] | None = None,
-    _model_id: str | None = None,
+    model_id: str | None = None,
 ) -> pd.DataFrame:
     """Return published rows as a DataFrame, most probable cracks first; by default the newest row of each image.
 
     `run_id` selects all rows of one run, `date` (YYYY-MM-DD) the newest row of each image on that day.
-    `min_probability` selects images with at least this probability. Raises OutputError if nothing is published or if
+    `min_probability` selects images with at least this probability, `model_id` rows of one model. Warns if rows were
+    labelled at several thresholds. Raises OutputError if nothing is published or if
     runs give a column types that cannot be combined, OptionError for a column, run or date that does not exist.
     """
     out = os.fspath(out)
@@ -46,24 +49,39 @@ def read_predictions(
     dataset = _open(root, files)
     wanted = _check_columns(columns, dataset.schema)
     condition = _condition(run_id, date)
-    needed = list(dict.fromkeys([*wanted, "image_uri", "version", "scored_at", "crack_probability"]))
-    if _model_id is not None and "model_id" not in needed:
-        needed.append("model_id")
+    needed = list(dict.fromkeys([*wanted, *_NEEDED, *(["model_id"] if model_id is not None else [])]))
+    needed = [name for name in needed if name in dataset.schema.names]  # older tables lack some
     table = _read(dataset, needed, condition)
     if not table.num_rows and condition is not None:
         known = sorted(dataset.to_table(columns=["run_id"]).column("run_id").unique().to_pylist())
         raise OptionError(f"no rows match (run: {run_id or 'any'}, date: {date or 'any'}); runs: {', '.join(known)}")
-    if _model_id is not None:  # before _newest: the newest row of an image may be from another model
-        table = table.filter(pc.field("model_id") == _model_id)
+    if model_id is not None:  # before _newest: the newest row of an image may be from another model
+        table = table.filter(pc.field("model_id") == model_id)
     table = with_large_texts(table)
     if run_id is None:
         table = _newest(table)
     if min_probability is not None:
         table = table.filter(pc.field("crack_probability") >= min_probability)
+    if "label" in wanted and {"threshold", "tiles"} <= set(table.column_names):
+        _warn_of_thresholds(table)
     keys = [("crack_probability", "descending", "at_end"), ("image_uri", "ascending", "at_end")]
     table = pa.concat_tables(in_order(table, pc.sort_indices(table, sort_keys=keys)))
     frame: pd.DataFrame = table.select(wanted).to_pandas()
     return frame
+
+
+def _warn_of_thresholds(table: pa.Table) -> None:
+    """Warn if labels in one frame mean different things. Photographs have a threshold of their own."""
+    of_photos = table.column("tiles").is_valid()
+    for chosen in (of_photos, pc.invert(of_photos)):
+        found = sorted(table.column("threshold").filter(chosen).drop_null().unique().to_pylist())
+        if len(found) > 1:
+            shown = ", ".join(f"{threshold:g}" for threshold in found)
+            warnings.warn(
+                f"the rows were labelled at several thresholds ({shown}); compare crack_probability, or read one run"
+                " (run_id=)",
+                stacklevel=3,
+            )
 
 
 def _open(root: str, files: list[str]) -> ds.FileSystemDataset:

@@ -167,7 +167,8 @@ def _dry_run(request: Request, start: Start) -> RunSummary:
     skip, prefixes = [request.out] if request.out else [], Prefixes(request.only_below)
     plan = make_plan(request.sources, request.extensions, skip, limit=request.limit, prefixes=prefixes)
     _schema(request, plan)
-    return _summarize(request, None, plan, _new(request, plan.table).num_rows, start)
+    new = _new(request, plan.table)
+    return _summarize(request, None, plan, new.num_rows, start, num_scored_before=plan.table.num_rows - new.num_rows)
 
 
 def _schema(request: Request, plan: Plan) -> pa.Schema:
@@ -258,7 +259,9 @@ def _run(
 ) -> RunSummary:
     """Score the images without rows, publish, and return the summary."""
     published, parts = read_done(run)
-    expected = _new(request, subtract(plan.table, published))
+    without_rows = subtract(plan.table, published)
+    expected = _new(request, without_rows)
+    num_scored_before = without_rows.num_rows - expected.num_rows
     work = Work()
     is_unfinished = not run.is_finished
     if expected.num_rows or (is_unfinished and not run.published_files()):
@@ -272,7 +275,7 @@ def _run(
         holding.check()
         publish(run, expected, schema)
     added = expected.num_rows
-    summary = _summarize(request, run, plan, added, start, work)
+    summary = _summarize(request, run, plan, added, start, work, num_scored_before)
     if added or is_unfinished or work.stopped_early:
         run.finish(asdict(summary))
     else:
@@ -287,9 +290,16 @@ def _summarize(
     num_rows: int,
     start: Start,
     work: Work | None = None,
+    num_scored_before: int = 0,
 ) -> RunSummary:
-    """The summary of a run that added `num_rows` rows, or of a dry run that would add them."""
+    """The summary of a run that added `num_rows` rows, or of a dry run that would add them.
+
+    Earlier runs have scored `num_scored_before` of the images, which `--new-only` skips.
+    """
     work = work or Work()
+    passed_over = dict(plan.listing.passed_over.most_common())
+    if num_scored_before:
+        passed_over["images that an earlier run has scored (--new-only)"] = num_scored_before
     counts = count_rows(run, _widest(request)) if run else Counts()
     statuses, photos = counts.statuses, counts.photos
     seconds = time.monotonic() - start.moment
@@ -307,7 +317,7 @@ def _summarize(
         quantiles=counts.quantiles,
         most_probable=counts.most_probable,
         archives=plan.num_archives,
-        passed_over=dict(plan.listing.passed_over.most_common()),
+        passed_over=passed_over,
         problems=plan.listing.problems,
         notes=_notes(request, photos),
         photographs=photos.num,

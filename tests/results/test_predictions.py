@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,7 +14,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from builders.runs import Scored, rows
+import crackbatch
+from builders.archives import write_files
+from builders.runs import Scored, rows, score
 from crackbatch.errors import OptionError, OutputError
 from crackbatch.results.predictions import read_predictions
 from crackbatch.results.table import COLUMNS
@@ -94,3 +97,22 @@ def test_reading_predictions(tmp_path: Path, scored: Scored) -> None:
         rows(scored.out, columns=["probability"])
     with pytest.raises(OptionError, match="no rows match"):
         rows(scored.out, run_id="another")
+
+
+def test_rows_of_one_model_are_read_and_labels_at_several_thresholds_are_warned_of(
+    tmp_path: Path, tiles: dict[str, bytes]
+) -> None:
+    folder = write_files(tmp_path / "in", dict(list(tiles.items())[:3]))
+    score(folder, tmp_path / "out", engine="local", threshold=0.3, date="2026-01-01")
+    (folder / "tile-00.jpg").unlink()
+    second = score(folder, tmp_path / "out", engine="local", threshold=0.6, date="2026-01-02")
+    with pytest.warns(UserWarning, match=r"labelled at several thresholds \(0\.3, 0\.6\)"):
+        both = crackbatch.read_predictions(tmp_path / "out")
+    assert sorted(both["threshold"]) == pytest.approx([0.3, 0.6, 0.6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(crackbatch.read_predictions(tmp_path / "out", run_id=second.run_id)) == 2
+        assert len(crackbatch.read_predictions(tmp_path / "out", columns=["crack_probability"])) == 3
+        with pytest.raises(UserWarning):
+            crackbatch.read_predictions(tmp_path / "out", model_id=second.model_id)
+    assert crackbatch.read_predictions(tmp_path / "out", model_id="another@1").empty

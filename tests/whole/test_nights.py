@@ -35,6 +35,7 @@ def test_a_night_scores_what_is_new_or_changed_or_could_not_be_read_and_nothing_
     second = score_night("2026-03-02")
     assert second.run_id != first.run_id
     assert second.statuses == {"ok": 3}
+    assert second.passed_over == {"images that an earlier run has scored (--new-only)": len(tiles)}
     found = crackbatch.read_predictions(str(out), run_id=second.run_id)
     assert sorted(Path(uri).name for uri in found["image_uri"]) == ["away.jpg", "new.jpg", "tile-01.jpg"]
 
