@@ -6,11 +6,11 @@ epoch, place in the epoch, number of the image), not on its batch. So two runs w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from crackbatch.augmentation.draws import between, uniforms
 from crackbatch.augmentation.jpeg import BLUE, GREEN, RED, SavedAsJpeg
 from crackbatch.augmentation.lines import NUM_DRAWS as NUM_DRAWS_OF_LINES
 from crackbatch.augmentation.lines import draw_lines
@@ -88,12 +88,12 @@ class Augmentation:
     ) -> torch.Tensor:
         import torch
 
-        shares = _uniforms((self._seed, epoch, places, numbers), _NUM_DRAWS)
+        shares = uniforms((self._seed, epoch, places, numbers), _NUM_DRAWS)
         drawn = _draw(self._ranges, shares)
         changes = _Changes(*send(np.stack(drawn).astype(np.float32), self.device))
         pictures = _cropped(images.permute(0, 3, 1, 2).float(), self._centres, changes)
         if len(lined := np.flatnonzero(shares[-1] < np.asarray(self._ranges.lines)[labels])):
-            of_lines = _uniforms((self._seed, epoch, places[lined], numbers[lined], _LINES), NUM_DRAWS_OF_LINES)
+            of_lines = uniforms((self._seed, epoch, places[lined], numbers[lined], _LINES), NUM_DRAWS_OF_LINES)
             which = send(lined, self.device)
             pictures[which] = draw_lines(pictures[which], of_lines)
         pictures = _relit(pictures, changes)
@@ -146,45 +146,17 @@ def _draw(ranges: _Ranges, shares: np.ndarray) -> _Changes[np.ndarray]:
         area, ratio, x, y, mirror_x, mirror_y, turn, brightness, contrast, saturation, blur, sigma, jpeg, quality,
         warmth, green, sharpen, sharpened, _,
     ) = shares  # fmt: skip
-    area, ratio = _between(ranges.crop_area, area), np.exp(_between(tuple(np.log(ranges.crop_ratio)), ratio))
+    area, ratio = between(ranges.crop_area, area), np.exp(between(tuple(np.log(ranges.crop_ratio)), ratio))
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
     return _Changes(
         width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height),
         np.where(mirror_x < 0.5, -1, 1), np.where(mirror_y < 0.5, -1, 1), turn < 0.5,
-        _between(ranges.light, brightness), _between(ranges.light, contrast), _between(ranges.saturation, saturation),
+        between(ranges.light, brightness), between(ranges.light, contrast), between(ranges.saturation, saturation),
         (2 * warmth - 1) * ranges.tint[0], (2 * green - 1) * ranges.tint[1],
-        np.where(blur < ranges.noise, _between(_SIGMA, sigma), 0),
-        np.where(sharpen < ranges.noise, _between(_SHARPENED, sharpened), 0),
-        np.where(jpeg < ranges.noise, np.floor(_between(_QUALITY, quality)), 0),
+        np.where(blur < ranges.noise, between(_SIGMA, sigma), 0),
+        np.where(sharpen < ranges.noise, between(_SHARPENED, sharpened), 0),
+        np.where(jpeg < ranges.noise, np.floor(between(_QUALITY, quality)), 0),
     )  # fmt: skip
-
-
-def _between(limits: Sequence[float], shares: np.ndarray) -> np.ndarray:
-    return limits[0] + (limits[1] - limits[0]) * shares
-
-
-def _uniforms(key: Sequence[int | np.ndarray], num: int) -> np.ndarray:
-    """(num, batch) float64 from 0 to 1: SplitMix64 (Steele et al. 2014) from a key for each image.
-
-    numpy's generators would take 12 us an image to start, these take 1 us for all numbers of an image.
-    """
-    state = np.zeros(1, np.uint64)
-    for word in key:
-        state = _mixed(state + _GAMMA ^ np.asarray(word).astype(np.uint64))
-    steps = np.arange(1, num + 1, dtype=np.uint64)[:, None] * _GAMMA
-    shares: np.ndarray = (_mixed(state + steps) >> np.uint64(11)) * 2.0**-53
-    return shares
-
-
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64; products keep their lowest 64 bits."""
-    bits = (bits ^ bits >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ bits >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = bits ^ bits >> np.uint64(31)
-    return mixed
 
 
 def _cropped(pictures: torch.Tensor, centres: torch.Tensor, changes: _Changes[torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from crackbatch.augmentation.draws import between, log_between
+
 if TYPE_CHECKING:
     import torch
 
@@ -76,7 +78,7 @@ def _lines(shares: np.ndarray) -> list[_Line[np.ndarray]]:
         offset, tilt, bend, bends, wander, kind, width, edge, depth, uneven, phase, stain, has_stain, spread = draws
         kinds = np.searchsorted(_KINDS, kind * _KINDS[-1], side="right")
         others = np.select([tilt < 0.65, tilt < 0.9], [0.0, np.pi / 2], (tilt - 0.9) * 20 * np.pi)
-        shadow, wide = _log_between(_SHADOW, spread), _log_between(_WIDTH, width)
+        shadow, wide = log_between(_SHADOW, spread), log_between(_WIDTH, width)
         lines.append(
             _Line(
                 is_there=number < (1.0, 0.45, 0.2)[at],
@@ -86,8 +88,8 @@ def _lines(shares: np.ndarray) -> list[_Line[np.ndarray]]:
                 wander=wander**2 * 0.4,
                 kind=kinds,
                 width=wide,
-                edge=np.where(kinds == 4, shadow, _log_between(_EDGE, edge)),
-                depth=np.where(kinds == 1, _between(_LIGHT, depth), _between(_DARK, depth)),
+                edge=np.where(kinds == 4, shadow, log_between(_EDGE, edge)),
+                depth=np.where(kinds == 1, between(_LIGHT, depth), between(_DARK, depth)),
                 uneven=uneven * 0.6,
                 phase=phase * 2 * np.pi,
                 stain=np.where(has_stain < 0.25, 0.25 * stain, 0.0),
@@ -121,12 +123,3 @@ def _drawn(line: _Line[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
     change = torch.where(kind >= 3, 0.7 * line.depth * step, change)
     stain = line.stain * torch.exp(-0.5 * (across / line.stain_width) ** 2) * (0.7 + 0.3 * wave / 1.6)
     return torch.where(line.is_there > 0, (1 + change) * (1 - stain), 1.0)
-
-
-def _between(limits: tuple[float, float], shares: np.ndarray) -> np.ndarray:
-    return limits[0] + (limits[1] - limits[0]) * shares
-
-
-def _log_between(limits: tuple[float, float], shares: np.ndarray) -> np.ndarray:
-    found: np.ndarray = limits[0] * (limits[1] / limits[0]) ** shares
-    return found

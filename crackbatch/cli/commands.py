@@ -111,7 +111,10 @@ def score(
         typer.Option(help="Photographs: in windows if large enough (auto), always (windows), or shrunk (whole)."),
     ] = "auto",
     tile_size: options.TileSize = None,
-    ground_resolution: options.GroundResolution = None,
+    ground_resolution: Annotated[
+        float | None,
+        typer.Option(help="Millimetres of the surface in a pixel; or a manifest column of that name."),
+    ] = None,
     maps: Annotated[
         bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
     ] = False,

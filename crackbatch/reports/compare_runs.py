@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crackbatch.errors import OptionError, OutputError
-from crackbatch.reports.exports import check_file, harmless, place, shortest
+from crackbatch.reports.exports import check_file, columns_of, place, write_csv
 from crackbatch.results.predictions import read_predictions
 from crackbatch.results.run import RUN_ID
 from crackbatch.results.states import list_runs
@@ -27,7 +25,8 @@ CHANGES = {
     "new": "new",
     "gone": "gone",
 }
-_COLUMNS = ["image_uri", "archive", "status", "label", "crack_probability", "threshold", "model_id", "run_id"]
+_OF_IMAGES = ["image_uri", "archive", "status", "label", "crack_probability"]
+_OF_RUNS = ["threshold", "model_id"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +66,13 @@ def compare_runs(
     changes, same = _changes(*tables)
     found = RunComparison(runs[0][1], runs[1][1], same, changes, _by_folder(changes), _notes(*tables))
     if file is not None:
-        atomic.write_whole(file, _as_csv(changes))
+        with atomic.new_file(file) as opened:
+            write_csv(changes.columns, zip(*columns_of(changes, changes.columns), strict=True), opened)
     return found
 
 
 def _two_newest(out: str) -> list[tuple[str, str]]:
-    runs = [run.run_id for run in list_runs(out) if run.state == "published"][-2:]
+    runs = _published(out)[-2:]
     if len(runs) < 2:
         raise OptionError(f"{masked(out)} has {len(runs)} published runs; two are needed, or give two OUT/runs/RUN_ID")
     return [(out, run_id) for run_id in runs]
@@ -83,14 +83,17 @@ def _run(given: str) -> tuple[str, str]:
     above, _, run_id = given.rstrip("/").rpartition("/")
     if above.rpartition("/")[2] == "runs" and RUN_ID.fullmatch(run_id):
         return above.rpartition("/")[0] or ".", run_id
-    runs = [run.run_id for run in list_runs(given) if run.state == "published"]
-    if not runs:
+    if not (runs := _published(given)):
         raise OutputError(f"no published run in {masked(given)}")
     return given, runs[-1]
 
 
+def _published(out: str) -> list[str]:
+    return [run.run_id for run in list_runs(out) if run.state == "published"]
+
+
 def _read(out: str, run_id: str) -> pd.DataFrame:
-    rows = read_predictions(out, run_id=run_id, columns=_COLUMNS)
+    rows = read_predictions(out, run_id=run_id, columns=[*_OF_IMAGES, *_OF_RUNS])
     return rows.drop_duplicates("image_uri")
 
 
@@ -98,8 +101,8 @@ def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, i
     """Return the images that changed, the most probable first, and how many did not."""
     import numpy as np
 
-    wanted = ["image_uri", "archive", "status", "label", "crack_probability"]
-    both = before[wanted].merge(after[wanted], "outer", "image_uri", suffixes=("_before", "_after"), indicator="side")
+    tables = (before[_OF_IMAGES], after[_OF_IMAGES])
+    both = tables[0].merge(tables[1], "outer", "image_uri", suffixes=("_before", "_after"), indicator="side")
     were, are = both["label_before"] == "crack", both["label_after"] == "crack"
     scored = (both["status_before"] == "ok") & (both["status_after"] == "ok")
     both["change"] = np.select(
@@ -146,13 +149,3 @@ def _notes(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
         if old != new:
             notes.append(f"the runs have other {what}: {old} before, {new} after")
     return notes
-
-
-def _as_csv(changes: pd.DataFrame) -> bytes:
-    text = io.StringIO(newline="")
-    lines = csv.writer(text)
-    lines.writerow(changes.columns)
-    shown = changes.apply(shortest).astype(object)
-    for row in shown.where(changes.notna(), None).itertuples(index=False):
-        lines.writerow(map(harmless, row))
-    return text.getvalue().encode("utf-8-sig", "backslashreplace")

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from crackbatch.errors import OptionError
 from crackbatch.results.predictions import read_predictions
+from crackbatch.results.table import LABELS
 from crackbatch.storage import atomic, locations
 from crackbatch.storage.redaction import masked
 
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = {".csv": "CSV", ".xlsx": "Excel", ".geojson": "GeoJSON", ".json": "tasks for Label Studio"}
-LABELS = ("crack", "no_crack")
 # What people want to see. `file` and `archive` are made from `image_uri`.
 _FEW = ("label", "crack_probability", "status", "error", "captured_at", "latitude", "longitude", "camera")
+_OF_TASKS = ("model_id", "width", "height", "box_x", "box_y", "box_w", "box_h")
 # A spreadsheet takes a text that begins like this for a formula, also from a CSV file
 # (https://owasp.org/www-community/attacks/CSV_Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -62,11 +63,13 @@ def export(
     location = check_file(file)
     if label is not None and label not in LABELS:
         raise OptionError(f"--label must be one of {', '.join(LABELS)}, got {label!r}")
-    rows = read_predictions(out, run_id=run_id, date=date, min_probability=min_probability)
+    kind = _kind(location)
+    few = ["image_uri", "archive", *_FEW, *(_OF_TASKS if kind == ".json" else ())]
+    columns = None if all_columns else few
+    rows = read_predictions(out, run_id=run_id, date=date, min_probability=min_probability, columns=columns)
     if label is not None:
         rows = rows[rows["label"] == label]
     left_out = dict[str, int]()
-    kind = _kind(location)
     if kind == ".geojson":
         rows = _only(rows, rows["latitude"].notna() & rows["longitude"].notna(), "without a position", left_out)
     elif kind == ".json":
@@ -109,9 +112,7 @@ def _records(rows: pd.DataFrame, names: Sequence[str]) -> Iterator[list[Any]]:
     sources = [name for name in names if name not in ("file", "archive", "image_uri")]
     for start in range(0, len(rows), _BATCH_ROWS):
         part = rows.iloc[start : start + _BATCH_ROWS]
-        archives = part["archive"] if "archive" in part else [None] * len(part)
-        columns = [[_value(cell) for cell in shortest(part[name])] for name in sources]
-        for uri, archive, *cells in zip(part["image_uri"], archives, *columns, strict=True):
+        for uri, archive, *cells in zip(part["image_uri"], part["archive"], *columns_of(part, sources), strict=True):
             known = {**place(uri, archive), "image_uri": uri, **dict(zip(sources, cells, strict=True))}
             yield [known[name] for name in names]
 
@@ -128,7 +129,12 @@ def place(image_uri: str, archive: str | None) -> dict[str, str | None]:
     }
 
 
-def shortest(column: pd.Series) -> pd.Series:
+def columns_of(rows: pd.DataFrame, names: Sequence[str]) -> list[list[Any]]:
+    """Return the values of each column: texts, numbers, times, and None for what is missing."""
+    return [[_value(cell) for cell in _shortest(rows[name])] for name in names]
+
+
+def _shortest(column: pd.Series) -> pd.Series:
     """Return a column in which a float32 such as 0.2 has no more digits than it needs, where Python shows 17."""
     return column.astype(str).astype(float) if column.dtype == "float32" else column
 
@@ -136,10 +142,10 @@ def shortest(column: pd.Series) -> pd.Series:
 def _value(cell: Any) -> Any:
     import pandas as pd
 
-    if isinstance(cell, (list, dict, tuple)) or hasattr(cell, "tolist"):
-        cell = cell.tolist() if hasattr(cell, "tolist") else cell
-        if isinstance(cell, (list, dict, tuple)):
-            return json.dumps(cell, default=str)
+    if hasattr(cell, "tolist"):
+        cell = cell.tolist()
+    if isinstance(cell, (list, dict, tuple)):
+        return json.dumps(cell, default=str)
     if cell is None or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
         return None
     if isinstance(cell, pd.Timestamp):
@@ -147,7 +153,7 @@ def _value(cell: Any) -> Any:
     return cell
 
 
-def harmless(cell: Any) -> Any:
+def _harmless(cell: Any) -> Any:
     """Return a cell as a spreadsheet may have it: text that would be a formula gets an apostrophe before it."""
     if isinstance(cell, datetime):
         return cell.isoformat(sep=" ", timespec="seconds")
@@ -158,10 +164,15 @@ def harmless(cell: Any) -> Any:
 
 def _write_csv(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None:
     names = _columns(rows, all_columns)
+    write_csv(names, _records(rows, names), file)
+
+
+def write_csv(names: Sequence[str], records: Iterable[Sequence[Any]], file: IO[bytes]) -> None:
+    """Write names and rows as CSV, as spreadsheets read it."""
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)  # Excel knows UTF-8 by its first bytes
     lines = csv.writer(text)
-    lines.writerow(map(harmless, names))
-    lines.writerows(map(harmless, row) for row in _records(rows, names))
+    lines.writerow(map(_harmless, names))
+    lines.writerows(map(_harmless, row) for row in records)
     text.flush()
     text.detach()
 
@@ -185,7 +196,7 @@ def _write_excel(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None
                     sheet.write_string(0, at, name, bold)
                 for line in range(1, min(_MAX_SHEET_ROWS, len(rows) - number * _MAX_SHEET_ROWS) + 1):
                     for at, cell in enumerate(next(records)):
-                        _write_cell(sheet, line, at, harmless(cell))
+                        _write_cell(sheet, line, at, _harmless(cell))
         with open(path, "rb") as made:
             while data := made.read(1 << 20):
                 file.write(data)
@@ -222,15 +233,15 @@ def _write_tasks(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None
     https://labelstud.io/guide/tasks and https://labelstud.io/guide/predictions describe the format. Label Studio serves
     local files under `/data/local-files/`, from the folder in LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT: here `/`.
     """
-    names = _columns(rows, all_columns)
-    wanted = (*names, "image_uri", "model_id", "width", "height", "box_x", "box_y", "box_w", "box_h")
+    shown_names = list(dict.fromkeys(["image_uri", *_columns(rows, all_columns)]))
+    names = list(dict.fromkeys([*shown_names, *_OF_TASKS]))
     file.write(b"[")
-    for number, row in enumerate(_records(rows, list(dict.fromkeys(wanted)))):
-        known = dict(zip(dict.fromkeys(wanted), row, strict=True))
+    for number, row in enumerate(_records(rows, names)):
+        known = dict(zip(names, row, strict=True))
         uri = known["image_uri"]
         shown = f"/data/local-files/?d={quote(uri.lstrip('/'))}" if locations.is_local(uri) else uri
         task = {
-            "data": {"image": shown, **{name: known[name] for name in ("image_uri", *names)}},
+            "data": {"image": shown, **{name: known[name] for name in shown_names}},
             "predictions": [
                 {"model_version": known["model_id"], "score": known["crack_probability"], "result": _answers(known)}
             ],

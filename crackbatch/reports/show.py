@@ -14,8 +14,8 @@ import PIL.Image
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import OptionError
 from crackbatch.images.picture import Picture, to_input
-from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle
-from crackbatch.models.model import Model, default_device, load_model
+from crackbatch.models.bundle import DEFAULT_MODEL, read_bundle_and_weights
+from crackbatch.models.model import Model, default_device
 from crackbatch.models.photo import check_scale_for, judge
 from crackbatch.progress import Step, counted
 from crackbatch.reports.overlay import draw_overlay
@@ -64,14 +64,15 @@ def show(
         raise OptionError("give images to show, or --from with the --out of a scoring run")
     if run_id is not None and results is None:
         raise OptionError("--run-id selects a run of --from; give both, or neither")
-    check_scale_for(read_bundle(os.fspath(model)), tile_size, ground_resolution)
+    bundle, weights = read_bundle_and_weights(os.fspath(model))
+    check_scale_for(bundle, tile_size, ground_resolution)
     chosen = (
         [_Chosen(os.fspath(image), None, ground_resolution) for image in images]
         if results is None
         else _most_probable(os.fspath(results), top, run_id, ground_resolution)
     )
     location = atomic.check_output(os.fspath(out))
-    loaded = load_model(model, default_device())
+    loaded = Model(bundle, weights, default_device())
     files, passed_over = list[str](), dict[str, str]()
     with (
         Decoders(loaded.bundle.input_size, num_processes=1, photo_side=1) as decoders,

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from crackbatch.results.parts import by_frequency, values_of
 from crackbatch.results.resolution import RESOLUTION, read_resolution
 from crackbatch.results.run import Run
+from crackbatch.results.table import LABELS
 from crackbatch.storage import ranges
 
 _NUM_SHOWN = 5
@@ -149,7 +150,7 @@ def count_rows(run: Run, widest: float | None = None) -> Counts:
     quantiles = np.quantile(found, _QUANTILES).tolist() if len(found) else []
     return Counts(
         by_frequency(statuses),
-        {name: labels.get(name, 0) for name in ("crack", "no_crack")} if len(found) else {},
+        {name: labels.get(name, 0) for name in LABELS} if len(found) else {},
         {f"{share:g}": round(value, 6) for share, value in zip(_QUANTILES, quantiles, strict=False)},
         heapq.nlargest(_NUM_SHOWN, first, key=lambda likely: likely.crack_probability),
         Photos(sum(nums), sum(windows), sum(guessed), max(coarsest)),

@@ -11,6 +11,7 @@ import pyarrow as pa
 from crackbatch.errors import SourceError
 
 SCHEMA_VERSION = 1
+LABELS = ("crack", "no_crack")
 STATUSES = [
     "ok",
     "empty",

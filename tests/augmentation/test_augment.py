@@ -163,16 +163,6 @@ def test_augmentation_blurs_some_pictures_sharpens_some_and_saves_some_as_jpeg(m
     assert sum(left > 1.1 for left in grains) >= 20  # sharpened
 
 
-def test_random_numbers_are_even_and_independent() -> None:
-    places = np.arange(20_000)
-    shares = augment._uniforms((0, 1, places, places), 4)
-    assert ((shares >= 0) & (shares < 1)).all()
-    counts = np.stack([np.histogram(row, 20, (0, 1))[0] for row in shares])
-    assert (((counts - 1000) ** 2 / 1000).sum(1) < 44).all()  # chi-squared of 19: one in a thousand is above 43.8
-    neighbours = np.concatenate([shares[:, 1:], shares[:, :-1]])  # of this image and of the one before
-    assert (np.abs(np.corrcoef(neighbours) - np.eye(8)) < 0.03).all()
-
-
 def _saved_by_pillow(pixels: np.ndarray, quality: int) -> torch.Tensor:
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "JPEG", quality=quality)
