@@ -5,6 +5,7 @@
 # make check          run the linter and the type checker
 # make format         format the code
 # make emulators      install Azurite from npm, for the tests of Azure
+# make browser        install Chromium with apt, for the tests of pages
 # make model          train the shipped model
 # make bench          measure scoring, planning and training; prints ratios
 # make clean          remove .venv, demo, build and what npm installed
@@ -16,7 +17,7 @@ PHOTOS ?= ../shared/data/sdnet.tar ../shared/data/sdnet-rest.tar
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow test-faults check format model bench setup emulators clean
+.PHONY: demo test test-slow test-faults check format model bench setup emulators browser clean
 setup: .venv/dev
 
 # What crackbatch itself needs.
@@ -39,6 +40,14 @@ tests/node_modules/ready: tests/package.json
 	@if ! command -v npm > /dev/null; then echo "npm is not installed: the tests of Azure will be skipped"; \
 	elif npm install --prefix tests --no-package-lock --no-audit --no-fund --fetch-retries=0 --loglevel=error; \
 	then touch $@; else echo "Azurite cannot be installed: the tests of Azure will be skipped"; fi
+
+# Chromium for the tests of pages, on Debian and as root. Elsewhere those tests are skipped unless it is installed.
+browser:
+	@if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then :; \
+	elif ! { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; }; \
+	then echo "Chromium is not installed: the tests of pages will be skipped"; \
+	elif ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } > /dev/null; \
+	then echo "Chromium cannot be installed: the tests of pages will be skipped"; fi
 
 demo: .venv/user
 	$(BIN)/python -m crackbatch.cli.demo

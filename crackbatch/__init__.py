@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from crackbatch.evaluation.photo_calibration import calibrate
     from crackbatch.models.model import Model, load_model
     from crackbatch.models.photo import CrackMap
+    from crackbatch.reports.compare_runs import RunComparison, compare_runs
+    from crackbatch.reports.exports import Exported, export
+    from crackbatch.reports.report import Report, report
     from crackbatch.reports.show import Shown, show
     from crackbatch.results.cleaning import Cleaning, clean
     from crackbatch.results.maps import read_map
@@ -32,9 +35,12 @@ __all__ = [
     "Comparison",
     "CrackMap",
     "Evaluation",
+    "Exported",
     "ListedRun",
     "Model",
     "Overview",
+    "Report",
+    "RunComparison",
     "RunSummary",
     "Shown",
     "TrainResult",
@@ -50,6 +56,7 @@ __all__ = [
     "open_image",
     "read_map",
     "read_predictions",
+    "report",
     "score",
     "show",
     "train",
@@ -57,32 +64,34 @@ __all__ = [
 
 _HOMES = {
     "calibrate": "evaluation.photo_calibration",
-    "Cleaning": "results.cleaning",
     "clean": "results.cleaning",
-    "Comparison": "training.compare",
+    "Cleaning": "results.cleaning",
     "compare": "training.compare",
-    "RunComparison": "reports.compare_runs",
     "compare_runs": "reports.compare_runs",
+    "Comparison": "training.compare",
     "CrackMap": "models.photo",
-    "Evaluation": "evaluation.evaluate",
-    "ListedRun": "results.states",
-    "list_runs": "results.states",
-    "Model": "models.model",
-    "Overview": "datasets.overview",
-    "RunSummary": "results.summary",
-    "Shown": "reports.show",
-    "TrainResult": "training.train",
     "describe_dataset": "datasets.overview",
     "evaluate": "evaluation.evaluate",
-    "Exported": "reports.exports",
+    "Evaluation": "evaluation.evaluate",
     "export": "reports.exports",
+    "Exported": "reports.exports",
+    "list_runs": "results.states",
+    "ListedRun": "results.states",
     "load_model": "models.model",
+    "Model": "models.model",
     "open_image": "sources.image",
+    "Overview": "datasets.overview",
     "read_map": "results.maps",
     "read_predictions": "results.predictions",
+    "Report": "reports.report",
+    "report": "reports.report",
+    "RunComparison": "reports.compare_runs",
+    "RunSummary": "results.summary",
     "score": "scoring.score",
     "show": "reports.show",
+    "Shown": "reports.show",
     "train": "training.train",
+    "TrainResult": "training.train",
 }
 
 

@@ -29,6 +29,7 @@ from crackbatch.cli.output import (
     print_overview,
     print_photo_settings,
     print_plan,
+    print_report,
     print_run_comparison,
     print_runs,
     print_runs_json,
@@ -269,6 +270,26 @@ def export(
     from crackbatch.reports import exports
 
     print_exported(exports.export(**_given(context)))
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    out: options.Out,
+    file: Annotated[str, typer.Option("--out", "-o", help="File or URL of the page to write, .html.")] = "report.html",
+    run_id: Annotated[str | None, typer.Option(help="Report on this run [default: the newest published one].")] = None,
+    top: Annotated[int, typer.Option(help="Pictures of so many images with the highest probability.")] = 100,
+    model: Annotated[
+        str, typer.Option(help="The model of the run, which shows where in a tile the crack is.")
+    ] = "concrete-resnet18",
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Make the crack maps of photographs that score did not publish (slow).")
+    ] = False,
+) -> None:
+    """Write a page about a run: counts, pictures, folders, failures, changes."""
+    from crackbatch.reports import report as reporting
+
+    print_report(reporting.report(**_given(context)))
 
 
 @app.command()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crackbatch.models.bundle import Bundle
     from crackbatch.reports.compare_runs import RunComparison
     from crackbatch.reports.exports import Exported
+    from crackbatch.reports.report import Report
     from crackbatch.reports.show import Shown
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
@@ -188,6 +189,14 @@ def print_exported(found: Exported) -> None:
     for reason, count in found.left_out.items():
         print(f"left out: {counted(count, 'row')} {reason}")
     print(f"{counted(found.rows, 'row')}: {printable(found.file)}")
+
+
+def print_report(found: Report) -> None:
+    """Print where the page is, and what is not on it."""
+    for note in found.notes:
+        print(f"note: {printable(note)}")
+    images, pictures = counted(found.images, "image"), counted(found.pictures, "picture")
+    print(f"report of run {found.run_id}, {images}, {pictures}: {printable(found.file)}")
 
 
 def print_photo_settings(bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -124,7 +124,7 @@ class Decoders:
             for batch in waiting:
                 batch.release()
 
-    def decode_photos(self, photos: Iterable[tuple[bytes, int]]) -> Iterator[Photo]:
+    def decode_photos(self, photos: Iterable[tuple[bytes, int]]) -> Generator[Photo]:
         """Yield photographs decoded at their own size, in order, while the next ones are decoded.
 
         A photograph is its bytes and its number of pixels, which is width times height in its header. Those that are
@@ -132,7 +132,7 @@ class Decoders:
         """
         return self._decode_photos(photos)
 
-    def decode_whole(self, images: Iterable[bytes]) -> Iterator[Photo]:
+    def decode_whole(self, images: Iterable[bytes]) -> Generator[Photo]:
         """Yield images of any size in the same way; it needs a `photo_side` of 1, and reads the headers itself.
 
         An image whose header cannot be read has no pixels.
@@ -144,7 +144,7 @@ class Decoders:
         facts = {name: values[0] for name, values in header.facts.items()}
         return (image, facts["width"] * facts["height"]) if facts["status"] == PHOTO else _Refused(facts)
 
-    def _decode_photos(self, photos: Iterable[tuple[bytes, int] | _Refused]) -> Iterator[Photo]:
+    def _decode_photos(self, photos: Iterable[tuple[bytes, int] | _Refused]) -> Generator[Photo]:
         coming, waiting = iter(photos), deque[_Photo | _Refused]()
         following = next(coming, None)
         try:

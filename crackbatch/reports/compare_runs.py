@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crackbatch.errors import OptionError, OutputError
-from crackbatch.reports.exports import check_file, columns_of, place, write_csv
+from crackbatch.reports.exports import check_file, columns_of, write_csv
+from crackbatch.reports.folders import folder_of
 from crackbatch.results.predictions import read_predictions
 from crackbatch.results.run import RUN_ID
 from crackbatch.results.states import list_runs
@@ -26,7 +27,7 @@ CHANGES = {
     "gone": "gone",
 }
 _OF_IMAGES = ["image_uri", "archive", "status", "label", "crack_probability"]
-_OF_RUNS = ["threshold", "model_id"]
+_OF_RUNS = ["version", "threshold", "model_id", "tiles"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +94,19 @@ def _published(out: str) -> list[str]:
 
 
 def _read(out: str, run_id: str) -> pd.DataFrame:
-    rows = read_predictions(out, run_id=run_id, columns=[*_OF_IMAGES, *_OF_RUNS])
-    return rows.drop_duplicates("image_uri")
+    """Return the rows of a run. Members of an archive can have one name; `same_name` numbers them."""
+    rows = read_predictions(out, run_id=run_id, columns=[*_OF_IMAGES, *_OF_RUNS]).sort_values("version", kind="stable")
+    rows["same_name"] = rows.groupby("image_uri").cumcount()
+    return rows
 
 
 def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Return the images that changed, the most probable first, and how many did not."""
     import numpy as np
 
-    tables = (before[_OF_IMAGES], after[_OF_IMAGES])
-    both = tables[0].merge(tables[1], "outer", "image_uri", suffixes=("_before", "_after"), indicator="side")
+    names = [*_OF_IMAGES, "same_name"]
+    keys, suffixes = ["image_uri", "same_name"], ("_before", "_after")
+    both = before[names].merge(after[names], "outer", keys, suffixes=suffixes, indicator="side")
     were, are = both["label_before"] == "crack", both["label_after"] == "crack"
     scored = (both["status_before"] == "ok") & (both["status_after"] == "ok")
     both["change"] = np.select(
@@ -118,7 +122,7 @@ def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, i
     )
     changed = both[both["change"] != ""].copy()
     archives = changed["archive_after"].where(changed["archive_after"].notna(), changed["archive_before"])
-    changed["folder"] = [_folder(uri, archive) for uri, archive in zip(changed["image_uri"], archives, strict=True)]
+    changed["folder"] = [folder_of(uri, archive) for uri, archive in zip(changed["image_uri"], archives, strict=True)]
     changed = changed.rename(columns=lambda name: name.replace("crack_probability", "probability"))
     changed["order"] = changed["change"].map({change: at for at, change in enumerate(CHANGES)})
     changed = changed.sort_values(["order", "probability_after", "image_uri"], ascending=[True, False, True])
@@ -126,10 +130,8 @@ def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, i
     return changed[[*names, "probability_after"]].reset_index(drop=True), len(both) - len(changed)
 
 
-def _folder(image_uri: str, archive: str | None) -> str:
-    """Return the folder of an image, or the archive that holds it."""
-    found = place(image_uri, archive)
-    return found["archive"] or str(found["file"]).rpartition("/")[0] or "."
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _by_folder(changes: pd.DataFrame) -> pd.DataFrame:
@@ -141,11 +143,15 @@ def _by_folder(changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _notes(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """Say what else differs. Photographs have a threshold of their own, so a run without any has one less."""
+    kinds = [
+        ("models", *(table["model_id"] for table in (before, after))),
+        ("thresholds", *(table["threshold"][table["tiles"].isna()] for table in (before, after))),
+        ("thresholds for photographs", *(table["threshold"][table["tiles"].notna()] for table in (before, after))),
+    ]
     notes = []
-    for name, what in (("model_id", "models"), ("threshold", "thresholds")):
-        old, new = (
-            ", ".join(sorted(f"{value}" for value in table[name].dropna().unique())) for table in (before, after)
-        )
-        if old != new:
-            notes.append(f"the runs have other {what}: {old} before, {new} after")
+    for what, *columns in kinds:
+        old, new = (sorted(map(_text, column.dropna().unique())) for column in columns)
+        if old and new and old != new:
+            notes.append(f"the runs have other {what}: {', '.join(old)} before, {', '.join(new)} after")
     return notes

@@ -18,6 +18,8 @@ _MIN_SIDE = 640  # tiles are enlarged
 _MARGIN = 8
 # Colour and opacity of the map by probability; nothing is drawn where a crack is unlikely.
 _LIKELY = 0.3
+# A logit at temperature 1 of a place that certainly shows a crack: a probability of 0.98.
+_SURE = 4.0
 _MOST_OPAQUE = 0.55
 _YELLOW, _RED = np.array([255, 210, 0.0]), np.array([230, 0, 40.0])
 _BOX = (0, 170, 255)
@@ -32,19 +34,13 @@ def draw_overlay(
     """
     ratio = min(_MAX_SIDE / max(picture.size), max(1.0, _MIN_SIDE / max(picture.size)))
     width, height = (max(1, round(side * ratio)) for side in picture.size)
-    small = picture.convert("RGB").resize((width, height), PIL.Image.Resampling.BOX if ratio < 1 else None)
     font: Any = PIL.ImageFont.load_default(max(13, round(max(width, height) / 80)))
     text = "\n".join(lines)
-    pen = PIL.ImageDraw.Draw(small)
-    bottom = round(pen.multiline_textbbox((0, 0), text, font=font)[3]) + 3 * _MARGIN
+    drawn = lay_over(picture, width, height, crack_map, box, line_width=3)
+    bottom = round(PIL.ImageDraw.Draw(drawn).multiline_textbbox((0, 0), text, font=font)[3]) + 3 * _MARGIN
     sheet = PIL.Image.new("RGB", (width, height + bottom), "black")
-    sheet.paste(_blend(small, _spread(crack_map, width, height)), (0, 0))
+    sheet.paste(drawn, (0, 0))
     pen = PIL.ImageDraw.Draw(sheet)
-    if box is not None:
-        left, top = box.x * ratio, box.y * ratio
-        corner = ((box.x + box.width) * ratio - 1, (box.y + box.height) * ratio - 1)
-        pen.rectangle((left, top, *corner), outline="white", width=5)
-        pen.rectangle((left + 1, top + 1, corner[0] - 1, corner[1] - 1), outline=_BOX, width=3)
     pen.multiline_text((_MARGIN, height + _MARGIN), text, fill="white", font=font)
     unit, name = (ratio, "pixels") if mm_per_pixel is None else (ratio / mm_per_pixel, "mm")
     _draw_scale(pen, font, (width - _MARGIN, height + _MARGIN), width / 5 / unit, unit, name)
@@ -53,16 +49,45 @@ def draw_overlay(
     return target.getvalue()
 
 
+def lay_over(
+    picture: PIL.Image.Image, width: int, height: int, crack_map: CrackMap | None, box: Box | None, line_width: int = 1
+) -> PIL.Image.Image:
+    """Return the picture at this size, with its map and the box of the worst region if they are known."""
+    is_smaller = width < picture.width
+    drawn = picture.convert("RGB").resize((width, height), PIL.Image.Resampling.BOX if is_smaller else None)
+    if crack_map is not None:
+        drawn = _blend(drawn, _spread(crack_map, width, height))
+    if box is not None:
+        across, down = width / picture.width, height / picture.height
+        left, top = box.x * across, box.y * down
+        right, bottom = (box.x + box.width) * across - 1, (box.y + box.height) * down - 1
+        pen = PIL.ImageDraw.Draw(drawn)
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline="white", width=line_width + 2)
+        inner = (left + 1, top + 1, max(left + 1, right - 1), max(top + 1, bottom - 1))
+        pen.rectangle(inner, outline=_BOX, width=line_width)
+    return drawn
+
+
 def _spread(crack_map: CrackMap, width: int, height: int) -> np.ndarray:
     """Return the probability at each pixel (height, width) float32: between the centres of the windows it is blended.
 
-    Beyond the outermost centres it is that of the nearest window.
+    Beyond the outermost centres it is that of the nearest window. Of a tile it is what each place adds to its logit.
     """
     columns = _places(crack_map.x, crack_map.width, width)
     rows = _places(crack_map.y, crack_map.height, height)
-    found = crack_map.probabilities
+    found = crack_map.probabilities if crack_map.is_of_windows else _relative(crack_map)
     across = _blended(found.T, columns).T
     return _blended(across, rows)
+
+
+def _relative(crack_map: CrackMap) -> np.ndarray:
+    """Return the class activation of a tile from 0 to 1: 1 where it is highest, unless no place looks like a crack.
+
+    Every place of a tile with a crack sees some of the crack, so all their probabilities are high.
+    """
+    highest = max(float(crack_map.logits.max()), _SURE * crack_map.temperature)
+    relative: np.ndarray = np.clip(crack_map.logits / highest, 0, 1)
+    return relative
 
 
 def _places(centres: np.ndarray, length: int, num: int) -> np.ndarray:
@@ -93,13 +118,13 @@ def _draw_scale(
     pen: PIL.ImageDraw.ImageDraw, font: Any, corner: tuple[int, int], longest: float, unit: float, name: str
 ) -> None:
     """Draw a bar of at most `longest` units, and its length below it. `corner` is its upper right one."""
-    length = _round_number(longest)
+    length = round_number(longest)
     right, top = corner
     pen.rectangle((right - length * unit, top, right, top + _MARGIN // 2), fill="white")
     pen.text((right, top + _MARGIN), f"{length:g} {name}", fill="white", font=font, anchor="ra")
 
 
-def _round_number(value: float) -> float:
+def round_number(value: float) -> float:
     """Return the largest of 1, 2 and 5 times a power of ten that is not above the value."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (5, 2, 1) if step * power <= value)

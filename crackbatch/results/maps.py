@@ -7,7 +7,7 @@ OUT/runs/<run_id>/parts/<part>.maps      while the run works, written before the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -87,6 +87,23 @@ def publish_maps(run: Run, expected: pa.Table) -> None:
         for table in _each_once(files, left):
             writer.write_table(table, row_group_size=_GROUP_ROWS)
     objects.move(hidden, visible)
+
+
+def read_maps(run: Run, images: Collection[tuple[str, str]]) -> dict[tuple[str, str], CrackMap]:
+    """Return the maps of a run's photographs, each named by `image_uri` and `version`, of those that have one."""
+    found: dict[tuple[str, str], CrackMap] = {}
+    for file in run.published_files(MAPS):
+        with ranges.open_file(file) as opened:
+            groups = pq.ParquetFile(opened, pre_buffer=False)
+            for number in range(groups.num_row_groups):
+                names = groups.read_row_group(number, IDENTITY, use_threads=False).to_pylist()
+                wanted = [row for row, name in enumerate(names) if tuple(name.values()) in images]
+                if wanted:
+                    maps = groups.read_row_group(number, use_threads=False).take(wanted)
+                    found |= {
+                        tuple(names[row].values()): _unpack(maps.slice(place, 1)) for place, row in enumerate(wanted)
+                    }
+    return found
 
 
 def read_map(out: locations.Location, image_uri: str, run_id: str | None = None) -> CrackMap:

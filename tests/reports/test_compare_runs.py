@@ -63,6 +63,26 @@ def test_each_change_of_an_image_is_told_and_counted_by_folder(tmp_path: Path) -
     assert lines["/q/new.jpg"]["probability_before"] == ""
 
 
+def test_members_of_one_name_are_images_of_their_own(tmp_path: Path) -> None:
+    name = "zip://x.jpg::/lot.zip"
+    same, low, high = (
+        {**row(name, value), "version": version} for value, version in ((0.9, "1"), (0.2, "2"), (0.8, "2"))
+    )
+    found = crackbatch.compare_runs(
+        write_run(tmp_path, "one", [same, low]), write_run(tmp_path, "second", [same, high])
+    )
+    assert (found.counts["rose"], len(found.changes), found.same) == (1, 1, 1)
+
+
+def test_a_night_without_photographs_has_no_other_threshold(tmp_path: Path) -> None:
+    tile, photo = row("/tile.jpg", 0.7), {**row("/photo.jpg", 0.9), "tiles": 400, "threshold": 0.8}
+    first, second = write_run(tmp_path, "one", [tile, photo]), write_run(tmp_path, "second", [tile])
+    assert crackbatch.compare_runs(first, second).notes == []
+    third = write_run(tmp_path, "another", [tile, {**photo, "threshold": 0.9}])
+    (note,) = crackbatch.compare_runs(first, third).notes
+    assert note == "the runs have other thresholds for photographs: 0.8 before, 0.9 after"
+
+
 def test_another_model_or_threshold_is_told_first(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path, run, [row("/a.jpg", 0.7)], model_id=model, threshold=threshold)

@@ -1,0 +1,122 @@
+"""Draws small pictures of rows of a run: the image with its crack map and box, and its worst region."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from crackbatch.decoding.decoders import Decoders, Photo
+from crackbatch.images.picture import Picture, to_input
+from crackbatch.models.model import Model
+from crackbatch.models.photo import Box, CrackMap
+from crackbatch.reports.overlay import lay_over
+from crackbatch.sources.image import open_images
+
+SIDE = 320  # pixels of the longer side
+_QUALITY = 72
+_DEFAULT_SIZE = 224  # decoders want a size of pictures, also where no model is at hand
+_LEAST_DETAIL = 256  # pixels of a photograph beside each other in the picture of its worst region
+
+Identity = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """JPEGs of an image: the whole of it with what was found, and its worst region, or a tile as it is.
+
+    Without pictures, `reason` says why.
+    """
+
+    whole: bytes | None = None
+    detail: bytes | None = None
+    reason: str = ""
+    has_map: bool = False
+
+
+def draw_thumbnails(
+    rows: Sequence[dict[str, Any]], maps: dict[Identity, CrackMap], model: Model | None, photo_maps: bool
+) -> Iterator[tuple[int, Thumbnail]]:
+    """Yield the place of each row in `rows` and its thumbnail, in the order of the archives.
+
+    A row has the columns of the table. Maps of photographs are taken from `maps`; with `photo_maps`, the model makes
+    those that are missing. Maps of tiles are made by the model.
+    """
+    size = model.bundle.input_size if model is not None else _DEFAULT_SIZE
+    sent = deque[int]()
+    refused: dict[int, Thumbnail] = {}
+
+    def images() -> Iterator[bytes]:
+        for place, found in open_images([(row["image_uri"], row["version"]) for row in rows]):
+            if isinstance(found, OSError):
+                refused[place] = Thumbnail(reason=str(found))
+            else:
+                sent.append(place)
+                yield found
+
+    # Processes decode the images: what is in one harms no other.
+    with Decoders(size, photo_side=1) as decoders, closing(decoders.decode_whole(images())) as photos:
+        for photo in photos:
+            place = sent.popleft()
+            try:
+                yield place, _draw(rows[place], photo, maps, model, photo_maps)
+            finally:
+                photo.release()
+    yield from refused.items()
+
+
+def _draw(
+    row: dict[str, Any], photo: Photo, maps: dict[Identity, CrackMap], model: Model | None, photo_maps: bool
+) -> Thumbnail:
+    if photo.pixels is None:
+        return Thumbnail(reason=f"{photo.facts['status']}: {photo.facts['error']}")
+    picture = PIL.Image.fromarray(photo.pixels)
+    crack_map = _map_of(row, picture, maps, model, photo_maps)
+    box = Box(*(int(row[name]) for name in ("box_x", "box_y", "box_w", "box_h"))) if row["box_x"] is not None else None
+    ratio = SIDE / max(picture.size)
+    width, height = (max(1, round(side * ratio)) for side in picture.size)
+    whole = lay_over(picture, width, height, crack_map, box)
+    detail = picture.convert("RGB") if box is None else picture.crop(_around(box, *picture.size))
+    detail.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
+    return Thumbnail(_jpeg(whole), _jpeg(detail), "", crack_map is not None)
+
+
+def _map_of(
+    row: dict[str, Any],
+    picture: PIL.Image.Image,
+    maps: dict[Identity, CrackMap],
+    model: Model | None,
+    photo_maps: bool,
+) -> CrackMap | None:
+    is_tile = row["tiles"] is None
+    if is_tile and model is not None:
+        pixels = to_input(Picture(pixels=picture), model.bundle.input_size)
+        return model.map_tile(np.asarray(pixels), *picture.size)
+    if (found := maps.get((row["image_uri"], row["version"]))) is not None:
+        return found
+    return model.map(picture, ground_resolution=row.get("ground_resolution")) if photo_maps and model else None
+
+
+def _around(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the corners of a square around the middle of a box: the box, but some pixels at least."""
+    side = min(max(box.width, box.height, _LEAST_DETAIL), width, height)
+    left = min(max(0, box.x + (box.width - side) // 2), width - side)
+    top = min(max(0, box.y + (box.height - side) // 2), height - side)
+    return left, top, left + side, top + side
+
+
+def wanted(rows: Iterable[dict[str, Any]]) -> Collection[Identity]:
+    """Return the identities of the rows that are photographs, whose maps a run may have published."""
+    return {(row["image_uri"], row["version"]) for row in rows if row["tiles"] is not None}
+
+
+def _jpeg(picture: PIL.Image.Image) -> bytes:
+    target = io.BytesIO()
+    picture.save(target, "JPEG", quality=_QUALITY)
+    return target.getvalue()
