@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crackbatch.reports.compare_runs import RunComparison, compare_runs
     from crackbatch.reports.exports import Exported, export
     from crackbatch.reports.report import Report, report
+    from crackbatch.reports.review import Review, review
     from crackbatch.reports.show import Shown, show
     from crackbatch.results.cleaning import Cleaning, clean
     from crackbatch.results.maps import read_map
@@ -40,6 +41,7 @@ __all__ = [
     "Model",
     "Overview",
     "Report",
+    "Review",
     "RunComparison",
     "RunSummary",
     "Shown",
@@ -57,6 +59,7 @@ __all__ = [
     "read_map",
     "read_predictions",
     "report",
+    "review",
     "score",
     "show",
     "train",
@@ -85,6 +88,8 @@ _HOMES = {
     "read_predictions": "results.predictions",
     "Report": "reports.report",
     "report": "reports.report",
+    "Review": "reports.review",
+    "review": "reports.review",
     "RunComparison": "reports.compare_runs",
     "RunSummary": "results.summary",
     "score": "scoring.score",

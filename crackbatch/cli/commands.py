@@ -30,6 +30,7 @@ from crackbatch.cli.output import (
     print_photo_settings,
     print_plan,
     print_report,
+    print_review,
     print_run_comparison,
     print_runs,
     print_runs_json,
@@ -290,6 +291,30 @@ def report(
     from crackbatch.reports import report as reporting
 
     print_report(reporting.report(**_given(context)))
+
+
+@app.command()
+def review(
+    context: typer.Context,
+    out: Annotated[str | None, typer.Argument(metavar="[OUT]", help="The --out of score: a folder or URL.")] = None,
+    folder: Annotated[
+        str, typer.Option("--out", "-o", help="Folder or URL for the page and lists; with --import a .csv to write.")
+    ] = "",
+    run_id: Annotated[str | None, typer.Option(help="Only images of this run [default: newest row of each].")] = None,
+    num: Annotated[int, typer.Option(help="How many images to look at.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed for the images that are drawn at random.")] = 0,
+    model: Annotated[
+        str, typer.Option(help="The model of the run, which shows where in a tile the crack is.")
+    ] = "concrete-resnet18",
+    answers: Annotated[
+        str | None,
+        typer.Option("--import", help="Make a manifest of answers: .csv, .json (Label Studio, COCO) or .xml (CVAT)."),
+    ] = None,
+) -> None:
+    """Choose images that a person should look at. Turn the answers into labels."""
+    from crackbatch.reports import review as reviewing
+
+    print_review(reviewing.review(**_given(context)))
 
 
 @app.command()

@@ -15,12 +15,14 @@ from crackbatch.progress import counted, duration
 from crackbatch.storage.redaction import masked, printable
 
 if TYPE_CHECKING:
+    from crackbatch.datasets.answers import Answers
     from crackbatch.datasets.overview import Overview
     from crackbatch.evaluation.evaluate import Evaluation
     from crackbatch.models.bundle import Bundle
     from crackbatch.reports.compare_runs import RunComparison
     from crackbatch.reports.exports import Exported
     from crackbatch.reports.report import Report
+    from crackbatch.reports.review import Review
     from crackbatch.reports.show import Shown
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
@@ -197,6 +199,29 @@ def print_report(found: Report) -> None:
         print(f"note: {printable(note)}")
     images, pictures = counted(found.images, "image"), counted(found.pictures, "picture")
     print(f"report of run {found.run_id}, {images}, {pictures}: {printable(found.file)}")
+
+
+def print_review(found: Review | Answers) -> None:
+    """Print where the files of a review are, or which labels its answers gave."""
+    from crackbatch.datasets.answers import Answers
+    from crackbatch.reports.review import REASONS
+
+    if not isinstance(found, Answers):
+        for note in found.notes:
+            print(f"note: {printable(note)}")
+        images = ", ".join(f"{counted(num, 'image')} {REASONS[reason]}" for reason, num in found.images.items())
+        print(f"{images}; left out: {counted(found.similar, 'near-duplicate')}")
+        print(f"page: {printable(found.page)}\nlist: {printable(found.csv)}\nLabel Studio: {printable(found.tasks)}")
+        return
+    for names, what in ((found.contradictory, "has two different answers"), (found.unknown, "is not in the results")):
+        for name in names[:_SHOWN]:
+            print(f"left out: {printable(name)} {what}")
+        if (others := len(names) - _SHOWN) > 0:
+            print(f"left out: {counted(others, 'image')} more like it")
+    for word, num in found.not_understood.items():
+        print(f"not understood: {printable(word)!r}, {counted(num, 'answer')}")
+    labels = ", ".join(f"{name.replace('_', ' ')} {num:,}" for name, num in found.labels.items())
+    print(f"{labels}, without an answer {found.unanswered:,}\nmanifest: {printable(found.file)}")
 
 
 def print_photo_settings(bundle: Bundle) -> None:

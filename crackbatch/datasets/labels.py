@@ -21,10 +21,13 @@ from crackbatch.errors import OptionError
 # Folder names in published crack datasets, and names that people choose themselves. SDNET2018 uses (C)racked and
 # (U)ncracked (D)ecks, (P)avements and (W)alls, or these words in full.
 _CRACKS = ("crack", "cracks", "cracked")
-POSITIVE = ("positive", *_CRACKS, "with_crack", "cd", "cp", "cw")
+_GAPS = ("", "_", "-", " ")
+POSITIVE = (
+    "positive", *_CRACKS, *(f"with{gap}{crack}" for gap in _GAPS for crack in _CRACKS), "cd", "cp", "cw",
+)  # fmt: skip
 NEGATIVE = (
-    "negative", *(f"{no}{gap}{crack}" for no in ("no", "non") for gap in ("", "_", "-", " ") for crack in _CRACKS),
-    "uncracked", "without_crack", "sound", "intact", "ud", "up", "uw",
+    "negative", *(f"{no}{gap}{crack}" for no in ("no", "non", "without") for gap in _GAPS for crack in _CRACKS),
+    "uncracked", "sound", "intact", "ud", "up", "uw",
 )  # fmt: skip
 # pandas writes 1 as 1.0 if its column has an empty cell.
 _WORDS = {

@@ -26,6 +26,7 @@ from crackbatch.storage import locations
 from crackbatch.storage.redaction import masked
 
 LABEL_COLUMN = "label"
+_OTHER_LABEL_COLUMN = "choice"  # of Label Studio
 # More sub-folders than this are dates or structures, not kinds of images that need metrics of their own.
 _MAX_PARTS = 12
 _EMPTY = ("None", "nan", "")  # how empty cells of CSV and Parquet files read
@@ -45,22 +46,33 @@ def list_labelled(
     scratch: str | None = None,
 ) -> Listed:
     """Return the images that have a label, without reading them. Raises SourceError if there are none."""
-    rules, report = rules or LabelRules(), Report()
-    tables = []
+    rules = rules or LabelRules()
+    found = _list(sources, rules, scratch)
+    if not found.table.num_rows and not rules.positive and not rules.negative:
+        numbered = LabelRules(("1",), ("0",), rules.group_pattern, rules.group_column)
+        by_number = _list(sources, numbered, scratch)
+        if not by_number.report.unlabelled and by_number.table.num_rows:  # all images are in folders 0 and 1
+            return by_number
+    if not found.table.num_rows:
+        raise SourceError(
+            f"no labelled images in {', '.join(map(masked, sources))}: {counted(found.report.unlabelled, 'image')}"
+            f"{found.report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack; name"
+            " your folders with --positive and --negative, or give a manifest with a column label"
+        )
+    return found
+
+
+def _list(sources: Sequence[str], rules: LabelRules, scratch: str | None) -> Listed:
+    report, tables = Report(), []
     for source, name, collection in zip(sources, _source_names(sources), _collections(sources, rules), strict=True):
         # An image that is listed with both labels keeps both rows, so that it is reported.
-        plan = make_plan([source], EXTENSIONS, scratch=scratch, apart=[CARRIED + LABEL_COLUMN])
+        plan = make_plan(
+            [source], EXTENSIONS, scratch=scratch, apart=[CARRIED + LABEL_COLUMN, CARRIED + _OTHER_LABEL_COLUMN]
+        )
         report.problems.extend(plan.listing.problems)
         report.listed_twice += plan.listing.passed_over["images listed twice"]
         tables.append(_label(plan.table, source, name, collection, rules, report))
-    table = pa.concat_tables(tables)
-    if not table.num_rows:
-        raise SourceError(
-            f"no labelled images in {', '.join(map(masked, sources))}: {counted(report.unlabelled, 'image')}"
-            f"{report.unknown_words()}, none in a folder such as Positive or Negative, crack or no_crack; name your"
-            " folders with --positive and --negative, or give a manifest with a column label"
-        )
-    return Listed(table, report)
+    return Listed(pa.concat_tables(tables), report)
 
 
 def _source_names(sources: Sequence[str]) -> list[str]:
@@ -101,7 +113,10 @@ def _label(table: pa.Table, source: str, name: str, collection: str, rules: Labe
     parts = [name if found is None else found[1] or collection for found in from_paths]
     groups = [rules.group(path, posixpath.basename(_above(root))) for path in whole]
     told = [GUESS if group is None else "photos named in paths" for group in groups]
-    if (cells := _carried(table, LABEL_COLUMN)) is not None:
+    cells = _carried(table, LABEL_COLUMN)
+    if cells is None:
+        cells = _carried(table, _OTHER_LABEL_COLUMN)
+    if cells is not None:
         labels, parts = [parse_label(cell) for cell in cells], [name] * len(uris)
         told_nothing = (str(cell).strip() for cell, label in zip(cells, labels, strict=True) if label is None)
         report.not_understood.update(word for word in told_nothing if word not in _EMPTY)

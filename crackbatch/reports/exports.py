@@ -76,7 +76,7 @@ def export(
         rows = _only(rows, rows["archive"].isna(), "in archives, which Label Studio cannot open", left_out)
         rows = _only(rows, rows["status"] == "ok", "without a score", left_out)
     write: Callable[[pd.DataFrame, bool, IO[bytes]], None] = {
-        ".csv": _write_csv, ".xlsx": _write_excel, ".geojson": _write_geojson, ".json": _write_tasks,
+        ".csv": _write_csv, ".xlsx": _write_excel, ".geojson": _write_geojson, ".json": write_tasks,
     }[kind]  # fmt: skip
     with atomic.new_file(location) as opened:
         write(rows, all_columns, opened)
@@ -129,6 +129,12 @@ def place(image_uri: str, archive: str | None) -> dict[str, str | None]:
     }
 
 
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return each row as a dictionary of such values."""
+    names = list(rows.columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns_of(rows, names), strict=True)]
+
+
 def columns_of(rows: pd.DataFrame, names: Sequence[str]) -> list[list[Any]]:
     """Return the values of each column: texts, numbers, times, and None for what is missing."""
     return [[_value(cell) for cell in _shortest(rows[name])] for name in names]
@@ -153,7 +159,7 @@ def _value(cell: Any) -> Any:
     return cell
 
 
-def _harmless(cell: Any) -> Any:
+def harmless(cell: Any) -> Any:
     """Return a cell as a spreadsheet may have it: text that would be a formula gets an apostrophe before it."""
     if isinstance(cell, datetime):
         return cell.isoformat(sep=" ", timespec="seconds")
@@ -171,8 +177,8 @@ def write_csv(names: Sequence[str], records: Iterable[Sequence[Any]], file: IO[b
     """Write names and rows as CSV, as spreadsheets read it."""
     text = io.TextIOWrapper(file, "utf-8-sig", newline="", write_through=True)  # Excel knows UTF-8 by its first bytes
     lines = csv.writer(text)
-    lines.writerow(map(_harmless, names))
-    lines.writerows(map(_harmless, row) for row in records)
+    lines.writerow(map(harmless, names))
+    lines.writerows(map(harmless, row) for row in records)
     text.flush()
     text.detach()
 
@@ -196,7 +202,7 @@ def _write_excel(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None
                     sheet.write_string(0, at, name, bold)
                 for line in range(1, min(_MAX_SHEET_ROWS, len(rows) - number * _MAX_SHEET_ROWS) + 1):
                     for at, cell in enumerate(next(records)):
-                        _write_cell(sheet, line, at, _harmless(cell))
+                        _write_cell(sheet, line, at, harmless(cell))
         with open(path, "rb") as made:
             while data := made.read(1 << 20):
                 file.write(data)
@@ -227,7 +233,7 @@ def _write_geojson(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> No
     file.write(b"\n]}\n")
 
 
-def _write_tasks(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None:
+def write_tasks(rows: pd.DataFrame, all_columns: bool, file: IO[bytes]) -> None:
     """Write a task with a prediction for each image, as Label Studio imports them.
 
     https://labelstud.io/guide/tasks and https://labelstud.io/guide/predictions describe the format. Label Studio serves

@@ -1,4 +1,4 @@
-"""The page of a report: what stands on it, and its HTML, which needs no other file and no script."""
+"""The pages that people open: what stands on the page of a report, and HTML that needs no other file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from crackbatch.reports.folders import Folder
     from crackbatch.reports.thumbnails import Thumbnail
     from crackbatch.results.states import ListedRun
-
-_TEMPLATE = "page.html"
 
 
 class Pictured(NamedTuple):
@@ -90,8 +88,8 @@ class Content:
     notes: list[str]
 
 
-def render(content: Content) -> str:
-    """Return the page as HTML. Every text in it is escaped: names of files can hold anything."""
+def render(template: str, **values: Any) -> bytes:
+    """Return a page as HTML. Every text in it is escaped: names of files can hold anything."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -104,8 +102,8 @@ def render(content: Content) -> str:
         "jpeg": _jpeg, "link": _link, "name": _name, "folder": _folder,
     }  # fmt: skip
     made_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = environment.get_template(_TEMPLATE)
-    return page.render(content=content, version=__version__, made_at=made_at, changes=CHANGES)
+    html = environment.get_template(template).render(version=__version__, made_at=made_at, changes=CHANGES, **values)
+    return html.encode("utf-8", "backslashreplace")
 
 
 def _text(value: object) -> str:

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, OutputError, RunError
-from crackbatch.models.bundle import DEFAULT_MODEL, OperatingPoint, read_bundle_and_weights
-from crackbatch.models.model import Model, default_device
+from crackbatch.models.bundle import DEFAULT_MODEL, OperatingPoint
+from crackbatch.models.model import Model
 from crackbatch.progress import Step, counted
 from crackbatch.reports.charts import histogram, map_positions
 from crackbatch.reports.compare_runs import RunComparison, compare_runs
-from crackbatch.reports.exports import columns_of
+from crackbatch.reports.exports import records
 from crackbatch.reports.folders import count_folders
 from crackbatch.reports.page import Content, Expected, Failures, Kind, Pictured, render
-from crackbatch.reports.thumbnails import Thumbnail, draw_thumbnails, wanted
+from crackbatch.reports.thumbnails import COLUMNS, Thumbnail, draw_thumbnails, model_of, wanted
 from crackbatch.results.maps import read_maps
 from crackbatch.results.predictions import read_predictions
 from crackbatch.results.resolution import RESOLUTION
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 MOST_PICTURES = 500
 _NUM_NEAR = 24  # pictures of images near the threshold
 _NUM_EXAMPLES = 5  # of each cause of failure
-_COLUMNS = [
-    "image_uri", "version", "archive", "status", "error", "label", "crack_probability", "threshold", "width", "height",
-    "tiles", "crack_tiles", "box_x", "box_y", "box_w", "box_h", "captured_at", "latitude", "longitude", "camera",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def report(
     with Step("reading rows"):
         rows = _read(run)
     notes: list[str] = []
-    network = _model_of(chosen, model, notes) if top else None
+    network = model_of([chosen.model_id], model, notes) if top else None
     with Step("comparing with the run before"):
         comparison = _compare(run.out, listed, chosen)
     about = _about(run)
@@ -100,7 +96,7 @@ def report(
         comparison=comparison,
         notes=notes,
     )
-    atomic.write_whole(location, render(content).encode("utf-8", "backslashreplace"))
+    atomic.write_whole(location, render("report.html", content=content))
     num_pictures = sum(one.thumbnail.whole is not None for one in pictured)
     return Report(masked(location), chosen.run_id, len(rows), num_pictures, notes)
 
@@ -133,7 +129,7 @@ def _read(run: Run) -> pd.DataFrame:
     """Return the rows of a run, with the resolution of the photographs if a manifest gave it."""
     with ranges.open_file(run.published_files()[0]) as file:
         has_resolution = RESOLUTION in pq.read_schema(file).names
-    return read_predictions(run.out, run_id=run.run_id, columns=[*_COLUMNS, *([RESOLUTION] if has_resolution else [])])
+    return read_predictions(run.out, run_id=run.run_id, columns=[*COLUMNS, *([RESOLUTION] if has_resolution else [])])
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -145,17 +141,6 @@ def _about(run: Run) -> dict[str, Any]:
     }
 
 
-def _model_of(run: ListedRun, location: locations.Location, notes: list[str]) -> Model | None:
-    """Return the model if it is the one of the run."""
-    bundle, weights = read_bundle_and_weights(os.fspath(location))
-    if bundle.model_id != run.model_id:
-        notes.append(
-            f"Tiles have no crack map: the run was scored with {run.model_id}, and --model is {bundle.model_id}."
-        )
-        return None
-    return Model(bundle, weights, default_device())
-
-
 def _compare(out: str, listed: list[ListedRun], chosen: ListedRun) -> RunComparison | None:
     place = listed.index(chosen)
     if not place:
@@ -165,19 +150,14 @@ def _compare(out: str, listed: list[ListedRun], chosen: ListedRun) -> RunCompari
 
 
 def _first(rows: pd.DataFrame, top: int) -> list[dict[str, Any]]:
-    return _records(rows[rows["status"] == "ok"].head(top))
+    return records(rows[rows["status"] == "ok"].head(top))
 
 
 def _near(rows: pd.DataFrame, top: int) -> list[dict[str, Any]]:
     """Return the rows nearest to their threshold that are not among the first `top`, the nearest first."""
     others = rows[rows["status"] == "ok"].iloc[top:]
     distance = (others["crack_probability"] - others["threshold"]).abs()
-    return _records(others.loc[distance.nsmallest(min(top, _NUM_NEAR)).index])
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    names = list(rows.columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns_of(rows, names), strict=True)]
+    return records(others.loc[distance.nsmallest(min(top, _NUM_NEAR)).index])
 
 
 def _picture(
@@ -252,4 +232,4 @@ def _expect(point: OperatingPoint, images: int, flagged: int) -> Expected | None
 def _failures(rows: pd.DataFrame, statuses: dict[str, int]) -> Iterable[Failures]:
     for status, count in statuses.items():
         if status != "ok":
-            yield Failures(status, count, _records(rows[rows["status"] == status].head(_NUM_EXAMPLES)))
+            yield Failures(status, count, records(rows[rows["status"] == status].head(_NUM_EXAMPLES)))

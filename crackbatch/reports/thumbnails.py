@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,15 +15,23 @@ import PIL.Image
 
 from crackbatch.decoding.decoders import Decoders, Photo
 from crackbatch.images.picture import Picture, to_input
-from crackbatch.models.model import Model
+from crackbatch.models.bundle import read_bundle_and_weights
+from crackbatch.models.model import Model, default_device
 from crackbatch.models.photo import Box, CrackMap
 from crackbatch.reports.overlay import lay_over
 from crackbatch.sources.image import open_images
+from crackbatch.storage import locations
 
 SIDE = 320  # pixels of the longer side
 _QUALITY = 72
 _DEFAULT_SIZE = 224  # decoders want a size of pictures, also where no model is at hand
 _LEAST_DETAIL = 256  # pixels of a photograph beside each other in the picture of its worst region
+
+# The columns of the table that pictures, and the texts beside them, are made of.
+COLUMNS = [
+    "image_uri", "version", "archive", "status", "error", "label", "crack_probability", "threshold", "width", "height",
+    "tiles", "crack_tiles", "box_x", "box_y", "box_w", "box_h", "captured_at", "latitude", "longitude", "camera",
+]  # fmt: skip
 
 Identity = tuple[str, str]
 
@@ -31,13 +40,25 @@ Identity = tuple[str, str]
 class Thumbnail:
     """JPEGs of an image: the whole of it with what was found, and its worst region, or a tile as it is.
 
-    Without pictures, `reason` says why.
+    Without pictures, `reason` says why. `looks` is the picture's hash, in hexadecimal digits.
     """
 
     whole: bytes | None = None
     detail: bytes | None = None
     reason: str = ""
     has_map: bool = False
+    looks: str | None = None
+
+
+def model_of(model_ids: Collection[str | None], location: locations.Location, notes: list[str]) -> Model | None:
+    """Return the model at a location if the rows were scored with it; otherwise note that crack maps are missing."""
+    bundle, weights = read_bundle_and_weights(os.fspath(location))
+    if others := sorted({str(model_id) for model_id in model_ids} - {bundle.model_id}):
+        notes.append(
+            f"Tiles have no crack map: they were scored with {', '.join(others)}, and --model is {bundle.model_id}."
+        )
+        return None
+    return Model(bundle, weights, default_device())
 
 
 def draw_thumbnails(
@@ -61,7 +82,7 @@ def draw_thumbnails(
                 yield found
 
     # Processes decode the images: what is in one harms no other.
-    with Decoders(size, photo_side=1) as decoders, closing(decoders.decode_whole(images())) as photos:
+    with Decoders(size, photo_side=1, looks=True) as decoders, closing(decoders.decode_whole(images())) as photos:
         for photo in photos:
             place = sent.popleft()
             try:
@@ -84,7 +105,7 @@ def _draw(
     whole = lay_over(picture, width, height, crack_map, box)
     detail = picture.convert("RGB") if box is None else picture.crop(_around(box, *picture.size))
     detail.thumbnail((SIDE, SIDE), PIL.Image.Resampling.LANCZOS)
-    return Thumbnail(_jpeg(whole), _jpeg(detail), "", crack_map is not None)
+    return Thumbnail(_jpeg(whole), _jpeg(detail), "", crack_map is not None, photo.facts["looks"])
 
 
 def _map_of(

@@ -30,6 +30,8 @@ from crackbatch.storage.redaction import as_text, from_text, masked, redact
 from crackbatch.storage.urls import with_digest
 
 URI_COLUMN = "image_uri"
+# The names that other tools give this column, the best first.
+NAME_COLUMNS = (URI_COLUMN, "image", "filename", "file_name", "file", "path", "uri", "url")
 # If a quote is not closed, everything after it would become one cell.
 _MAX_LINE_CHARACTERS = 1 << 20
 _SEPARATOR_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
@@ -77,9 +79,18 @@ def read_manifest(location: str) -> Manifest | None:
         raise SourceError(f"{shown} cannot be read as a manifest: {error}") from None
     table = table.cast(pa.schema([_plain(field) for field in table.schema]))
     table = table.drop_columns([name for name in table.column_names if _INDEX.fullmatch(name)])
+    table = _with_uris(table)
     _check_manifest(table, shown)
     uris = table.column(URI_COLUMN).cast(pa.string())
     return Manifest(location, table.set_column(table.column_names.index(URI_COLUMN), URI_COLUMN, uris))
+
+
+def _with_uris(table: pa.Table) -> pa.Table:
+    """Return a table whose only column with a name like `filename` is called `image_uri`, if none is."""
+    alike = [name for name in table.column_names if name.strip().lower() in NAME_COLUMNS]
+    if URI_COLUMN in table.column_names or len(alike) != 1:
+        return table
+    return table.rename_columns([URI_COLUMN if name == alike[0] else name for name in table.column_names])
 
 
 def _plain(field: pa.Field) -> pa.Field:

@@ -228,9 +228,18 @@ def test_a_member_that_a_manifest_names_and_its_archive_does_not_give_is_a_row(
 
 
 def test_a_manifest_without_image_uri_says_what_it_has(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("path,pier\na.jpg,1\n")
-    with pytest.raises(SourceError, match=r"no column 'image_uri' \(its columns: path, pier\)"):
-        plan_of(tmp_path / "m.csv")
+    for names in ("place,pier", "image,file"):
+        (tmp_path / "m.csv").write_text(f"{names}\na.jpg,1\n")
+        with pytest.raises(SourceError, match=rf"no column 'image_uri' \(its columns: {names.replace(',', ', ')}\)"):
+            plan_of(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("name", ["image", "filename", "file", "Path"])
+def test_the_column_of_another_tool_names_the_images(name: str, tmp_path: Path, tiles: dict[str, bytes]) -> None:
+    write_files(tmp_path, {"a.jpg": tiles["tile-00.jpg"]})
+    (tmp_path / "m.csv").write_text(f"pier,{name}\n7,a.jpg\n")
+    (row,) = plan_of(tmp_path / "m.csv").table.to_pylist()
+    assert (row["image_uri"], row["carried:pier"], row["status"]) == (str(tmp_path / "a.jpg"), "7", None)
 
 
 def test_manifests_as_spreadsheets_write_them(tmp_path: Path, tiles: dict[str, bytes]) -> None:
