@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,8 @@ _DIRECT_CAUSE = "\n\nThe above exception was the direct cause of the following e
 # A run should not fail because a machine dies while an actor starts on it.
 _MAX_ACTOR_STARTS = 3
 _ANSWER_S = 10.0
+# After Ctrl-C while Ray starts: by then its first process has answered.
+_STARTING_S = 1.0
 # A cluster that grows by itself may begin without workers. Starting a machine and its image takes minutes.
 _NODE_S = 900.0
 _POLL_S = 1.0
@@ -94,10 +96,11 @@ class Cluster:
         self._ending = ExitStack()
         self._folder = ""
         self.is_started = False
+        self._starting: futures.Future[Any] | None = None
         # Ray starts in a thread for two reasons. Ctrl-C then cannot interrupt the start, where Python loses the
         # exception of a signal handler (whenever it forks). And Ray then sets no handler for SIGTERM, which would end
         # the process without a message. The thread is kept: if it ended, Linux would end the processes it started.
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="start ray")
+        self._starter = futures.ThreadPoolExecutor(1, thread_name_prefix="start ray")
 
     def __enter__(self) -> Cluster:
         return self
@@ -108,6 +111,8 @@ class Cluster:
 
             ray.shutdown()
         self._ending.close()
+        if self._starting is not None:  # interrupted: without its folder, Ray would stop all threads for 30 s
+            futures.wait([self._starting], _STARTING_S)
         if self._folder and (kind is None or issubclass(kind, _NO_ERRORS)):  # after an error, Ray's logs stay
             shutil.rmtree(self._folder, ignore_errors=True)
         self._starter.shutdown(wait=False)
@@ -141,12 +146,13 @@ class Cluster:
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             with _quiet_stderr():
-                starting = self._starter.submit(
+                self._starting = self._starter.submit(
                     ray.init,
                     include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                     **options, **_without_folder(),
                 )  # fmt: skip
-                starting.result()
+                self._starting.result()
+                self._starting = None
             _restore_handlers()
             _hide_token()
         except Exception as error:  # Ray also raises plain `Exception`

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,16 +25,14 @@ def interruptible(mend: str) -> Iterator[None]:
     """
 
     def stop(*_: object) -> None:
-        for number in (*_STOPPING, signal.SIGALRM):
-            signal.signal(number, lambda *_: os._exit(Interrupted.exit_code))
-        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_S)
-        silence()
-        redraw = REDRAW if os.isatty(terminal) else ""  # replaces the progress line
-        with suppress(OSError):  # with `2>&1 | tee log`, the same Ctrl-C has ended tee
-            os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())
         raise KeyboardInterrupt
 
     terminal = os.dup(2)  # while Ray starts, standard error is redirected to nowhere
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(heard, terminal, mend), name="interruption", daemon=True)
+    watcher.start()
+    fd_before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
         yield
@@ -41,4 +41,30 @@ def interruptible(mend: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(fd_before)
+        told.close()
+        watcher.join()
+        heard.close()
         os.close(terminal)
+
+
+def _watch(heard: socket.socket, terminal: int, mend: str) -> None:
+    """Say that the command is interrupted, and see that it ends.
+
+    A thread of its own, because Python handles signals in the main thread only after the call that it is in. Ray can
+    wait for half a minute in one call.
+    """
+    is_stopping = False
+    while number := heard.recv(1):
+        if number[0] not in _STOPPING:
+            continue
+        if is_stopping:
+            os._exit(Interrupted.exit_code)
+        is_stopping = True
+        silence()
+        redraw = REDRAW if os.isatty(terminal) else ""  # replaces the progress line
+        with suppress(OSError):  # with `2>&1 | tee log`, the same Ctrl-C has ended tee
+            os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())
+        patience = threading.Timer(_PATIENCE_S, os._exit, [Interrupted.exit_code])
+        patience.daemon = True
+        patience.start()

@@ -49,6 +49,20 @@ def test_ctrl_c_ends_a_command_also_when_nobody_reads_what_it_says() -> None:
     assert process.wait(30) == 130
 
 
+def test_a_command_that_is_in_a_long_call_of_a_library_says_so_at_once_and_ends() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import hashlib, os\n"
+         "from crackbatch.cli.interruption import Interrupted, interruptible\n"
+         "try:\n"
+         "    with interruptible('mend'): print(flush=True); hashlib.pbkdf2_hmac('sha256', b'a', b'b', 100_000_000)\n"
+         "except Interrupted as error: os._exit(error.exit_code)"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.read(1)
+    assert interrupted(process, signal.SIGTERM) == "crackbatch: interrupted; mend\n"
+
+
 @pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_while_ray_starts_says_so_and_leaves_nothing(
