@@ -7,26 +7,26 @@ built, because importing them takes longer than importing everything else togeth
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 
-from crackbatch.decoding.decoders import Decoders
-from crackbatch.errors import BundleError, RunError
-from crackbatch.images.picture import PHOTO, Picture, from_pillow, read_image, to_input
+from crackbatch.errors import BundleError, OptionError, RunError
+from crackbatch.images.picture import Picture, to_input
 from crackbatch.machine import has_gpu
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, calibrated, read_bundle_and_weights
 from crackbatch.models.dense import Dense
 from crackbatch.models.networks import build_network, fold, frame_in_float32, load_tensors
 from crackbatch.models.photo import CrackMap, Grid, check_scale_for, judge, photo_side, strips, window_scale
+from crackbatch.models.pictures import Image, decode, decode_one
 from crackbatch.models.together import Together
 from crackbatch.storage import locations
 from crackbatch.storage.redaction import masked
@@ -45,13 +45,32 @@ _CPU_STRIP, _CUDA_STRIP = 512 << 10, 8 << 20
 _BATCHES_AT_ONCE = 2
 # So many threads scale photographs for a GPU.
 _CUDA_PHOTO_THREADS = 8
-# Below this, starting decoder processes takes longer than decoding.
-_MANY = 64
 
 
 def load_model(location: locations.Location = DEFAULT_MODEL, device: str = "cpu") -> Model:
     """Load a shipped model by name, or a bundle from a path or URL. Raises BundleError."""
     return Model(*read_bundle_and_weights(os.fspath(location)), device)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    `probability` (of a crack) and `label` (`crack` or `no_crack`) are None unless `status` is `ok`; `error` says why.
+    `is_photograph` is set if the image was looked at in windows.
+    """
+
+    probability: float | None
+    label: str | None
+    status: str = "ok"
+    error: str | None = None
+    is_photograph: bool = False
+
+    @classmethod
+    def of(cls, probability: float, line: float, classes: tuple[str, str], is_photograph: bool) -> Prediction:
+        """Return the prediction with the label at a threshold; thresholds are applied as float32."""
+        label = classes[int(np.float32(probability) >= np.float32(line))]
+        return cls(probability, label, is_photograph=is_photograph)
 
 
 class Model:
@@ -159,24 +178,28 @@ class Model:
         """Return the calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
         return calibrated(logits, self.bundle.temperature)
 
-    def predict(self, images: Iterable[str | Path | np.ndarray | PIL.Image.Image]) -> list[float | None]:
-        """Return the probability of a crack for each image, as `score` does, None for an image that cannot be read.
+    def predict(
+        self, images: Iterable[Image], *, threshold: float | None = None, operating_point: str | None = None
+    ) -> list[Prediction]:
+        """Return what the model says of each image, as `score` does; an image that cannot be read has no probability.
 
-        An image is a path, a uint8 array (height, width[, 3]) or a Pillow image. Raises TypeError for a single path.
+        An image is a path, an `image_uri` of a table, an array (height, width[, 3]) of uint8 or of floats from 0 to 1,
+        or a Pillow image. Labels are at the threshold or operating point, by default `balanced`. Raises TypeError for
+        a single path, and for what is no image.
         """
         if isinstance(images, (str, Path)):
             raise TypeError(f"predict expects a list of images; use [{str(images)!r}]")
-        probabilities = list[float | None]()
-        are_many_files = isinstance(images, Sequence) and len(images) >= _MANY and all(map(_is_path, images))
-        pictures = self._decode_files(images) if are_many_files else map(_to_picture, images)
-        coming = iter(pictures)
+        line = self.bundle.draw_line(threshold, operating_point)
+        lines = (line, self.bundle.draw_photo_line(threshold, operating_point))
+        coming = decode(images, self.bundle.input_size, photo_side(self.bundle), self.batch_size)
+        predictions = list[Prediction]()
         while batch := list(islice(coming, CPU_BATCH_SIZE)):
-            probabilities.extend(self._predict(batch))
-        return probabilities
+            predictions.extend(self._predict(batch, lines))
+        return predictions
 
     def map(
         self,
-        image: str | Path | np.ndarray | PIL.Image.Image,
+        image: Image,
         *,
         tile_size: float | None = None,
         ground_resolution: float | None = None,
@@ -188,7 +211,7 @@ class Model:
         RequestError for a scale that the model cannot use.
         """
         check_scale_for(self.bundle, tile_size, ground_resolution)
-        picture = _to_picture(image)
+        picture = decode_one(image)
         if picture.status != "ok":
             raise ValueError(f"the image cannot be read: {picture.error}")
         assert picture.pixels is not None
@@ -204,8 +227,11 @@ class Model:
         step = (width / logits.shape[1], height / logits.shape[0])
         return CrackMap(logits, width, height, step, step, self.bundle.temperature)
 
-    def _predict(self, pictures: Sequence[Picture]) -> list[float | None]:
-        """Return the probability of each picture, as scoring does: of photographs from their windows."""
+    def _predict(self, pictures: Sequence[Picture], lines: tuple[float, float]) -> list[Prediction]:
+        """Return what the model says of each picture, as scoring does: of photographs from their windows.
+
+        `lines` are the thresholds for tiles and for photographs.
+        """
         logits: dict[int, float] = {}
         tiles: dict[int, np.ndarray] = {}
         for place, picture in enumerate(pictures):
@@ -220,29 +246,14 @@ class Model:
         if tiles:
             logits |= dict(zip(tiles, self.logits(np.stack(list(tiles.values()))).tolist(), strict=True))
         probabilities = self.probability(np.array([logits.get(place, 0.0) for place in range(len(pictures))]))
-        return [float(value) if place in logits else None for place, value in enumerate(probabilities)]
-
-    def _decode_files(self, paths: Iterable[Any]) -> Iterator[Picture]:
-        """Yield the pictures of files, which processes decode; tiles come already scaled to the input."""
-        coming = iter(paths)
-        read: deque[list[bytes]] = deque()
-
-        def batches() -> Iterator[list[bytes]]:
-            while batch := [_read(path) for path in islice(coming, self.batch_size)]:
-                read.append(batch)
-                yield batch
-
-        side = photo_side(self.bundle)
-        with Decoders(self.bundle.input_size, batch_size=self.batch_size, photo_side=side) as decoders:
-            for facts, pixels in decoders.decode(batches()):
-                tiles = iter(pixels)
-                for status, data in zip(facts["status"], read.popleft(), strict=True):
-                    if status == PHOTO:
-                        yield read_image(data)
-                    elif status == "ok":
-                        yield Picture(pixels=PIL.Image.fromarray(next(tiles)))
-                    else:
-                        yield Picture(status)
+        found = []
+        for place, (picture, probability) in enumerate(zip(pictures, probabilities.tolist(), strict=True)):
+            if place in logits:
+                is_photo = place not in tiles
+                found.append(Prediction.of(probability, lines[is_photo], self.bundle.classes, is_photo))
+            else:
+                found.append(Prediction(None, None, picture.status, picture.error))
+        return found
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch
@@ -317,10 +328,14 @@ def one_thread_each() -> Iterator[None]:
 
 
 def check_device(device: str) -> None:
-    """Raise RunError if the device is a GPU that torch cannot use."""
+    """Raise OptionError for another name than `cpu`, `cuda` and `cuda:1`, RunError if torch cannot use the GPU."""
     import torch
 
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise OptionError(f"the device must be cpu, cuda, or cuda:1 for the second GPU, got {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
+        if not has_gpu():
+            raise RunError(f"this machine has no GPU, or it is hidden, for the device {device!r}; use 'cpu'")
         why = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise RunError(
             f"machine {socket.gethostname()} has a GPU that torch cannot use: torch {torch.__version__} is {why};"
@@ -349,20 +364,3 @@ def _load_weights(network: torch.nn.Module, bundle: Bundle, weights: bytes) -> N
         raise BundleError(
             f"model {bundle.location}: its weights do not fit the network {bundle.network} ({first_line})"
         ) from None
-
-
-def _is_path(image: object) -> bool:
-    return isinstance(image, (str, Path))
-
-
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
-
-
-def _to_picture(image: str | Path | np.ndarray | PIL.Image.Image) -> Picture:
-    if isinstance(image, np.ndarray):
-        image = PIL.Image.fromarray(image)
-    return from_pillow(image) if isinstance(image, PIL.Image.Image) else read_image(_read(image))

@@ -41,7 +41,7 @@ def evaluated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_figures_are_those_of_scoring_each_image(photos: Path, evaluated: Path) -> None:
     files = sorted(photos.rglob("*.jpg"))
     labels = np.array([file.parent.name == "CD" for file in files])
-    alarms = np.array(load_model().predict(files)) >= 0.5
+    alarms = np.array([said.probability for said in load_model().predict(files)]) >= 0.5
     said = json.loads((evaluated / "metrics.json").read_text())["sources"]["deck/D"]
     assert said["confusion"] == {
         "hits": int((alarms & labels).sum()),
@@ -106,7 +106,7 @@ def test_published_rows_of_a_model_are_found_also_where_another_scored_the_image
 ) -> None:
     files = sorted(photos.rglob("*.jpg"))
     model = load_model()
-    found = model.predict(files)
+    found = [said.probability for said in model.predict(files)]
     for day, (model_id, probabilities) in enumerate(
         [(model.bundle.model_id, found), ("other@0", [0.5] * len(files))], 1
     ):

@@ -16,7 +16,7 @@ from crackbatch.cli.demo import draw_tile
 from crackbatch.errors import BundleError
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.models.bundle import calibrated, read_bundle_and_weights
-from crackbatch.models.model import Model, load_model, runs_bfloat16
+from crackbatch.models.model import Model, Prediction, load_model, runs_bfloat16
 from crackbatch.models.networks import build_network
 
 
@@ -79,14 +79,16 @@ def _file(index: int):
     return io.BytesIO(draw_tile(index, cracked=True))
 
 
-def test_predict_takes_paths_arrays_and_pictures_and_says_none_for_what_is_none(tmp_path: Path) -> None:
+def test_predict_takes_paths_arrays_and_pictures_and_says_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(draw_tile(1, True))
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     picture = PIL.Image.open(tmp_path / "a.jpg")
     found = load_model().predict([tmp_path / "a.jpg", tmp_path / "bad.jpg", np.asarray(picture), picture, "gone.jpg"])
-    assert found[1] is None
-    assert found[4] is None
-    assert found[0] == pytest.approx(found[2], abs=1e-5) == pytest.approx(found[3], abs=1e-5)
+    assert [prediction.status for prediction in found] == ["ok", "not_an_image", "ok", "ok", "missing"]
+    assert found[1] == Prediction(None, None, "not_an_image", "it is a text, not an image")
+    assert found[4].error == "gone.jpg does not exist"
+    first, *others = (found[place].probability for place in (0, 2, 3))
+    assert others == pytest.approx([first, first], abs=1e-5)
 
 
 def test_predict_gives_a_pillow_image_what_it_gives_its_file(tmp_path: Path) -> None:
@@ -103,7 +105,11 @@ def test_predict_gives_a_pillow_image_what_it_gives_its_file(tmp_path: Path) -> 
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:3000])
     files = [tmp_path / name for name in ("turned.jpg", "sixteen.png", "transparent.png", "cut.jpg")]
     model = load_model()
-    assert model.predict([PIL.Image.open(file) for file in files]) == model.predict(files)
+    of_pictures, of_files = (
+        [said.probability for said in model.predict(images)] for images in (map(PIL.Image.open, files), files)
+    )
+    assert of_pictures == of_files
+    assert of_files[3] is None
 
 
 def test_the_most_extreme_logits_have_probabilities_and_nothing_is_warned_of() -> None:

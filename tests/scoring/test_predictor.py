@@ -50,12 +50,12 @@ def test_each_row_has_its_own_images_answer(block: pa.Table, model: Model, tiles
         name = Path(row["image_uri"]).name
         if name in tiles:
             assert row["status"] == "ok"
-            assert row["crack_probability"] == pytest.approx(expected, abs=1e-5)
+            assert row["crack_probability"] == pytest.approx(expected.probability, abs=1e-5)
             assert row["label"] == ("crack" if row["crack_probability"] >= 0.5 else "no_crack")
             assert row["sha256"] == hashlib.sha256(tiles[name]).hexdigest()
         else:
             assert row["status"] == {"bad.jpg": "not_an_image", "gone.jpg": "missing"}[name]
-            assert row["crack_probability"] is row["crack_logit"] is row["label"] is expected is None
+            assert row["crack_probability"] is row["crack_logit"] is row["label"] is expected.probability is None
         assert (row["run_id"], row["model_id"], row["threshold"]) == ("night", "model@1", 0.5)
 
 
@@ -183,8 +183,9 @@ def test_a_photograph_is_shrunk_or_looked_at_in_windows_as_asked(tmp_path: Path)
     scored = rows(tmp_path / "auto").set_index("image_uri")["crack_probability"]
     paths = [str(folder / f"{name}.png") for name in ("photo", "tile", "broken")]
     *found, nothing = crackbatch.load_model().predict(paths)
-    assert found == pytest.approx([scored[path] for path in paths[:2]], abs=1e-5)
-    assert nothing is None
+    assert [said.probability for said in found] == pytest.approx([scored[path] for path in paths[:2]], abs=1e-5)
+    assert [said.is_photograph for said in found] == [True, False]
+    assert (nothing.probability, nothing.status) == (None, "truncated")
 
 
 def test_it_is_said_where_the_size_of_cracks_is_a_guess_or_too_small(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_bundle_says_how_it_was_made_and_scores(trained: Path, photos: str) ->
     assert "| split | drawn with seed 0, by group: photos named in paths |" in card
     assert f"| split digest | {dataset.digest} |" in card
     file = next(Path(photos).rglob("*.jpg"))
-    assert 0 <= load_model(str(trained)).predict([file])[0] <= 1
+    assert 0 <= load_model(str(trained)).predict([file])[0].probability <= 1
     history = pq.read_table(trained / "metrics.parquet").to_pylist()
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert bundle.training["best"]["validation_loss"] == min(row["validation_loss"] for row in history)
@@ -96,7 +96,7 @@ def test_a_training_from_a_bucket_into_a_bucket_goes_on_from_its_checkpoint_ther
     assert "epoch 1 of 3" not in again.stderr
     assert there() == {path.name for path in trained.iterdir()}
     file = next(Path(photos).rglob("*.jpg"))
-    assert 0 <= load_model(out).predict([file])[0] <= 1
+    assert 0 <= load_model(out).predict([file])[0].probability <= 1
 
 
 def test_two_trainings_into_one_place_do_not_meet(photos: str, tmp_path: Path) -> None:
