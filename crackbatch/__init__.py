@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from crackbatch.datasets.overview import Overview, describe_dataset
     from crackbatch.evaluation.evaluate import Evaluation, evaluate
     from crackbatch.evaluation.photo_calibration import calibrate
-    from crackbatch.models.model import Model, load_model
+    from crackbatch.evaluation.site_check import SiteCheck, site_check
+    from crackbatch.models.model import Model, Prediction, load_model
     from crackbatch.models.photo import CrackMap
     from crackbatch.reports.compare_runs import RunComparison, compare_runs
     from crackbatch.reports.exports import Exported, export
@@ -40,11 +41,13 @@ __all__ = [
     "ListedRun",
     "Model",
     "Overview",
+    "Prediction",
     "Report",
     "Review",
     "RunComparison",
     "RunSummary",
     "Shown",
+    "SiteCheck",
     "TrainResult",
     "calibrate",
     "clean",
@@ -62,6 +65,7 @@ __all__ = [
     "review",
     "score",
     "show",
+    "site_check",
     "train",
 ]
 
@@ -86,6 +90,7 @@ _HOMES = {
     "Overview": "datasets.overview",
     "read_map": "results.maps",
     "read_predictions": "results.predictions",
+    "Prediction": "models.model",
     "Report": "reports.report",
     "report": "reports.report",
     "Review": "reports.review",
@@ -95,6 +100,8 @@ _HOMES = {
     "score": "scoring.score",
     "show": "reports.show",
     "Shown": "reports.show",
+    "site_check": "evaluation.site_check",
+    "SiteCheck": "evaluation.site_check",
     "train": "training.train",
     "TrainResult": "training.train",
 }

@@ -35,6 +35,7 @@ from crackbatch.cli.output import (
     print_runs,
     print_runs_json,
     print_shown,
+    print_site_check,
     print_summary,
     print_training,
 )
@@ -334,6 +335,30 @@ def calibrate(
     from crackbatch.evaluation import photo_calibration
 
     print_photo_settings(photo_calibration.calibrate(**_given(context)))
+
+
+@app.command()
+def site_check(
+    context: typer.Context,
+    sources: options.Data,
+    model: options.Model = "concrete-resnet18",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="Folder or URL for a copy of the model, calibrated on the site's tiles."),
+    ] = None,
+    threshold: options.Threshold = None,
+    operating_point: options.OperatingPoint = None,
+    min_recall: Annotated[float, typer.Option(help="The share of the cracked images that must be found.")] = 0.9,
+    max_false_alarms: Annotated[float, typer.Option(help="The share of the sound images that may be flagged.")] = 0.1,
+    positive: options.Positive = None,
+    negative: options.Negative = None,
+    group_pattern: options.GroupPattern = None,
+    group_column: options.GroupColumn = "group",
+) -> None:
+    """Say whether a model works at a site, from 50 to 200 labelled images of it."""
+    from crackbatch.evaluation import site_check as checking
+
+    print_site_check(checking.site_check(**_given(context)))
 
 
 @app.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crackbatch.datasets.answers import Answers
     from crackbatch.datasets.overview import Overview
     from crackbatch.evaluation.evaluate import Evaluation
+    from crackbatch.evaluation.site_check import Figures, SiteCheck
     from crackbatch.models.bundle import Bundle
     from crackbatch.reports.compare_runs import RunComparison
     from crackbatch.reports.exports import Exported
@@ -246,6 +247,42 @@ def print_shown(shown: Shown) -> None:
         print(f"picture: {printable(masked(file))}")
     for uri, reason in shown.passed_over.items():
         print(f"not shown: {printable(uri)} ({printable(reason)})")
+
+
+def print_site_check(found: SiteCheck) -> None:
+    """Print the figures of a site with their intervals, and the verdict."""
+    for reason, num in found.left_out.items():
+        print(f"left out: {counted(num, 'image')} that the model knows ({reason.replace('_', ' ')})")
+    if found.unreadable:
+        print(f"left out: {counted(found.unreadable, 'image')} that cannot be read")
+    print(
+        f"{found.model_id}; asked: at least {found.min_recall:.0%} of the cracked images found, at most"
+        f" {found.max_false_alarms:.0%} of the sound ones flagged"
+    )
+    table = _table(
+        "", ">images", ">cracked", ">groups", ">threshold", ">recall", ">false alarms", ">precision", ">roc auc"
+    )
+    for kind in found.kinds:
+        counts = (f"{kind.images:,}", f"{kind.cracked:,}", f"{kind.groups:,}")
+        if kind.as_it_is is None or kind.precision is None or kind.roc_auc is None:
+            table.add_row(kind.name, *counts, *["too few"] * 5)
+            continue
+        ranks = [_interval(asdict(metric)) for metric in (kind.precision, kind.roc_auc)]
+        table.add_row(kind.name, *counts, *_rates(kind.as_it_is), *ranks)
+        if kind.at_site is not None:
+            table.add_row("  threshold of the site", "", "", "", *_rates(kind.at_site))
+    _print_table(table)
+    for kind in found.kinds:
+        if kind.temperature is not None:
+            print(f"temperature of the site: {kind.temperature:.3f}")
+        print(f"{kind.name}: {kind.verdict}")
+    if found.bundle is not None:
+        print(f"model: {masked(found.bundle)}")
+
+
+def _rates(figures: Figures) -> tuple[str, str, str]:
+    recall, alarms = (_interval(asdict(rate)) for rate in (figures.recall, figures.false_alarm_rate))
+    return f"{figures.threshold:.3f}", recall, alarms
 
 
 def print_comparison(found: Comparison) -> None:

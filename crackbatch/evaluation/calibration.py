@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from crackbatch.evaluation.metrics import Scored, curves
-from crackbatch.models.bundle import OperatingPoint
+from crackbatch.models.bundle import Bundle, OperatingPoint, resolve, write_bundle
+from crackbatch.models.card import FILE as CARD
+from crackbatch.models.card import with_section
+from crackbatch.models.seen import FILE as SEEN
+from crackbatch.storage import atomic, locations, objects
 
 FEW_ERRORS = 20
 _RECALL, _PRECISION, _FALSE_ALARMS = 0.99, 0.95, 0.01
@@ -57,6 +61,22 @@ def choose_operating_points(probabilities: np.ndarray, labels: np.ndarray) -> di
         )
         for name, at in chosen.items()
     }
+
+
+def write_calibrated(bundle: Bundle, source: str, weights: bytes, title: str, text: str) -> Bundle:
+    """Write a bundle that was calibrated again, with the list of seen images and the card of the one at `source`.
+
+    A section with a title (`## Site`) and a text says in the card what was done.
+    """
+    for name in (SEEN, CARD):
+        try:
+            data = objects.read_bytes(locations.join(resolve(source), name))
+        except FileNotFoundError:
+            continue
+        if name == CARD:
+            data = with_section(data.decode(), bundle, title, text).encode()
+        atomic.write_whole(locations.join(bundle.location, name), data)
+    return write_bundle(bundle, weights)
 
 
 def halfway(steps: np.ndarray) -> np.ndarray:

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from crackbatch.cluster import check_address
-from crackbatch.datasets.dataset import Dataset, read_dataset, read_encoded
+from crackbatch.datasets.dataset import read_dataset, read_encoded
 from crackbatch.datasets.labels import LabelRules
 from crackbatch.datasets.pixels import number_rows, stream_pixels
 from crackbatch.errors import OptionError, SourceError
@@ -29,11 +28,11 @@ from crackbatch.evaluation.inference import logits_here, logits_on_ray
 from crackbatch.evaluation.metrics import Scored, confusion, each_and_all, measure, precision_at, without_nan
 from crackbatch.evaluation.photos import evaluate_photos
 from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
+from crackbatch.evaluation.unseen import choose_unseen
 from crackbatch.images.picture import read_image
 from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, calibrated, read_bundle_and_weights
 from crackbatch.models.model import Model, default_device
-from crackbatch.models.seen import LEARNT, read_learnt, splits_of
 from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import local_roots
@@ -93,7 +92,7 @@ def evaluate(
     location = atomic.check_output(os.fspath(out))
     with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
         dataset = read_dataset(names, rules, scratch)
-        rows, left_out = _choose(dataset, bundle, include_seen)
+        rows, left_out = (dataset.table, {}) if include_seen else choose_unseen(dataset, bundle)
         if predictions is not None:
             probabilities, thresholds = _published(rows, os.fspath(predictions), run_id, bundle)
             if threshold is None and operating_point is None:
@@ -110,37 +109,6 @@ def evaluate(
         metrics |= {"left_out": left_out, "notes": dataset.report.lines()}
         _write(location, rows, probabilities, line, metrics)
     return Evaluation(location, metrics)
-
-
-def _choose(dataset: Dataset, bundle: Bundle, include_seen: bool) -> tuple[pa.Table, dict[str, int]]:
-    """Return the images to measure on, and how many images were left out for each reason.
-
-    An image is left out if the model, or a model that it was trained from, was trained or tuned on it (counted by
-    split), on a near-duplicate of it, or on another tile of its photo, if paths or a manifest name photos.
-    """
-    table = dataset.table
-    splits = np.array(splits_of(table.column("sha256").to_pylist(), read_learnt(bundle.location)), dtype=object)
-    left_out = {split: splits == split for split in LEARNT}
-    learnt = np.logical_or.reduce(list(left_out.values()))
-    if include_seen or not learnt.any():
-        return table, {}
-    named = ~np.asarray(table.column("guessed"))
-    of_photo = named & _sharing(table.column("group"), learnt & named)
-    alike = _sharing(table.column("cluster"), learnt)
-    left_out |= {"same_photos": of_photo & ~learnt, "near_duplicates": alike & ~of_photo & ~learnt}
-    kept = np.flatnonzero(~(learnt | of_photo | alike))
-    if not len(kept):
-        raise SourceError(
-            f"model {bundle.name}, or a model that it was trained from, was trained or tuned on all {table.num_rows:,}"
-            " images, or on their near-duplicates or other tiles of their photos, so results would look too good; give"
-            " other images, or use --include-seen to measure on these"
-        )
-    return table.take(pa.array(kept)), {why: int(rows.sum()) for why, rows in left_out.items() if rows.any()}
-
-
-def _sharing(column: pa.ChunkedArray, chosen: np.ndarray) -> np.ndarray:
-    """Return (rows,) bool: whether a row has the same value as a chosen row."""
-    return np.asarray(pc.is_in(column, pc.unique(column.filter(pa.array(chosen)))))
 
 
 def _published(rows: pa.Table, out: str, run_id: str | None, bundle: Bundle) -> tuple[np.ndarray, set[float]]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from crackbatch.errors import SourceError
-from crackbatch.evaluation.calibration import halfway, last
+from crackbatch.evaluation.calibration import halfway, last, write_calibrated
 from crackbatch.evaluation.metrics import curves
 from crackbatch.evaluation.views import View, cut_views, label_views, map_photos, read_cells, score_views
 from crackbatch.models.bundle import (
@@ -19,15 +19,11 @@ from crackbatch.models.bundle import (
     PhotoPoint,
     PhotoSettings,
     read_bundle_and_weights,
-    resolve,
-    write_bundle,
 )
-from crackbatch.models.card import FILE as CARD
-from crackbatch.models.card import recalibrated
+from crackbatch.models.card import PHOTO_TITLE, photo_section
 from crackbatch.models.model import Model, default_device
 from crackbatch.models.photo import check_scale, strength_of
-from crackbatch.models.seen import FILE as SEEN
-from crackbatch.storage import atomic, locations, objects
+from crackbatch.storage import atomic, locations
 from crackbatch.storage.redaction import masked
 
 _RECALL, _FALSE_ALARMS = 0.95, 10.0
@@ -76,7 +72,8 @@ def calibrate(
             "megapixels": round(sum(view.megapixels for view in views), 1),
         },
     )
-    return _write(replace(bundle, photo=settings, location=location), bundle.location, weights)
+    changed = replace(bundle, photo=settings, location=location)
+    return write_calibrated(changed, bundle.location, weights, PHOTO_TITLE, photo_section(changed))
 
 
 def _fit(views: Sequence[View], settings: PhotoSettings) -> PhotoSettings:
@@ -115,16 +112,3 @@ def _choose_points(views: Sequence[View], settings: PhotoSettings) -> dict[str, 
         name: PhotoPoint(float(lines[at]), round(float(recall[at]), 4), round(100 * float(alarms[at]), 2))
         for name, at in chosen.items()
     }
-
-
-def _write(bundle: Bundle, source: str, weights: bytes) -> Bundle:
-    """Write the bundle, with the card and the list of seen images of the bundle that it was made from."""
-    for name in (SEEN, CARD):
-        try:
-            data = objects.read_bytes(locations.join(resolve(source), name))
-        except FileNotFoundError:
-            continue
-        if name == CARD:
-            data = recalibrated(data.decode(), bundle).encode()
-        atomic.write_whole(locations.join(bundle.location, name), data)
-    return write_bundle(bundle, weights)

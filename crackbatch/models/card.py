@@ -8,7 +8,7 @@ from crackbatch.models.bundle import Bundle
 from crackbatch.storage import atomic, locations
 
 FILE = "MODEL_CARD.md"
-_PHOTO_TITLE = "## Photographs"
+PHOTO_TITLE = "## Photographs"
 _MODEL_ID = re.compile(r"`[\w.-]+@[0-9a-f]{12}`")
 
 
@@ -44,14 +44,15 @@ measures the model on images that it has not seen.
 """
 
 
-def recalibrated(card: str, bundle: Bundle) -> str:
-    """Return the card of another bundle for one that judges photographs in its own way, with a section on how."""
-    before, found, after = _MODEL_ID.sub(f"`{bundle.model_id}`", card, count=1).partition(_PHOTO_TITLE)
+def with_section(card: str, bundle: Bundle, title: str, text: str) -> str:
+    """Return the card of another bundle for this one, with a section (`## Site`) that replaces one of this title."""
+    before, found, after = _MODEL_ID.sub(f"`{bundle.model_id}`", card, count=1).partition(title)
     rest = after[after.index("\n## ") :] if found and "\n## " in after else ""
-    return f"{before.rstrip()}\n\n{_PHOTO_TITLE}\n\n{_photo_section(bundle)}\n{rest}"
+    return f"{before.rstrip()}\n\n{title}\n\n{text}\n{rest}"
 
 
-def _photo_section(bundle: Bundle) -> str:
+def photo_section(bundle: Bundle) -> str:
+    """Return how the bundle judges photographs, as Markdown."""
     photo = bundle.photo
     assert photo is not None
     points = [["operating point", "threshold", "recall", "false alarms per 100 sound views"]]

@@ -189,13 +189,16 @@ class Model:
         """
         if isinstance(images, (str, Path)):
             raise TypeError(f"predict expects a list of images; use [{str(images)!r}]")
-        line = self.bundle.draw_line(threshold, operating_point)
-        lines = (line, self.bundle.draw_photo_line(threshold, operating_point))
+        lines = self._lines(threshold, operating_point)
         coming = decode(images, self.bundle.input_size, photo_side(self.bundle), self.batch_size)
         predictions = list[Prediction]()
         while batch := list(islice(coming, CPU_BATCH_SIZE)):
             predictions.extend(self._predict(batch, lines))
         return predictions
+
+    def predict_pictures(self, pictures: Sequence[Picture]) -> list[Prediction]:
+        """Return the same for a few pictures that are decoded already."""
+        return self._predict(pictures, self._lines(None, None))
 
     def map(
         self,
@@ -226,6 +229,11 @@ class Model:
         (logits,) = self._dense_logits([np.array(pixels)[None]], side=1)
         step = (width / logits.shape[1], height / logits.shape[0])
         return CrackMap(logits, width, height, step, step, self.bundle.temperature)
+
+    def _lines(self, threshold: float | None, operating_point: str | None) -> tuple[float, float]:
+        """Return the thresholds for tiles and for photographs."""
+        line = self.bundle.draw_line(threshold, operating_point)
+        return line, self.bundle.draw_photo_line(threshold, operating_point)
 
     def _predict(self, pictures: Sequence[Picture], lines: tuple[float, float]) -> list[Prediction]:
         """Return what the model says of each picture, as scoring does: of photographs from their windows.
