@@ -74,6 +74,24 @@ def measure(scored: Scored, threshold: float, repeats: int = _REPEATS, seed: int
     }
 
 
+def gain(before: Scored, after: Scored, name: str = "roc_auc", repeats: int = _REPEATS, seed: int = 0) -> Metric:
+    """Return how much higher a metric is for the same images with other probabilities, with a paired interval."""
+    ranked = [_Ranked(scored, 0.5) for scored in (before, after)]
+    place = NAMES.index(name)
+
+    def difference(weights: np.ndarray) -> float:
+        first, second = (list(one.metrics(weights).values())[place] for one in ranked)
+        return second - first
+
+    names, codes = np.unique(after.groups, return_inverse=True)
+    random = np.random.default_rng(seed)
+    shares = np.full(len(names), 1 / len(names))
+    drawn = np.array([difference(random.multinomial(len(names), shares)[codes]) for _ in range(repeats)])
+    drawn = drawn[np.isfinite(drawn)] if len(names) > 1 else drawn[:0]
+    low, high = np.percentile(drawn, _INTERVAL) if len(drawn) else (np.nan, np.nan)
+    return Metric(difference(np.ones(len(codes))), float(low), float(high))
+
+
 def without_nan(value: Any) -> Any:
     """Return the same value with None for numbers that are undefined, because JSON has no NaN."""
     if isinstance(value, dict):

@@ -9,7 +9,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crackbatch.errors import BundleError, CrackbatchError
-from crackbatch.models.bundle import DESCRIPTION, WEIGHTS, absolute, read_bundle_and_weights, shipped_models
+from crackbatch.models.bundle import (
+    DESCRIPTION,
+    WEIGHTS,
+    Bundle,
+    absolute,
+    read_bundle_and_weights,
+    shipped_models,
+)
 from crackbatch.models.networks import build_network, import_torchvision, load_tensors
 from crackbatch.models.seen import read_learnt
 from crackbatch.storage import locations, objects
@@ -62,6 +69,11 @@ def learnt_before(init: str) -> dict[int, str]:
         return read_learnt(init)
     folder, _, name = init.rpartition("/")
     return read_learnt(folder) if name == WEIGHTS or is_best(name) else {}
+
+
+def bundle_before(init: str) -> tuple[Bundle, bytes] | None:
+    """Return the model that a training begins from, with its weights; None if it is not a whole model."""
+    return read_bundle_and_weights(init) if init not in WORDS and _is_bundle(init) else None
 
 
 def _is_bundle(init: str) -> bool:

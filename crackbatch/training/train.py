@@ -11,14 +11,13 @@ The same command continues an interrupted training from its last checkpoint. It 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,11 +32,10 @@ from crackbatch.datasets.listing import list_labelled
 from crackbatch.datasets.pixels import Pixels, held_or_streamed, marks_of, number_rows, stream_pixels
 from crackbatch.datasets.split import SPLITS, write_split
 from crackbatch.errors import OptionError, RunError
-from crackbatch.evaluation.calibration import FEW_ERRORS, choose_operating_points, fit_temperature, num_errors
 from crackbatch.evaluation.inference import logits_here, logits_on_ray
 from crackbatch.evaluation.plots import plot_training
 from crackbatch.machine import library_versions
-from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, calibrated, read_bundle, write_bundle
+from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle, write_bundle
 from crackbatch.models.card import write_card
 from crackbatch.models.model import Model, default_device, runs_bfloat16
 from crackbatch.models.seen import splits_of, write_seen
@@ -51,10 +49,11 @@ from crackbatch.storage.redaction import masked
 from crackbatch.storage.retry import giving_up
 from crackbatch.training.batches import StreamedBatches, make_batches, stored_size
 from crackbatch.training.checkpoints import Checkpoints
-from crackbatch.training.initial import WORDS, Initial, initial_network, learnt_before
+from crackbatch.training.initial import WORDS, Initial, bundle_before, initial_network, learnt_before
 from crackbatch.training.learner import Figures, Fit, Learner, best_epoch, best_figures, fit
 from crackbatch.training.recipe import Recipe
 from crackbatch.training.sampling import deal
+from crackbatch.training.validation import validated, verdict
 from crackbatch.training.workers import fit_on_ray
 
 
@@ -210,11 +209,18 @@ def _train(
     bundle = _bundle(out, name, recipe, dataset, history, about)
     state = Checkpoints(folder).best(best_epoch(history))
     weights = save({key: _half(value) for key, value in state.items()})
-    if where.workers and where.address:
-        logits = logits_on_ray(rows, bundle, weights, where.address, roots)
-    else:
-        logits = logits_here(validation(), Model(bundle, weights, default_device()))
-    bundle = _calibrate(bundle, weights, logits, marks_of(rows).labels)
+
+    def score(model: Bundle, tensors: bytes) -> np.ndarray:
+        if where.workers and where.address:
+            return logits_on_ray(rows, model, tensors, where.address, roots)
+        is_as_trained = model.input_size == recipe.image_size
+        blocks = validation() if is_as_trained else stream_pixels(rows, model.input_size)
+        return logits_here(blocks, Model(model, tensors, default_device()))
+
+    groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
+    bundle = validated(bundle, weights, bundle_before(recipe.init), score, marks_of(rows).labels, groups)
+    for line in verdict(bundle):
+        _say(line)
     write_seen(out, images, splits, before)
     write_split(dataset.table, locations.join(out, "split.parquet"))
     _write_history(out, history)
@@ -358,20 +364,6 @@ def _bundle(
 def _short(source: str) -> str:
     """The last part of a source's path: a bundle should not reveal the folders of a machine."""
     return masked(source).rstrip("/").rsplit("/", 1)[-1]
-
-
-def _calibrate(bundle: Bundle, weights: bytes, logits: np.ndarray, labels: np.ndarray) -> Bundle:
-    """The bundle with its temperature and operating points, both chosen on the logits of the validation split."""
-    if (errors := num_errors(logits, labels)) < FEW_ERRORS:
-        _say(
-            f"warning: only {errors} validation images are misclassified, too few to calibrate"
-            f"{'' if errors else ' (the temperature stays 1)'}; treat probabilities as approximate, or validate on"
-            " more and harder images"
-        )
-    temperature = fit_temperature(logits, labels)
-    points = choose_operating_points(calibrated(logits, temperature), labels)
-    digest = hashlib.sha256(weights).hexdigest()
-    return replace(bundle, temperature=temperature, operating_points=points, weights_sha256=digest)
 
 
 def _half(value: Any) -> Any:

@@ -213,5 +213,7 @@ def test_freezing_trains_the_head_alone_and_few_errors_are_said(
     before, after = (safetensors.torch.load(weights(folder)) for folder in (trained, tmp_path / "frozen"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"fc.weight", "fc.bias"}
-    assert re.search(r"only \d+ validation images .* too few to calibrate", capfd.readouterr().err)
+    said = capfd.readouterr().err
+    assert re.search(r"only \d+ validation images .* too few to calibrate", said)
+    assert re.search(r"before \(small@\w+\) and \S+ after: .* the model that you began with", said)
     assert read_bundle(str(tmp_path / "frozen")).training["recipe"]["init"] == read_bundle(str(trained)).model_id
