@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 
 from crackbatch.cluster import check_address
@@ -29,9 +30,10 @@ from crackbatch.evaluation.metrics import Scored, confusion, each_and_all, measu
 from crackbatch.evaluation.photos import evaluate_photos
 from crackbatch.evaluation.plots import plot_confusion, plot_ranking, plot_reliability
 from crackbatch.evaluation.unseen import choose_unseen
-from crackbatch.images.picture import read_image
+from crackbatch.images.picture import Picture, read_image, to_input
 from crackbatch.images.sheet import Tile, contact_sheet
 from crackbatch.models.bundle import DEFAULT_MODEL, Bundle, OperatingPoint, calibrated, read_bundle_and_weights
+from crackbatch.models.heat import lay_over
 from crackbatch.models.model import Model, default_device
 from crackbatch.results.predictions import read_predictions
 from crackbatch.sources.listing import check_sources
@@ -107,7 +109,7 @@ def evaluate(
             probabilities = calibrated(logits, bundle.temperature)
         metrics = _measure(rows, probabilities, bundle, line, prevalence)
         metrics |= {"left_out": left_out, "notes": dataset.report.lines()}
-        _write(location, rows, probabilities, line, metrics)
+        _write(location, rows, probabilities, line, metrics, Model(bundle, weights, default_device()))
     return Evaluation(location, metrics)
 
 
@@ -193,13 +195,15 @@ def _reached(scored: Scored, threshold: float) -> dict[str, float]:
     }
 
 
-def _write(out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float, metrics: dict[str, Any]) -> None:
+def _write(
+    out: str, rows: pa.Table, probabilities: np.ndarray, threshold: float, metrics: dict[str, Any], model: Model
+) -> None:
     scored = _by_source(rows, probabilities)
     counts = {name: confusion(part, threshold) for name, part in scored.items()}
     wrong = _errors(rows, probabilities, threshold)
     write_table(locations.join(out, "errors.parquet"), wrong.drop_columns(["row"]))
     files = {
-        "errors.png": _draw_errors(rows, wrong),
+        "errors.png": _draw_errors(rows, wrong, model),
         "confusion.png": plot_confusion(counts, threshold),
         "ranking.png": plot_ranking(scored, threshold),
         "reliability.png": plot_reliability(scored),
@@ -227,8 +231,8 @@ def _errors(rows: pa.Table, probabilities: np.ndarray, threshold: float) -> pa.T
     )
 
 
-def _draw_errors(rows: pa.Table, wrong: pa.Table) -> bytes:
-    """Return a contact sheet (PNG) of the worst errors of each kind."""
+def _draw_errors(rows: pa.Table, wrong: pa.Table, model: Model) -> bytes:
+    """Return a contact sheet (PNG) of the worst errors of each kind, each beside its class activation if it has one."""
     sections = {}
     for kind, title in (("false alarm", "False alarms"), ("miss", "Misses")):
         mine = wrong.filter(pa.array([found == kind for found in wrong.column("kind").to_pylist()], pa.bool_()))
@@ -243,5 +247,13 @@ def _draw_errors(rows: pa.Table, wrong: pa.Table) -> bytes:
             if picture.pixels is not None:
                 folder, _, name = path.rpartition("/")
                 tiles.append(Tile(picture.pixels, [f"crack {probability:.3f}", name, folder]))
-        sections[f"{title}: {mine.num_rows:,} (worst {len(tiles)} shown)"] = tiles
+                if model.has_maps:
+                    tiles.append(Tile(_with_map(picture, model), ["what looks like a crack"]))
+        sections[f"{title}: {mine.num_rows:,} (worst {shown.num_rows} shown)"] = tiles
     return contact_sheet(sections)
+
+
+def _with_map(picture: Picture, model: Model) -> PIL.Image.Image:
+    assert picture.pixels is not None
+    crack_map = model.map_tile(to_input(picture, model.bundle.input_size), *picture.pixels.size)
+    return lay_over(picture.pixels, *picture.pixels.size, crack_map, None)

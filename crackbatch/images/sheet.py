@@ -11,7 +11,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-_THUMBNAIL, _CAPTION, _GAP, _COLUMNS = 150, 46, 8, 8
+# A hairline crack must be visible, so a tile is not made smaller than networks see it.
+_THUMBNAIL, _CAPTION, _GAP, _COLUMNS = 224, 46, 8, 6
 
 
 class Tile(NamedTuple):
@@ -22,7 +23,7 @@ class Tile(NamedTuple):
 
 
 def contact_sheet(sections: Mapping[str, Sequence[Tile]]) -> bytes:
-    """Return a PNG with the title of each section and its tiles below it, in rows of eight."""
+    """Return a PNG with the title of each section and its tiles below it, in rows of six."""
     font, title_font = PIL.ImageFont.load_default(11), PIL.ImageFont.load_default(17)
     step, row_height = _THUMBNAIL + _GAP, _THUMBNAIL + _CAPTION
     heights = [34 + row_height * max(1, math.ceil(len(tiles) / _COLUMNS)) for tiles in sections.values()]

@@ -174,6 +174,15 @@ class Model:
                 self._dense = Dense(self._network, self.bundle.network, self.bundle.input_size)
             return self._dense
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether the network can say where a crack is."""
+        try:
+            self.dense()
+        except BundleError:
+            return False
+        return True
+
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probability of a crack, float32: sigmoid(logit / temperature)."""
         return calibrated(logits, self.bundle.temperature)

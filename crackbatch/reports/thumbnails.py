@@ -16,9 +16,9 @@ import PIL.Image
 from crackbatch.decoding.decoders import Decoders, Photo
 from crackbatch.images.picture import Picture, to_input
 from crackbatch.models.bundle import read_bundle_and_weights
+from crackbatch.models.heat import lay_over
 from crackbatch.models.model import Model, default_device
 from crackbatch.models.photo import Box, CrackMap
-from crackbatch.reports.overlay import lay_over
 from crackbatch.sources.image import open_images
 from crackbatch.storage import locations
 
@@ -58,7 +58,11 @@ def model_of(model_ids: Collection[str | None], location: locations.Location, no
             f"Tiles have no crack map: they were scored with {', '.join(others)}, and --model is {bundle.model_id}."
         )
         return None
-    return Model(bundle, weights, default_device())
+    model = Model(bundle, weights, default_device())
+    if not model.has_maps:
+        notes.append(f"Tiles have no crack map: {bundle.network} cannot show where a crack is.")
+        return None
+    return model
 
 
 def draw_thumbnails(

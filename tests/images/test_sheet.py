@@ -1,4 +1,4 @@
-"""A contact sheet shows every picture under its section's title, eight in a row, with lines that fit below it."""
+"""A contact sheet shows every picture under its section's title, six in a row, with lines that fit below it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def is_of(sheet: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return (np.abs(sheet - np.array(colour)) < 8).all(axis=2)
 
 
-def test_every_picture_is_shown_eight_in_a_row() -> None:
-    colours = [(25 * number, 0, 250 - 25 * number) for number in range(9)]
-    sheet = drawn([Tile(PIL.Image.new("RGB", (300, 150), colour), []) for colour in colours])
+def test_every_picture_is_shown_six_in_a_row() -> None:
+    colours = [(25 * number, 0, 250 - 25 * number) for number in range(7)]
+    sheet = drawn([Tile(PIL.Image.new("RGB", (448, 224), colour), []) for colour in colours])
     places = [np.argwhere(is_of(sheet, colour)) for colour in colours]
-    assert [len(place) for place in places] == [150 * 75] * 9, "each is scaled to the width of a place"
+    assert [len(place) for place in places] == [224 * 112] * 7, "each is scaled to the width of a place"
     tops, lefts = zip(*(place.min(axis=0).tolist() for place in places), strict=True)
-    assert len(set(tops[:8])) == 1
-    assert list(lefts[:8]) == sorted(set(lefts))
-    assert tops[8] > tops[0]
-    assert lefts[8] == lefts[0]
+    assert len(set(tops[:6])) == 1
+    assert list(lefts[:6]) == sorted(set(lefts))
+    assert tops[6] > tops[0]
+    assert lefts[6] == lefts[0]
 
 
 def test_a_section_without_pictures_has_its_place_and_a_long_line_stays_below_its_picture() -> None:
@@ -37,5 +37,5 @@ def test_a_section_without_pictures_has_its_place_and_a_long_line_stays_below_it
     assert empty.shape == short.shape == long.shape
     below = np.argwhere((long != short).any(axis=2))
     assert len(below)
-    assert below[:, 1].max() < 8 + 150
+    assert below[:, 1].max() < 8 + 224
     assert drawn([], []).shape[0] > empty.shape[0]
