@@ -60,11 +60,29 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and stop.")
     ] = False,
+    config: Annotated[
+        str | None, typer.Option(help="A TOML file with a table of options for each command, such as [score].")
+    ] = None,
 ) -> None:
-    pass
+    if config is not None:
+        from crackbatch.cli.config import read_config
+
+        commands: dict[str, Any] = context.command.commands  # type: ignore[attr-defined]
+        context.default_map = read_config(config, {name: _names(command) for name, command in commands.items()})
+
+
+def _names(command: Any) -> dict[str, str]:
+    """Return the names of a command's options and arguments, and the parameter of each."""
+    return {
+        option.lstrip("-").replace("_", "-"): parameter.name
+        for parameter in command.params
+        for option in (*parameter.opts, parameter.name)
+        if parameter.name != "help"
+    }
 
 
 @app.command()
