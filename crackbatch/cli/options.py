@@ -1,10 +1,13 @@
-"""The options that several commands share: name, type and `--help` text."""
+"""The options that several commands share, with name, type and `--help` text, and how commands hand options on."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+
+from crackbatch.errors import OptionError
 
 Data = Annotated[
     list[str],
@@ -70,3 +73,24 @@ Augmentation = Annotated[
     ),
 ]
 MaxFailures = Annotated[int, typer.Option(help="Number of worker failures to recover from.")]
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """Return the options of a command by name, without those that are None: the function has defaults for them."""
+    given = {name: value for name, value in context.params.items() if value is not None}
+    if "weights" in given:
+        given["weights"] = _parse_weights(given["weights"])
+    return given
+
+
+def _parse_weights(weights: Sequence[str]) -> dict[str, float]:
+    parsed = {}
+    for weight in weights:
+        name, _, value = weight.rpartition("=")
+        try:
+            parsed[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise OptionError(f"--weight must be written as SOURCE=0.5, got {weight!r}")
+    return parsed
