@@ -9,18 +9,25 @@ from typing import Any
 import pytest
 
 import crackbatch
-from crackbatch.cli import commands
+from crackbatch.cli import learning, results, scoring
 
 
 @pytest.mark.parametrize(
     ("command", "function"),
     [
-        (commands.score, crackbatch.score),
-        (commands.train, crackbatch.train),
-        (commands.dataset, crackbatch.describe_dataset),
-        (commands.evaluate, crackbatch.evaluate),
-        (commands.compare, crackbatch.compare),
-        (commands.clean, crackbatch.clean),
+        (scoring.score, crackbatch.score),
+        (scoring.clean, crackbatch.clean),
+        (learning.train, crackbatch.train),
+        (learning.dataset, crackbatch.describe_dataset),
+        (learning.evaluate, crackbatch.evaluate),
+        (learning.calibrate, crackbatch.calibrate),
+        (learning.site_check, crackbatch.site_check),
+        (learning.compare, crackbatch.compare),
+        (results.show, crackbatch.show),
+        (results.report, crackbatch.report),
+        (results.review, crackbatch.review),
+        (results.export, crackbatch.export),
+        (results.compare_runs, crackbatch.compare_runs),
     ],
 )
 def test_a_command_has_the_parameters_and_defaults_of_its_function(
@@ -35,10 +42,10 @@ def test_a_command_has_the_parameters_and_defaults_of_its_function(
         assert given.keys() == taken.keys()
     for name, option in given.items():
         default = taken[name].default
-        if default is not inspect.Parameter.empty and name != "out":
+        if default is not inspect.Parameter.empty and name not in ("out", "file"):
             assert (option.default or None) == (default or None), name
 
 
 def test_networks_can_be_compared_with_all_that_they_can_be_trained_with() -> None:
-    trained, compared = (set(inspect.signature(command).parameters) for command in (commands.train, commands.compare))
+    trained, compared = (set(inspect.signature(command).parameters) for command in (learning.train, learning.compare))
     assert trained - compared == {"name", "network"}
