@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,8 @@ def print_summary(summary: RunSummary) -> None:
         print(f"note: {printable(note)}")
     for file in summary.files:
         print(f"table: {printable(file)}")
+    if summary.files:
+        print(f"a page to look at: crackbatch report {shlex.quote(printable(summary.out))} --run-id {summary.run_id}")
     if summary.retries:
         print(f"retries: storage requests were repeated {summary.retries:,} times")
     if summary.stopped_early:
