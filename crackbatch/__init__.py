@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from crackbatch.results.predictions import read_predictions
     from crackbatch.results.states import ListedRun, list_runs
     from crackbatch.results.summary import RunSummary
+    from crackbatch.scoring.nightly import Nights, nightly
     from crackbatch.scoring.score import score
     from crackbatch.sources.image import open_image
     from crackbatch.training.compare import Comparison, compare
@@ -40,6 +41,7 @@ __all__ = [
     "Exported",
     "ListedRun",
     "Model",
+    "Nights",
     "Overview",
     "Prediction",
     "Report",
@@ -58,6 +60,7 @@ __all__ = [
     "export",
     "list_runs",
     "load_model",
+    "nightly",
     "open_image",
     "read_map",
     "read_predictions",
@@ -86,6 +89,8 @@ _HOMES = {
     "ListedRun": "results.states",
     "load_model": "models.model",
     "Model": "models.model",
+    "nightly": "scoring.nightly",
+    "Nights": "scoring.nightly",
     "open_image": "sources.image",
     "Overview": "datasets.overview",
     "read_map": "results.maps",

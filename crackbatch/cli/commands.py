@@ -3,7 +3,8 @@
 The options of a command have the names and defaults of the function's parameters, and are passed to it unchanged.
 
 Exit codes: 0 done; 1 failed, run again to continue; 2 the request is wrong; 3 published, but more images failed than
-allowed or an archive was damaged or not opened; 130 interrupted, run again to continue.
+allowed or an archive was damaged or not opened; 4 (nightly) published, but the night is not as those before; 130
+interrupted, run again to continue.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ for _command in (
     learning.site_check,
     learning.calibrate,
     learning.compare,
+    scoring.nightly,
     scoring.runs,
     scoring.clean,
     learning.models,

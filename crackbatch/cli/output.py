@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from crackbatch.results.cleaning import Cleaning
     from crackbatch.results.states import ListedRun
     from crackbatch.results.summary import RunSummary
+    from crackbatch.scoring.nightly import Nights
     from crackbatch.training.compare import Comparison
     from crackbatch.training.train import TrainResult
 
@@ -98,6 +99,25 @@ def print_summary(summary: RunSummary) -> None:
         print("exit code 3: the rows are published, but archives were damaged or not opened, so images may be missing")
     elif summary.exit_code:
         print("exit code 3: the rows are published, but more images failed than --max-errors allows")
+
+
+def print_nights(found: Nights) -> None:
+    """Print a line for each night, and what is not as in the nights before."""
+    for night in found.nights:
+        statuses = {status: count for status, count in night.statuses.items() if status != "ok"}
+        failed = ", ".join(f"{status} {count:,}" for status, count in statuses.items())
+        said = f"crack {night.cracks:,}, no crack {night.scored - night.cracks:,}"
+        print(f"night {night.date}: {counted(night.images, 'image')}, {said}" + (f", {failed}" if failed else ""))
+        for note in night.notes:
+            print(f"  note: {printable(note)}")
+        for drift in night.drift:
+            print(f"  not as before, since {drift.since}: {drift.text}")
+    for date in found.running:
+        print(f"night {date}: another process works on it")
+    if found.exit_code == 3:
+        print("exit code 3: the rows are published, but too many images failed")
+    elif found.exit_code:
+        print(f"exit code {found.exit_code}: the rows are published, but a night is not as those before")
 
 
 def print_training(result: TrainResult) -> None:

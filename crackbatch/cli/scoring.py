@@ -12,6 +12,7 @@ from crackbatch.cli.interruption import interruptible
 from crackbatch.cli.options import given
 from crackbatch.cli.output import (
     print_cleaning,
+    print_nights,
     print_plan,
     print_runs,
     print_runs_json,
@@ -88,6 +89,46 @@ def score(
         return
     print_summary(summary)
     sys.exit(summary.exit_code)
+
+
+def nightly(
+    context: typer.Context,
+    inbox: Annotated[
+        list[str],
+        typer.Option(help="Sources of a night; {date} becomes its date, {date:%Y/%m/%d} as here; may be repeated."),
+    ],
+    date: Annotated[str, typer.Option(help="The night: YYYY-MM-DD, or yesterday (UTC).")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the results of all nights.")] = "",
+    since: Annotated[str | None, typer.Option(help="Also score nights from this one on that were missed.")] = None,
+    model: options.Model = "concrete-resnet18",
+    threshold: options.Threshold = None,
+    operating_point: options.OperatingPoint = None,
+    max_error_rate: Annotated[
+        float, typer.Option(help="Exit with code 3 if a larger share of the images fails.")
+    ] = 0.05,
+    max_errors: Annotated[int | None, typer.Option(help="Stop a night when more images than this have failed.")] = None,
+    extensions: Annotated[
+        list[str] | None, typer.Option(help="More image file extensions, such as .jp2; may be repeated.")
+    ] = None,
+    address: options.Address = None,
+    engine: Annotated[
+        str, typer.Option(help="Score with Ray (ray), in this process (local), or as suits the work (auto).")
+    ] = "auto",
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
+    ] = False,
+    exit_zero_when_published: Annotated[
+        bool,
+        typer.Option("--exit-zero-when-published", help="Exit with 0 instead of 3 or 4, for schedulers that retry."),
+    ] = False,
+) -> None:
+    """Score what a night brought. Compare it with the nights before."""
+    with interruptible("finished work is kept; run the same command to continue"):
+        from crackbatch.scoring import nightly as nights
+
+        found = nights.nightly(**given(context))
+    print_nights(found)
+    sys.exit(found.exit_code)
 
 
 def runs(

@@ -16,6 +16,7 @@ from crackbatch.cli import learning, results, scoring
     ("command", "function"),
     [
         (scoring.score, crackbatch.score),
+        (scoring.nightly, crackbatch.nightly),
         (scoring.clean, crackbatch.clean),
         (learning.train, crackbatch.train),
         (learning.dataset, crackbatch.describe_dataset),
