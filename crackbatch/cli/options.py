@@ -25,6 +25,10 @@ Address = Annotated[
 ]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="The --out of score: a folder or URL.")]
 Model = Annotated[str, typer.Option(help="Name of a shipped model, or path or URL of a bundle.")]
+ExitZero = Annotated[
+    bool,
+    typer.Option("--exit-zero-when-published", help="Exit with 0 instead of 3 or 4, for schedulers that try again."),
+]
 Split = Annotated[str | None, typer.Option(help="A split.parquet to use, or a model to take the split from.")]
 Threshold = Annotated[float | None, typer.Option(help="Lowest probability that is labelled crack.")]
 OperatingPoint = Annotated[str | None, typer.Option(help="A named threshold of the model [default: balanced].")]

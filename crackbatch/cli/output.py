@@ -85,20 +85,25 @@ def print_summary(summary: RunSummary) -> None:
         print(f"a page to look at: crackbatch report {shlex.quote(printable(summary.out))} --run-id {summary.run_id}")
     if summary.retries:
         print(f"retries: storage requests were repeated {summary.retries:,} times")
+    if why := _why_three(summary):
+        print(f"exit code 3: {why}" if summary.exit_code else f"exit code 0, as asked, although {why}")
+
+
+def _why_three(summary: RunSummary) -> str | None:
+    """Return why a run that is published ends with exit code 3, if it does."""
     if summary.stopped_early:
-        print(
-            "exit code 3: more images failed than --max-errors allows; finished rows are published; to score the rest,"
-            " run the same command with a higher --max-errors"
+        return (
+            "more images failed than --max-errors allows; finished rows are published; to score the rest, run the same"
+            " command with a higher --max-errors"
         )
-    elif summary.error_rate > summary.max_error_rate:
-        print(
-            f"exit code 3: {summary.error_rate:.1%} of the images have no score,"
-            f" more than --max-error-rate {summary.max_error_rate:.1%} allows"
+    if summary.error_rate > summary.max_error_rate:
+        return (
+            f"{summary.error_rate:.1%} of the images have no score, more than --max-error-rate"
+            f" {summary.max_error_rate:.1%} allows"
         )
-    elif summary.problems:
-        print("exit code 3: the rows are published, but archives were damaged or not opened, so images may be missing")
-    elif summary.exit_code:
-        print("exit code 3: the rows are published, but more images failed than --max-errors allows")
+    if summary.problems:
+        return "the rows are published, but archives were damaged or not opened, so images may be missing"
+    return "the rows are published, but more images failed than --max-errors allows" if summary.exit_code else None
 
 
 def print_nights(found: Nights) -> None:

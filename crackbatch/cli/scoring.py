@@ -78,6 +78,7 @@ def score(
     ] = "basic",
     csv: Annotated[str | None, typer.Option(help="Also write the run's rows to this .csv file.")] = None,
     xlsx: Annotated[str | None, typer.Option(help="Also write the run's rows to this .xlsx file, for Excel.")] = None,
+    exit_zero_when_published: options.ExitZero = False,
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
     with interruptible("finished work is kept; run the same command to continue"):
@@ -117,10 +118,7 @@ def nightly(
     maps: Annotated[
         bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
     ] = False,
-    exit_zero_when_published: Annotated[
-        bool,
-        typer.Option("--exit-zero-when-published", help="Exit with 0 instead of 3 or 4, for schedulers that retry."),
-    ] = False,
+    exit_zero_when_published: options.ExitZero = False,
 ) -> None:
     """Score what a night brought. Compare it with the nights before."""
     with interruptible("finished work is kept; run the same command to continue"):

@@ -18,7 +18,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -99,6 +99,7 @@ def score(
     exif: str = "basic",
     csv: locations.Location | None = None,
     xlsx: locations.Location | None = None,
+    exit_zero_when_published: bool = False,
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -110,7 +111,8 @@ def score(
     Photographs are looked at in windows (`view`), each of which covers `tile_size` pixels; `ground_resolution` is how
     many millimetres of the surface a pixel shows. With `maps`, the probabilities of all windows are published too. With
     `exif` "full", the table also has what drones write: the camera's angles and the altitude. The rows of the run are
-    also written to the files `csv` and `xlsx`, as `export` writes them.
+    also written to the files `csv` and `xlsx`, as `export` writes them. With `exit_zero_when_published`, the exit code
+    is 0 instead of 3, for schedulers that would try again.
     Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
@@ -152,7 +154,7 @@ def score(
             summary = _score(request, run, holding, start)
             for file in lists if summary.files else ():
                 export(request.out, file, run_id=run.run_id)
-            return summary
+            return replace(summary, exit_code=0) if exit_zero_when_published else summary
     except (RequestError, HeldError, LeaseLostError):
         raise
     except RunError as error:

@@ -71,3 +71,15 @@ def test_a_run_in_which_far_more_fails_than_was_allowed_is_ended_and_can_be_cont
     third = crackbatch.score(source, out, date="2026-03-01", max_errors=number, max_error_rate=1.0)
     assert (third.run_id, third.exit_code, third.images) == (first.run_id, 0, number)
     assert pd.read_parquet(tmp_path / "out" / "predictions")["image_uri"].nunique() == number
+
+
+def test_a_scheduler_that_would_try_again_can_ask_for_exit_code_0(
+    tmp_path: Path, tiles: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_files(tmp_path / "in", {**dict(list(tiles.items())[:3]), "bad.jpg": b"x"})
+    found = crackbatch.score(folder, tmp_path / "out", engine="local", exit_zero_when_published=True)
+    assert found.exit_code == 0
+    output.print_summary(found)
+    assert "exit code 0, as asked, although 25.0% of the images have no score" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "runs" / found.run_id / "summary.json").read_text())["exit_code"] == 3
+    assert crackbatch.score(folder, tmp_path / "out", engine="local", run_id=found.run_id).exit_code == 3
