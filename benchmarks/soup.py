@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--split", required=True)
+    parser.add_argument("--name", default="concrete-resnet18")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     read = [read_bundle_and_weights(model) for model in arguments.models]
@@ -41,7 +42,8 @@ def main() -> None:
         for name, value in states[0].items()
     }
     out = str(arguments.out.absolute())
-    bundle = replace(read[0][0], location=out, name=arguments.out.name)
+    training = {**read[0][0].training, "averaged": [model.model_id for model, _ in read]}
+    bundle = replace(read[0][0], location=out, name=arguments.name, training=training)
     weights = safetensors.torch.save({name: value.contiguous() for name, value in averaged.items()})
     with tempfile.TemporaryDirectory() as scratch:
         rows = with_given_split(read_dataset(arguments.data, scratch=scratch), arguments.split).part("validation")

@@ -27,7 +27,7 @@ from crackbatch.storage import atomic, locations
 from crackbatch.storage.redaction import masked
 
 _RECALL, _FALSE_ALARMS = 0.95, 10.0
-_CUTS = np.arange(-1.0, 2.01, 0.25)
+_CUTS = np.arange(-1.0, 5.01, 0.25)
 _FEW = 20
 
 
