@@ -21,7 +21,7 @@ from crackbatch.datasets.pixels import number_rows, stream_pixels
 from crackbatch.evaluation.inference import logits_here
 from crackbatch.models.bundle import Bundle, read_bundle_and_weights, write_bundle
 from crackbatch.models.model import Model
-from crackbatch.storage import atomic, objects
+from crackbatch.models.seen import write_seen
 from crackbatch.training.validation import validated
 
 
@@ -46,7 +46,8 @@ def main() -> None:
     bundle = replace(read[0][0], location=out, name=arguments.name, training=training)
     weights = safetensors.torch.save({name: value.contiguous() for name, value in averaged.items()})
     with tempfile.TemporaryDirectory() as scratch:
-        rows = with_given_split(read_dataset(arguments.data, scratch=scratch), arguments.split).part("validation")
+        dataset = with_given_split(read_dataset(arguments.data, scratch=scratch), arguments.split)
+        rows = dataset.part("validation")
         labels = np.asarray(rows.column("label")).astype(np.int64)
         groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
 
@@ -60,8 +61,7 @@ def main() -> None:
             score(*one)
         bundle = validated(bundle, weights, None, score, labels, groups)
         score(bundle, weights)
-    seen = objects.read_bytes(f"{read[0][0].location}/seen.parquet")
-    atomic.write_whole(f"{out}/seen.parquet", seen)
+    write_seen(out, *(dataset.table.column(name).to_pylist() for name in ("sha256", "split")), {})
     write_bundle(bundle, weights)
 
 

@@ -27,7 +27,8 @@ from crackbatch.storage import atomic, locations
 from crackbatch.storage.redaction import masked
 
 _RECALL, _FALSE_ALARMS = 0.95, 10.0
-_CUTS = np.arange(-1.0, 5.01, 0.25)
+# With a higher cut a region, and its box, would hold only the clearest part of a crack; the loss is hardly lower.
+_CUTS = np.arange(-1.0, 1.01, 0.25)
 _FEW = 20
 
 
