@@ -103,7 +103,8 @@ def test_strips_change_no_logit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("crackbatch.models.model._CPU_STRIP", size)
         found.append(model.map_photo(pixels, 224 / 256).logits)
     assert np.ptp(found[0]) > 2
-    assert max(np.abs(logits - found[0]).max() for logits in found) < 0.01
+    # bfloat16 rounds in another way for other sizes, by a share of the logits.
+    assert max(np.abs(logits - found[0]).max() for logits in found) < 0.005 * np.ptp(found[0])
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
