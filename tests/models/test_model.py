@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from builders.models import edit
 from crackbatch.cli.demo import draw_tile
-from crackbatch.errors import BundleError
+from crackbatch.errors import BundleError, OptionError, RunError
 from crackbatch.images.picture import read_image, to_input
 from crackbatch.models.bundle import calibrated, read_bundle_and_weights
 from crackbatch.models.model import Model, Prediction, load_model, runs_bfloat16
@@ -127,3 +128,15 @@ def test_a_network_that_gives_no_number_is_refused(value: float) -> None:
     tensors["fc.weight"][:] = value
     with pytest.raises(BundleError, match="its network gives no number for a picture; train it again"):
         Model(bundle, save(tensors))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", ""])
+def test_a_device_that_does_not_exist_is_one_line(device: str) -> None:
+    with pytest.raises(OptionError, match="the device must be cpu, cuda, or cuda:1 for the second GPU, got "):
+        load_model(device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(RunError, match=r"no GPU, or it is hidden, for the device 'cuda'; use 'cpu'|GPU that torch"):
+        load_model(device="cuda")

@@ -19,6 +19,8 @@ from crackbatch.results.run import Run
 from crackbatch.scoring.nightly import read_night
 from crackbatch.storage.lease import Holding
 
+pytestmark = pytest.mark.xdist_group("nights")  # one process scores the week that they share
+
 
 def fill(inbox: Path, day: int, num: int = 60, scale: float = 1.0) -> None:
     """The images that a night brings: every third one cracked; `scale` darkens them."""
