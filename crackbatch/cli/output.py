@@ -37,6 +37,7 @@ _SPLITS = ("train", "validation", "test")
 _WIDTH = 100  # columns, if the output is not a terminal
 _NAME_WIDTH = 40
 _SHOWN = 10
+_SOURCES_BESIDE = 5  # in 100 columns, with an interval each
 _BOUNDS = {"value": "", "low": "_low", "high": "_high"}
 
 
@@ -175,10 +176,16 @@ def print_evaluation(found: Evaluation) -> None:
         print(line)
     print(f"{metrics['model_id']} at threshold {metrics['threshold']:.3f}, with 95 % intervals")
     shown = ("accuracy", "precision", "recall", "f1", "average_precision", "roc_auc")
-    table = _table("source", ">images", *(f">{name.replace('_', ' ')}" for name in shown), gap=1)
-    for source, said in metrics["sources"].items():
-        table.add_row(source, f"{said['images']:,}", *(_interval(said["metrics"][name]) for name in shown))
-    _print_table(table)
+    sources = list(metrics["sources"].items())
+    for first in range(0, len(sources), _SOURCES_BESIDE):
+        some = sources[first : first + _SOURCES_BESIDE]
+        table = _table("", *(f">{printable(source)}" for source, _ in some), gap=1)
+        for name in ("images", "cracked", "groups"):
+            table.add_row(name, *(f"{said[name]:,}" for _, said in some))
+        for name in shown:
+            label = name.replace("_", " ").replace("roc auc", "ROC AUC")
+            table.add_row(label, *(_interval(said["metrics"][name]) for _, said in some))
+        _print_table(table)
     for source, said in metrics["sources"].items():
         if at := said.get("precision_at_prevalence"):
             print(f"{source}: if {at['prevalence']:.1%} of images are cracked, precision is {at['precision']:.3f}")
