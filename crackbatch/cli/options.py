@@ -25,6 +25,15 @@ Address = Annotated[
 ]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="The --out of score: a folder or URL.")]
 Model = Annotated[str, typer.Option(help="Name of a shipped model, or path or URL of a bundle.")]
+MaxErrorRate = Annotated[float, typer.Option(help="Exit with code 3 if a larger share of the images fails.")]
+Extensions = Annotated[
+    list[str] | None, typer.Option(help="More image file extensions, such as .jp2; may be repeated.")
+]
+Engine = Annotated[
+    str, typer.Option(help="Score with Ray (ray), in this process (local), or as suits the work (auto).")
+]
+Maps = Annotated[bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")]
+RunModel = Annotated[str, typer.Option(help="The model of the run, which shows where in a tile the crack is.")]
 ExitZero = Annotated[
     bool,
     typer.Option("--exit-zero-when-published", help="Exit with 0 instead of 3 or 4, for schedulers that try again."),

@@ -66,9 +66,7 @@ def report(
     file: Annotated[str, typer.Option("--out", "-o", help="File or URL of the page to write, .html.")] = "report.html",
     run_id: Annotated[str | None, typer.Option(help="Report on this run [default: the newest published one].")] = None,
     top: Annotated[int, typer.Option(help="Pictures of so many images with the highest probability.")] = 100,
-    model: Annotated[
-        str, typer.Option(help="The model of the run, which shows where in a tile the crack is.")
-    ] = "concrete-resnet18",
+    model: options.RunModel = "concrete-resnet18",
     maps: Annotated[
         bool, typer.Option("--maps", help="Make the crack maps of photographs that score did not publish (slow).")
     ] = False,
@@ -88,9 +86,7 @@ def review(
     run_id: Annotated[str | None, typer.Option(help="Only images of this run [default: newest row of each].")] = None,
     num: Annotated[int, typer.Option(help="How many images to look at.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed for the images that are drawn at random.")] = 0,
-    model: Annotated[
-        str, typer.Option(help="The model of the run, which shows where in a tile the crack is.")
-    ] = "concrete-resnet18",
+    model: options.RunModel = "concrete-resnet18",
     answers: Annotated[
         str | None,
         typer.Option("--import", help="Make a manifest of answers: .csv, .json (Label Studio, COCO) or .xml (CVAT)."),

@@ -35,9 +35,7 @@ def score(
     run_id: Annotated[str | None, typer.Option(help="Name of the run [default: date and fingerprint].")] = None,
     threshold: options.Threshold = None,
     operating_point: options.OperatingPoint = None,
-    max_error_rate: Annotated[
-        float, typer.Option(help="Exit with code 3 if a larger share of the images fails.")
-    ] = 0.05,
+    max_error_rate: options.MaxErrorRate = 0.05,
     max_errors: Annotated[
         int | None, typer.Option(help="Stop with exit code 3 when more images than this have failed.")
     ] = None,
@@ -46,18 +44,14 @@ def score(
     new_only: Annotated[
         bool, typer.Option("--new-only", help="Skip images that any published run in --out has scored with this model.")
     ] = False,
-    extensions: Annotated[
-        list[str] | None, typer.Option(help="More image file extensions, such as .jp2; may be repeated.")
-    ] = None,
+    extensions: options.Extensions = None,
     limit: Annotated[int | None, typer.Option(help="Score only the first N images of the sources.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and stop.")] = False,
     address: options.Address = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per forward pass [default: 8 on CPUs, 256 on GPUs].")
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help="Score with Ray (ray), in this process (local), or as suits the work (auto).")
-    ] = "auto",
+    engine: options.Engine = "auto",
     only_below: Annotated[
         list[str] | None, typer.Option(help="Read no image outside of this folder or URL; may be repeated.")
     ] = None,
@@ -70,9 +64,7 @@ def score(
         float | None,
         typer.Option(help="Millimetres of the surface in a pixel; or a manifest column of that name."),
     ] = None,
-    maps: Annotated[
-        bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
-    ] = False,
+    maps: options.Maps = False,
     exif: Annotated[
         str, typer.Option(help="full adds columns that drones write: angles of the camera, altitude.")
     ] = "basic",
@@ -104,20 +96,12 @@ def nightly(
     model: options.Model = "concrete-resnet18",
     threshold: options.Threshold = None,
     operating_point: options.OperatingPoint = None,
-    max_error_rate: Annotated[
-        float, typer.Option(help="Exit with code 3 if a larger share of the images fails.")
-    ] = 0.05,
+    max_error_rate: options.MaxErrorRate = 0.05,
     max_errors: Annotated[int | None, typer.Option(help="Stop a night when more images than this have failed.")] = None,
-    extensions: Annotated[
-        list[str] | None, typer.Option(help="More image file extensions, such as .jp2; may be repeated.")
-    ] = None,
+    extensions: options.Extensions = None,
     address: options.Address = None,
-    engine: Annotated[
-        str, typer.Option(help="Score with Ray (ray), in this process (local), or as suits the work (auto).")
-    ] = "auto",
-    maps: Annotated[
-        bool, typer.Option("--maps", help="Also publish the probability of each window, below OUT/maps.")
-    ] = False,
+    engine: options.Engine = "auto",
+    maps: options.Maps = False,
     exit_zero_when_published: options.ExitZero = False,
 ) -> None:
     """Score what a night brought. Compare it with the nights before."""

@@ -95,6 +95,7 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="crackbatch-evaluate-") as scratch:
         dataset = read_dataset(names, rules, scratch)
         rows, left_out = (dataset.table, {}) if include_seen else choose_unseen(dataset, bundle)
+        loaded = Model(bundle, weights, default_device())
         if predictions is not None:
             probabilities, thresholds = _published(rows, os.fspath(predictions), run_id, bundle)
             if threshold is None and operating_point is None:
@@ -103,13 +104,13 @@ def evaluate(
             numbered = number_rows(rows)
             if address is None:
                 blocks = stream_pixels(numbered, bundle.input_size)
-                logits = logits_here(blocks, Model(bundle, weights, default_device()))
+                logits = logits_here(blocks, loaded)
             else:
                 logits = logits_on_ray(numbered, bundle, weights, address, local_roots(rows, names))
             probabilities = calibrated(logits, bundle.temperature)
         metrics = _measure(rows, probabilities, bundle, line, prevalence)
         metrics |= {"left_out": left_out, "notes": dataset.report.lines()}
-        _write(location, rows, probabilities, line, metrics, Model(bundle, weights, default_device()))
+        _write(location, rows, probabilities, line, metrics, loaded)
     return Evaluation(location, metrics)
 
 

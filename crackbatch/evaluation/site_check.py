@@ -32,6 +32,7 @@ from crackbatch.models.bundle import (
     OperatingPoint,
     calibrated,
     read_bundle_and_weights,
+    uncalibrated,
 )
 from crackbatch.models.model import Model, Prediction, default_device
 from crackbatch.progress import Step, counted
@@ -154,15 +155,9 @@ def _score(rows: pa.Table, model: Model) -> dict[str, _Site]:
     probabilities = np.array([said.probability or 0.0 for said in predictions], np.float32)
     groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
     scored = Scored(probabilities, np.asarray(rows.column("label")).astype(np.int64), groups)
-    logits = _logits(probabilities) * model.bundle.temperature
+    logits = uncalibrated(probabilities) * model.bundle.temperature
     chosen = {"tiles": is_scored & ~is_photo, "photographs": is_scored & is_photo}
     return {name: _Site(scored.where(mask), logits[mask]) for name, mask in chosen.items() if mask.any()}
-
-
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    likely = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
-    logits: np.ndarray = np.log(likely / (1 - likely))
-    return logits
 
 
 def judge_kind(name: str, scored: Scored, logits: np.ndarray, line: float, targets: tuple[float, float]) -> Kind:

@@ -155,6 +155,13 @@ def calibrated(logits: np.ndarray, temperature: float) -> np.ndarray:
         return (1 / (1 + np.exp(-scaled))).astype(np.float32)
 
 
+def uncalibrated(probabilities: np.ndarray) -> np.ndarray:
+    """Return the logits, float64, of probabilities of any shape at temperature 1; those of 0 and 1 are finite."""
+    likely = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    logits: np.ndarray = np.log(likely / (1 - likely))
+    return logits
+
+
 def shipped_models() -> list[str]:
     """Return the names of the models that come with the package."""
     return sorted(path.parent.name for path in _SHIPPED.glob(f"*/{DESCRIPTION}"))

@@ -11,7 +11,7 @@ from crackbatch.reports.exports import check_file, columns_of, write_csv
 from crackbatch.reports.folders import folder_of
 from crackbatch.results.predictions import read_predictions
 from crackbatch.results.run import RUN_ID
-from crackbatch.results.states import list_runs
+from crackbatch.results.states import published_runs
 from crackbatch.storage import atomic, locations
 from crackbatch.storage.redaction import masked
 
@@ -73,10 +73,10 @@ def compare_runs(
 
 
 def _two_newest(out: str) -> list[tuple[str, str]]:
-    runs = _published(out)[-2:]
+    runs = published_runs(out)[-2:]
     if len(runs) < 2:
         raise OptionError(f"{masked(out)} has {len(runs)} published runs; two are needed, or give two OUT/runs/RUN_ID")
-    return [(out, run_id) for run_id in runs]
+    return [(out, run.run_id) for run in runs]
 
 
 def _run(given: str) -> tuple[str, str]:
@@ -84,13 +84,9 @@ def _run(given: str) -> tuple[str, str]:
     above, _, run_id = given.rstrip("/").rpartition("/")
     if above.rpartition("/")[2] == "runs" and RUN_ID.fullmatch(run_id):
         return above.rpartition("/")[0] or ".", run_id
-    if not (runs := _published(given)):
+    if not (runs := published_runs(given)):
         raise OutputError(f"no published run in {masked(given)}")
-    return given, runs[-1]
-
-
-def _published(out: str) -> list[str]:
-    return [run.run_id for run in list_runs(out) if run.state == "published"]
+    return given, runs[-1].run_id
 
 
 def _read(out: str, run_id: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, OutputError, RunError
@@ -25,7 +26,7 @@ from crackbatch.results.maps import read_maps
 from crackbatch.results.predictions import read_predictions
 from crackbatch.results.resolution import RESOLUTION
 from crackbatch.results.run import Run
-from crackbatch.results.states import ListedRun, list_runs
+from crackbatch.results.states import ListedRun, published_runs
 from crackbatch.storage import atomic, locations, ranges
 from crackbatch.storage.documents import read_json
 from crackbatch.storage.redaction import masked
@@ -70,16 +71,16 @@ def report(
     location = check_page(file)
     if not 0 <= top <= MOST_PICTURES:
         raise OptionError(f"--top must be from 0 to {MOST_PICTURES}, got {top}")
-    listed = _published(os.fspath(out))
+    listed = published_runs(out)
     chosen = _choose(listed, run_id, os.fspath(out))
     run = Run(locations.normalize(os.fspath(out)), chosen.run_id, chosen.date)
     with Step("reading rows"):
-        rows = _read(run)
+        schema = _schema_of(run)
+        rows = _read(run, schema)
     notes: list[str] = []
     network = model_of([chosen.model_id], model, notes) if top else None
     with Step("comparing with the run before"):
         comparison = _compare(run.out, listed, chosen)
-    about = _about(run)
     first, near = _first(rows, top), _near(rows, top)
     pictured = _picture([*first, *near], run, network, maps, notes)
     content = Content(
@@ -87,7 +88,7 @@ def report(
         asked=read_json(locations.join(run.folder, "run.json")) or {},
         summary=read_json(locations.join(run.folder, "summary.json")) or {},
         statuses=chosen.statuses,
-        kinds=list(_kinds(rows, about)),
+        kinds=list(_kinds(rows, _about(schema))),
         folders=count_folders(rows),
         positions=map_positions(rows),
         most_probable=pictured[: len(first)],
@@ -109,10 +110,6 @@ def check_page(file: locations.Location) -> str:
     return locations.normalize(name)
 
 
-def _published(out: str) -> list[ListedRun]:
-    return [run for run in list_runs(out) if run.state == "published"]
-
-
 def _choose(listed: list[ListedRun], run_id: str | None, out: str) -> ListedRun:
     if not listed:
         raise OutputError(f"no published run in {masked(out)}; run `crackbatch score` with this --out first")
@@ -125,17 +122,20 @@ def _choose(listed: list[ListedRun], run_id: str | None, out: str) -> ListedRun:
     raise OptionError(f"{masked(out)} has no published run {run_id!r}; the newest are {known}")
 
 
-def _read(run: Run) -> pd.DataFrame:
+def _schema_of(run: Run) -> pa.Schema:
+    with ranges.open_file(run.published_files()[0]) as file:
+        return pq.read_schema(file)
+
+
+def _read(run: Run, schema: pa.Schema) -> pd.DataFrame:
     """Return the rows of a run, with the resolution of the photographs if a manifest gave it."""
-    with ranges.open_file(run.published_files()[0]) as file:
-        has_resolution = RESOLUTION in pq.read_schema(file).names
-    return read_predictions(run.out, run_id=run.run_id, columns=[*COLUMNS, *([RESOLUTION] if has_resolution else [])])
+    resolution = [RESOLUTION] if RESOLUTION in schema.names else []
+    return read_predictions(run.out, run_id=run.run_id, columns=[*COLUMNS, *resolution])
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _about(schema: pa.Schema) -> dict[str, Any]:
     """Return what the table says of its model: operating points, and those for photographs."""
-    with ranges.open_file(run.published_files()[0]) as file:
-        metadata = pq.read_schema(file).metadata or {}
+    metadata = schema.metadata or {}
     return {
         name: json.loads(metadata.get(f"crackbatch.{name}".encode(), b"{}")) for name in ("operating_points", "photo")
     }

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crackbatch.errors import OptionError, OutputError, PublishError
+from crackbatch.models.bundle import uncalibrated
 from crackbatch.models.photo import CrackMap
 from crackbatch.results.run import MAPS, Run
 from crackbatch.sources.rows import IDENTITY, one_each, without
@@ -129,10 +130,9 @@ def _unpack(table: pa.Table) -> CrackMap:
     (row,) = table.drop_columns(["probabilities"]).to_pylist()
     probabilities = table.column("probabilities").combine_chunks().flatten().to_numpy()
     shape = (row["rows"], row["columns"])
-    likely = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7).reshape(shape)
     side = round(row["window"] / row["stride"])
     step = (row["width"] / (shape[1] - 1 + side), row["height"] / (shape[0] - 1 + side))
-    logits = np.log(likely / (1 - likely)).astype(np.float32)
+    logits = uncalibrated(probabilities).reshape(shape).astype(np.float32)
     return CrackMap(logits, row["width"], row["height"], step, (side * step[0], side * step[1]))
 
 

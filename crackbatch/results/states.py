@@ -97,6 +97,11 @@ def list_runs(out: locations.Location) -> list[ListedRun]:
     return [run for _, run in survey(os.fspath(out))]
 
 
+def published_runs(out: locations.Location) -> list[ListedRun]:
+    """Return the published runs in `out`, newest last; raise OutputError if there are no runs at all."""
+    return [run for run in list_runs(out) if run.state == "published"]
+
+
 def survey(out: str) -> list[tuple[RunFolder, ListedRun]]:
     """Return every run in `out` with its folder, newest last; raise OutputError if there are none."""
     if not out:
