@@ -68,24 +68,33 @@ def write_folds(arguments: argparse.Namespace) -> None:
     write_split(table, str(arguments.out / "split.parquet"))
 
 
-def find_suspects(arguments: argparse.Namespace) -> None:
-    """List the suspects, draw the worst hundred, and write manifests without them."""
-    folder: Path = arguments.folder
-    table = pq.read_table(folder / "split.parquet").to_pandas()
-    scored = [
+def read_scores(folder: Path) -> list[pd.Series]:
+    """Return the probabilities that the model of each half gave, by the sha256 of the tile."""
+    return [
         crackbatch.read_predictions(folder / f"scores-{half}", columns=["sha256", "crack_probability"])
         .drop_duplicates("sha256")
         .set_index("sha256")["crack_probability"]
         for half in (0, 1)
     ]
+
+
+def is_suspect(probabilities: np.ndarray, cracked: np.ndarray) -> np.ndarray:
+    """Return which labels are probably wrong (tiles,) bool."""
+    sure_of_crack, sure_of_sound = probabilities[cracked].mean(), (1 - probabilities[~cracked]).mean()
+    print(f"mean probability of the own label: cracked {sure_of_crack:.3f}, sound {sure_of_sound:.3f}")
+    found: np.ndarray = np.where(cracked, 1 - probabilities >= sure_of_sound, probabilities >= sure_of_crack)
+    return found
+
+
+def find_suspects(arguments: argparse.Namespace) -> None:
+    """List the suspects, draw the worst hundred, and write manifests without them."""
+    folder: Path = arguments.folder
+    table = pq.read_table(folder / "split.parquet").to_pandas()
+    scored = read_scores(folder)
     table["half"] = table["group"].map(half_of)
     table["p"] = np.where(table["half"] == 0, *(table["sha256"].map(known) for known in scored))
     training = table[table["split"] == "train"].dropna(subset=["p"])
-    cracked = training["label"] == 1
-    sure_of_crack, sure_of_sound = training["p"][cracked].mean(), (1 - training["p"][~cracked]).mean()
-    print(f"mean probability of the own label: cracked {sure_of_crack:.3f}, sound {sure_of_sound:.3f}")
-    is_suspect = np.where(cracked, 1 - training["p"] >= sure_of_sound, training["p"] >= sure_of_crack)
-    found = training[is_suspect].copy()
+    found = training[is_suspect(training["p"].to_numpy(), training["label"].to_numpy() == 1)].copy()
     found["p_of_label"] = np.where(found["label"] == 1, found["p"], 1 - found["p"])
     found = found.sort_values("p_of_label").head(round(arguments.share * len(training)))
     print(f"{len(found):,} suspects of {len(training):,} training tiles: {Counter(found['label'])}")

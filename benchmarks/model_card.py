@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageFilter
 import pyarrow.parquet as pq
+from label_noise import is_suspect, read_scores
 
 import crackbatch
 from crackbatch.datasets.dataset import read_dataset, read_encoded, with_given_split
@@ -113,17 +114,8 @@ def logits_of(model: Model, pictures: list[PIL.Image.Image], change: Change) -> 
 
 def doubtful(tiles: Tiles, noise: Path) -> np.ndarray:
     """Return which labels of the test split two models that have not seen it find wrong (label_noise.py)."""
-    scored = [
-        crackbatch.read_predictions(noise / f"scores-{half}", columns=["sha256", "crack_probability"])
-        .drop_duplicates("sha256")
-        .set_index("sha256")["crack_probability"]
-        for half in (0, 1)
-    ]
-    mean = np.mean([known.reindex(tiles.digests).to_numpy(float) for known in scored], axis=0)
-    cracked = tiles.labels == 1
-    sure_of_crack, sure_of_sound = mean[cracked].mean(), (1 - mean[~cracked]).mean()
-    suspects: np.ndarray = np.where(cracked, 1 - mean >= sure_of_sound, mean >= sure_of_crack)
-    return suspects
+    mean = np.mean([known.reindex(tiles.digests).to_numpy(float) for known in read_scores(noise)], axis=0)
+    return is_suspect(mean, tiles.labels == 1)
 
 
 def interval(metric: Metric) -> str:
