@@ -86,6 +86,8 @@ def print_summary(summary: RunSummary) -> None:
         print(f"a page to look at: crackbatch report {shlex.quote(printable(summary.out))} --run-id {summary.run_id}")
     if summary.retries:
         print(f"retries: storage requests were repeated {summary.retries:,} times")
+    if summary.decoder_deaths:
+        print(f"decoders: {counted(summary.decoder_deaths, 'process')} ended by an image and started again")
     if why := _why_three(summary):
         print(f"exit code 3: {why}" if summary.exit_code else f"exit code 0, as asked, although {why}")
 

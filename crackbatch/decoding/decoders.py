@@ -82,6 +82,7 @@ class Decoders:
         asked = {"size": size, "max_megapixels": max_megapixels, "looks": looks, "photo_side": photo_side}
         self._work: SimpleQueue[Chunk | None] = SimpleQueue()
         self._turn, self._is_closed = threading.Lock(), False
+        self._told_deaths = 0
         gate = Gate()
         self._processes = [
             Process(asked, self._memory, timeout_s, gate, self._work, num_processes) for _ in range(num_processes)
@@ -106,6 +107,13 @@ class Decoders:
     def pids(self) -> list[int]:
         """The numbers of the running processes."""
         return [process.pid for process in self._processes if process.pid is not None]
+
+    def take_deaths(self) -> int:
+        """Return how many processes died, or were ended because they took too long, since the last call."""
+        with self._turn:
+            num = sum(process.num_deaths for process in self._processes)
+            since, self._told_deaths = num - self._told_deaths, num
+        return since
 
     def decode(self, batches: Iterable[Sequence[bytes]]) -> Iterator[Decoded]:
         """Yield each batch decoded, in order, while the next one is being decoded.

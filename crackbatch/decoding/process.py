@@ -104,6 +104,7 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._is_closed = False
+        self.num_deaths = 0
         # The thread stays, because the process dies when the thread ends that started it.
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
@@ -183,9 +184,11 @@ class Process:
                 raise EOFError
             columns = json.loads(connection.receive(length))
         except TimeoutError:
+            self.num_deaths += 1
             self._stop()
             raise _TooSlow from None
         except (OSError, EOFError, ValueError):
+            self.num_deaths += not self._is_closed
             raise _Died(_describe(self._stop(is_dying=True))) from None
         rows = [list(row) for row in zip(*columns, strict=True)]
         at = FACTS.index("captured_at")

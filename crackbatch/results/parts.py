@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from crackbatch.errors import OutputError
 from crackbatch.results.maps import without_maps
 from crackbatch.results.run import PREDICTIONS, Run
-from crackbatch.results.table import WITHOUT_BYTES
+from crackbatch.results.table import LABELS, STATUSES, WITHOUT_BYTES
 from crackbatch.sources.rows import IDENTITY, block_digest, identity_keys
 from crackbatch.storage import locations, objects, ranges
 from crackbatch.storage.documents import write_table
@@ -35,10 +36,17 @@ def write_part(run: Run, rows: pa.Table) -> None:
     write_table(locations.join(run.parts_folder, f"{name}.part"), without_maps(run, rows, name))
 
 
-def count_part(rows: pa.Table) -> dict[str, int]:
-    """Count the rows of a part, and those without a score."""
-    num_ok = values_of(rows.column("status")).get("ok", 0)
-    return {"rows": rows.num_rows, "failed": rows.num_rows - num_ok}
+def count_part(rows: pa.Table) -> dict[str, Any]:
+    """Count the rows of a part: all, those without a score, by status and by label; and the bytes of its images."""
+    statuses, labels = values_of(rows.column("status")), values_of(rows.column("label").drop_null())
+    return {
+        "rows": rows.num_rows,
+        "failed": rows.num_rows - statuses.get("ok", 0),
+        # Every name, because Ray gives all parts the same columns.
+        "statuses": {status: statuses.get(status, 0) for status in STATUSES},
+        "labels": {label: labels.get(label, 0) for label in LABELS},
+        "size_bytes": pc.sum(rows.column("size_bytes")).as_py() or 0,
+    }
 
 
 def read_done(run: Run) -> tuple[pa.Table, pa.Table]:

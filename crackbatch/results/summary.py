@@ -62,8 +62,9 @@ class RunSummary:
     `most_probable` are the first rows. `photographs` counts the images that were looked at in `windows`; `notes` says
     what to doubt in their results. `images` counts all rows of the run, `added` the rows of this call. `size_bytes` is
     the encoded size of the images in the sources, where it is known. `seconds` is the duration of the whole call.
-    `retries` counts repeated storage requests. If `--max-errors` ended the run, `stopped_early` is set, and some images
-    have no row. After a dry run, `images` counts the images that would be read, and `added` is 0.
+    `retries` counts repeated storage requests, `decoder_deaths` decoder processes that images have ended. If
+    `--max-errors` ended the run, `stopped_early` is set, and some images have no row. After a dry run, `images` counts
+    the images that would be read, and `added` is 0.
     """
 
     run_id: str
@@ -90,6 +91,7 @@ class RunSummary:
     stages: dict[str, dict[str, float]]
     max_error_rate: float
     retries: int
+    decoder_deaths: int
     stopped_early: bool
     exit_code: int
 

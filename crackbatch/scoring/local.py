@@ -157,6 +157,7 @@ class _Stages:
             "predict_seconds": sum(item.predict_seconds for item in held),
             "write_seconds": time.perf_counter() - started,
             "retries": 0,  # of this process, which counts them itself
+            "decoder_deaths": self._decoders.take_deaths(),
         }
 
     def _guarded(self, work: Callable[[], None]) -> None:

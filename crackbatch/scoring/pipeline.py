@@ -6,6 +6,7 @@ Fetching and writing are tasks that need little of a CPU. Predicting is done by 
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -35,6 +36,8 @@ _IMAGES_PER_CPU = 10_000
 # A cluster that grows is looked at this often, and the stages are laid out anew if it has grown by this factor.
 _SETTLE_S = 120.0
 _MUCH = 1.25
+# What the stages tell of each block, in columns of their own.
+_SPENT = ("fetch_seconds", "fetch_retries", "predict_seconds", "decoder_deaths")
 
 
 def score_on_ray(request: Request, run: Run, todo: pa.Table, cluster: Cluster) -> Generator[dict[str, Any]]:
@@ -151,15 +154,17 @@ def _fetch_shards(batch: pa.Table, seen: Seen, redirects: bool) -> Iterator[pa.T
         with on_all_nodes("--out", shard.folder):
             rows = read_shard(shard)
         for block in fetch(rows):
-            block = _shared(block, "_fetch_retries", num_retries() - retries)
-            yield _shared(block, "_fetch_seconds", time.perf_counter() - started)
+            spent = {"_fetch_retries": num_retries() - retries, "_fetch_seconds": time.perf_counter() - started}
+            yield _shared(block, spent)
             started, retries = time.perf_counter(), num_retries()
 
 
-def _shared(block: pa.Table, name: str, amount: float) -> pa.Table:
-    """The block with a column that spreads the amount evenly over its rows, since Ray splits and joins blocks."""
-    share = amount / max(block.num_rows, 1)
-    return block.append_column(name, pa.array([share] * block.num_rows, pa.float64()))
+def _shared(block: pa.Table, amounts: dict[str, float]) -> pa.Table:
+    """The block with columns that spread the amounts evenly over its rows, since Ray splits and joins blocks."""
+    for name, amount in amounts.items():
+        share = amount / max(block.num_rows, 1)
+        block = block.append_column(name, pa.array([share] * block.num_rows, pa.float64()))
+    return block
 
 
 class _Scorer:
@@ -190,6 +195,7 @@ class _Scorer:
         import torch
 
         torch.set_num_threads(1)
+        self._decoders = decoders
         self._refused: CrackbatchError | None = None
         try:
             model = _load_model(location, stamp.model_id, devices.device)
@@ -205,7 +211,8 @@ class _Scorer:
         rows = self._predict(block)
         for name in ("_fetch_seconds", "_fetch_retries"):
             rows = rows.append_column(name, block.column(name))
-        return _shared(rows, "_predict_seconds", time.perf_counter() - started)
+        spent = {"_predict_seconds": time.perf_counter() - started, "_decoder_deaths": self._decoders.take_deaths()}
+        return _shared(rows, spent)
 
 
 def _load_model(location: str, model_id: str, device: str) -> Model:
@@ -223,14 +230,15 @@ def _load_model(location: str, model_id: str, device: str) -> Model:
 
 def _write_parts(rows: pa.Table, run: Run) -> pa.Table:
     started, retries = time.perf_counter(), num_retries()
-    finished = rows.drop_columns(["_fetch_seconds", "_fetch_retries", "_predict_seconds"])
+    spent = {name: math.fsum(rows.column(f"_{name}").to_pylist()) for name in _SPENT}
+    finished = rows.drop_columns([f"_{name}" for name in _SPENT])
     write_part(run, finished)
-    return pa.table(
-        {
-            **{name: [count] for name, count in count_part(finished).items()},
-            "fetch_seconds": [sum(rows.column("_fetch_seconds").to_pylist())],
-            "predict_seconds": [sum(rows.column("_predict_seconds").to_pylist())],
-            "write_seconds": [time.perf_counter() - started],
-            "retries": [sum(rows.column("_fetch_retries").to_pylist()) + num_retries() - retries],
-        }
-    )
+    counts = {
+        **count_part(finished),
+        "fetch_seconds": spent["fetch_seconds"],
+        "predict_seconds": spent["predict_seconds"],
+        "write_seconds": time.perf_counter() - started,
+        "retries": spent["fetch_retries"] + num_retries() - retries,
+        "decoder_deaths": spent["decoder_deaths"],
+    }
+    return pa.Table.from_pylist([counts])

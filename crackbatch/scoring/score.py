@@ -36,6 +36,7 @@ from crackbatch.results.run import Run, check_names, choose_run
 from crackbatch.results.summary import Counts, Photos, RunSummary, count_rows
 from crackbatch.results.table import schema_with
 from crackbatch.scoring.local import MOST_IMAGES, is_small, score_here
+from crackbatch.scoring.meters import STAGES, Meters
 from crackbatch.scoring.pipeline import score_on_ray
 from crackbatch.scoring.request import Request, image_extensions
 from crackbatch.sources.listing import check_sources
@@ -63,11 +64,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Work:
-    """What the stages did in this call: rows, seconds and images/s by stage, storage retries, whether they stopped."""
+    """What the stages did in this call: rows, seconds and images/s by stage, retries, whether they stopped."""
 
     rows: int = 0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     retries: int = 0
+    decoder_deaths: int = 0
     stopped_early: bool = False
 
 
@@ -264,14 +266,14 @@ def _run(
     without_rows = subtract(plan.table, published)
     expected = _new(request, without_rows)
     num_scored_before = without_rows.num_rows - expected.num_rows
-    work = Work()
+    work, meters = Work(), Meters(run.run_id)
     is_unfinished = not run.is_finished
     if expected.num_rows or (is_unfinished and not run.published_files()):
         holding.check()
         run.begin(request.describe())
         todo = subtract(expected, parts)
         if todo.num_rows:
-            work = _score_rows(request, run, holding, todo, expected.num_rows, cluster)
+            work = _score_rows(request, run, holding, todo, expected.num_rows, cluster, meters)
         if work.stopped_early:
             expected = intersect(expected, read_done(run)[1])
         holding.check()
@@ -282,6 +284,7 @@ def _run(
         run.finish(asdict(summary))
     else:
         run.tidy()
+    meters.finish(summary)
     return summary
 
 
@@ -330,6 +333,7 @@ def _summarize(
         stages=work.stages,
         max_error_rate=request.max_error_rate,
         retries=work.retries + num_retries() - start.retries,
+        decoder_deaths=work.decoder_deaths,
         stopped_early=work.stopped_early,
         exit_code=3 if plan.listing.problems or request.fails_too_much(statuses) else 0,
     )
@@ -364,20 +368,29 @@ def _notes(request: Request, photos: Photos) -> list[str]:
 
 
 def _score_rows(
-    request: Request, run: Run, holding: Holding, todo: pa.Table, num_expected: int, cluster: Cluster
+    request: Request,
+    run: Run,
+    holding: Holding,
+    todo: pa.Table,
+    num_expected: int,
+    cluster: Cluster,
+    meters: Meters,
 ) -> Work:
     """Run the three stages over all rows, or until too many images have failed."""
-    seconds = dict.fromkeys(("fetch", "predict", "write"), 0.0)
-    rows, retries, begun, stopped_early = 0, 0.0, time.monotonic(), False
+    seconds = dict.fromkeys(STAGES, 0.0)
+    rows, retries, deaths, begun, stopped_early = 0, 0.0, 0.0, time.monotonic(), False
     failed = count_failed(run) if request.max_errors is not None else 0
     if request.fails_too_often(failed):
         return Work(stopped_early=True)
     parts = _stages(request, run, todo, cluster)
+    meters.begin(todo.num_rows)
     with Progress(num_expected, num_expected - todo.num_rows) as progress, closing(parts):
         for part in parts:
             holding.check()
             progress.add(part["rows"], part["failed"])
-            rows, failed, retries = rows + part["rows"], failed + part["failed"], retries + part["retries"]
+            meters.add(part)
+            rows, failed = rows + part["rows"], failed + part["failed"]
+            retries, deaths = retries + part["retries"], deaths + part["decoder_deaths"]
             for stage in seconds:
                 seconds[stage] += part[f"{stage}_seconds"]
             if request.fails_too_often(failed):
@@ -388,7 +401,7 @@ def _score_rows(
         stage: {"seconds": round(spent, 3), "images_per_s": round(rows / max(spent, 1e-9), 2)}
         for stage, spent in seconds.items()
     }
-    return Work(rows, stages, round(retries), stopped_early)
+    return Work(rows, stages, round(retries), round(deaths), stopped_early)
 
 
 def _stages(request: Request, run: Run, todo: pa.Table, cluster: Cluster) -> Generator[dict[str, Any]]:

@@ -68,15 +68,15 @@ def poisonous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decod
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "error"),
+    ("kind", "status", "error", "ends_process"),
     [
-        ("abort", "crashed", "decoding it crashed the decoder process (signal 6"),
-        ("memory", "crashed", "decoding it needs more than"),
-        ("sleep", "failed", too_slow(3)),
+        ("abort", "crashed", "decoding it crashed the decoder process (signal 6", True),
+        ("memory", "crashed", "decoding it needs more than", False),
+        ("sleep", "failed", too_slow(3), True),
     ],
 )
 def test_what_an_image_does_to_its_decoder_costs_it_alone(
-    kind: str, status: str, error: str, poisonous: Decoders
+    kind: str, status: str, error: str, ends_process: bool, poisonous: Decoders
 ) -> None:
     images = TILES * 5
     for place in (3, 4, 21):
@@ -87,6 +87,8 @@ def test_what_an_image_does_to_its_decoder_costs_it_alone(
     assert decoded.facts["status"] == expected
     assert all(decoded.facts["error"][place].startswith(error) for place in (3, 4, 21))
     assert after.facts["status"] == ["ok"] * 6
+    assert (poisonous.take_deaths() >= 3) == ends_process
+    assert poisonous.take_deaths() == 0
 
 
 def test_pixels_after_a_crash_are_those_of_their_images(poisonous: Decoders) -> None:

@@ -19,7 +19,7 @@ STOREYS = (
     "results", "datasets", "evaluation", "reports", "scoring", "augmentation", "training", "cli",
 )  # fmt: skip
 NEIGHBOURS = ("scoring", "training")  # which do not know each other
-RAY = ("cluster", "evaluation.inference", "scoring.pipeline", "training.workers", "training.compare")
+RAY = ("cluster", "evaluation.inference", "scoring.meters", "scoring.pipeline", "training.workers", "training.compare")
 TORCH = ("models", "augmentation", "training", "scoring.pipeline")
 MOST_FILES = 10
 
