@@ -1,6 +1,6 @@
 """Show what a run does in one line, even while no results arrive.
 
-A terminal redraws the line every second; a log gets a new line every ten seconds.
+A terminal redraws the line every second; a log gets a new line every ten seconds, as text or as a JSON object.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
+
+from crackbatch import log
 
 # Clears the current line of a terminal.
 REDRAW = "\r\x1b[2K"
@@ -30,10 +32,12 @@ def silence() -> None:
 class _Line:
     """Shows the text of `_line` on `stream` (default: standard error) again and again until the block ends."""
 
+    _event = ""
+
     def __init__(self, stream: TextIO | None = None, log_every_s: float = _LOG_EVERY_S) -> None:
         self._stream = stream or sys.stderr
         self._started = time.monotonic()
-        self._redraws = self._stream.isatty()
+        self._redraws = self._stream.isatty() and not log.is_json()
         self._every_s = _REDRAW_EVERY_S if self._redraws else log_every_s
         self._is_shown = False
         self._stop = threading.Event()
@@ -50,7 +54,8 @@ class _Line:
             self._is_shown, wait_s = True, self._every_s
 
     def _show(self) -> None:
-        line = self._line(time.monotonic())
+        now = time.monotonic()
+        line = log.line(self._event, self._line(now), **self._figures(now))
         self._write(f"{REDRAW}{line}" if self._redraws else f"{line}\n")
 
     def _write(self, text: str) -> None:
@@ -62,12 +67,18 @@ class _Line:
     def _line(self, now: float) -> str:
         raise NotImplementedError
 
+    def _figures(self, now: float) -> dict[str, Any]:
+        """What the line says, for a JSON object."""
+        return {"seconds": round(now - self._started, 1)}
+
 
 class Step(_Line):
     """Says within a second what the block does, such as `planning`, and then for how long it has done it.
 
     `more` adds what is known meanwhile.
     """
+
+    _event = "step"
 
     def __init__(
         self,
@@ -96,6 +107,8 @@ class Step(_Line):
 
 class Progress(_Line):
     """Counts the images and failures of a run and shows them."""
+
+    _event = "progress"
 
     def __init__(
         self, total: int, done: int = 0, stream: TextIO | None = None, log_every_s: float = _LOG_EVERY_S
@@ -132,11 +145,17 @@ class Progress(_Line):
             left = f"nothing new for {duration(now - self._last_part)}"
         return f"{said}, {speed:,.1f} images/s, {self._failed:,} failed, {left}"
 
+    def _figures(self, now: float) -> dict[str, Any]:
+        return {"images": self._total, "done": self._done, "failed": self._failed, **super()._figures(now)}
 
-def say(text: str) -> None:
-    """Print a line on standard error, in place of a progress line that a terminal shows."""
-    redraw = REDRAW if sys.stderr.isatty() else ""
-    print(f"{redraw}{text}", file=sys.stderr, flush=True)
+
+def say(text: str, event: str = "note", level: str = "info", **figures: Any) -> None:
+    """Print a line on standard error, in place of a progress line that a terminal shows.
+
+    The event and the figures are for a JSON object.
+    """
+    redraw = REDRAW if sys.stderr.isatty() and not log.is_json() else ""
+    print(redraw + log.line(event, text, level, **figures), file=sys.stderr, flush=True)
 
 
 def counted(num: int, noun: str) -> str:

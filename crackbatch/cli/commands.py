@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crackbatch import __version__
+from crackbatch import __version__, log
 from crackbatch.cli import learning, results, scoring
 from crackbatch.errors import CrackbatchError, Interrupted, RunError
 from crackbatch.storage.redaction import redact
@@ -96,7 +96,7 @@ def main() -> None:
     except Interrupted as error:  # its message was printed when it happened
         os._exit(error.exit_code)  # do not wait for a listing thread that still works
     except CrackbatchError as error:
-        print(f"crackbatch: {redact(str(error))}", file=sys.stderr)
+        print(log.line("failed", redact(str(error)), "error", exit_code=error.exit_code), file=sys.stderr)
         if any(not thread.daemon for thread in threading.enumerate()[1:]):  # do not wait here either
             with suppress(OSError):
                 sys.stdout.flush()

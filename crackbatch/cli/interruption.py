@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from crackbatch import log
 from crackbatch.errors import Interrupted
 from crackbatch.progress import REDRAW, silence
 
@@ -62,9 +63,10 @@ def _watch(heard: socket.socket, terminal: int, mend: str) -> None:
             os._exit(Interrupted.exit_code)
         is_stopping = True
         silence()
-        redraw = REDRAW if os.isatty(terminal) else ""  # replaces the progress line
+        redraw = REDRAW if os.isatty(terminal) and not log.is_json() else ""  # replaces the progress line
+        line = log.line("interrupted", f"interrupted; {mend}", "error", exit_code=Interrupted.exit_code)
         with suppress(OSError):  # with `2>&1 | tee log`, the same Ctrl-C has ended tee
-            os.write(terminal, f"{redraw}crackbatch: interrupted; {mend}\n".encode())
+            os.write(terminal, f"{redraw}{line}\n".encode())
         patience = threading.Timer(_PATIENCE_S, os._exit, [Interrupted.exit_code])
         patience.daemon = True
         patience.start()

@@ -17,6 +17,7 @@ from crackbatch.cli.output import (
     print_site_check,
     print_training,
 )
+from crackbatch.progress import say
 from crackbatch.storage.redaction import masked
 
 
@@ -44,6 +45,7 @@ def train(
     workers: options.Workers = 1,
     max_failures: options.MaxFailures = 3,
     address: options.Address = None,
+    log_format: options.LogFormat = "text",
 ) -> None:
     """Train a network on labelled images. Run the same command again to continue an interrupted training."""
     from crackbatch.training import train as training
@@ -51,7 +53,7 @@ def train(
     with interruptible("run the same command to continue from the last epoch's checkpoint"):
         result = training.train(**given(context))
     if not result.trained:
-        print(f"{masked(out)} already holds this finished training; give another --out or --seed to train again")
+        say(f"{masked(out)} already holds this finished training; give another --out or --seed to train again")
     print_training(result)
 
 
@@ -100,6 +102,7 @@ def evaluate(
     group_pattern: options.GroupPattern = None,
     group_column: options.GroupColumn = "group",
     address: options.Address = None,
+    log_format: options.LogFormat = "text",
 ) -> None:
     """Measure a model on labelled images that it has not seen. Show the images that it gets wrong."""
     from crackbatch.evaluation import evaluate as evaluation

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crackbatch import log
 from crackbatch.errors import OptionError
 
 Data = Annotated[
@@ -83,6 +84,14 @@ Augmentation = Annotated[
     typer.Option(
         help="Random changes to pictures: full, or light (nearly whole pictures). With +lines, such as full+lines, also"
         " lines that are no cracks."
+    ),
+]
+LogFormat = Annotated[
+    str,
+    typer.Option(
+        help="text, or json: one object a line, for systems that collect logs.",
+        callback=log.set_format,
+        expose_value=False,
     ),
 ]
 MaxFailures = Annotated[int, typer.Option(help="Number of worker failures to recover from.")]

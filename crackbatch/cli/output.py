@@ -1,4 +1,4 @@
-"""Prints the results of a command for a person at a terminal."""
+"""Prints the results of a command for a person at a terminal, or as one JSON object for a system that collects logs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from crackbatch import log
 from crackbatch.progress import counted, duration
 from crackbatch.storage.redaction import masked, printable
 
@@ -41,8 +42,16 @@ _SOURCES_BESIDE = 5  # in 100 columns, with an interval each
 _BOUNDS = {"value": "", "low": "_low", "high": "_high"}
 
 
+def _print_finished(message: str, told: dict[str, Any]) -> None:
+    """Print the last line of a command as a JSON object."""
+    print(log.line("finished", message, "warning" if told["exit_code"] else "info", **told))
+
+
 def print_plan(summary: RunSummary) -> None:
     """Print what a dry run found."""
+    if log.is_json():
+        _print_finished(f"{counted(summary.images, 'image')} found", asdict(summary))
+        return
     archives = f", {counted(summary.archives, 'archive')} opened" if summary.archives else ""
     print(f"{counted(summary.images, 'image')}, {_bytes(summary.size_bytes)}{archives}")
     for reason, count in summary.passed_over.items():
@@ -53,6 +62,9 @@ def print_plan(summary: RunSummary) -> None:
 
 def print_summary(summary: RunSummary) -> None:
     """Print the summary of a run, and the reason for exit code 3."""
+    if log.is_json():
+        _print_finished(f"run {summary.run_id}: {counted(summary.added, 'image')}; {summary.findings}", asdict(summary))
+        return
     if summary.added:
         speed = f", {_speed(summary.images_per_s)}" if summary.images_per_s else ""
         print(f"run {summary.run_id}: {counted(summary.added, 'image')} in {summary.seconds:,.1f} s{speed}")
@@ -111,6 +123,11 @@ def _why_three(summary: RunSummary) -> str | None:
 
 def print_nights(found: Nights) -> None:
     """Print a line for each night, and what is not as in the nights before."""
+    if log.is_json():
+        nights = [{**asdict(night), "histograms": None} for night in found.nights]  # they are in OUT/nights
+        done = f"{counted(len(nights), 'night')}: " + ", ".join(night.date for night in found.nights)
+        _print_finished(done, {"nights": nights, "running": found.running, "exit_code": found.exit_code})
+        return
     for night in found.nights:
         statuses = {status: count for status, count in night.statuses.items() if status != "ok"}
         failed = ", ".join(f"{status} {count:,}" for status, count in statuses.items())
@@ -132,6 +149,11 @@ def print_training(result: TrainResult) -> None:
     """Print the results of a training."""
     bundle = result.bundle
     best = bundle.training["best"]
+    if log.is_json():
+        points = {name: asdict(point) for name, point in bundle.operating_points.items()}
+        told = {"model_id": bundle.model_id, "model": masked(bundle.location), "operating_points": points}
+        _print_finished(f"{bundle.model_id} is trained", {**told, "best": best, "exit_code": 0})
+        return
     print(
         f"{bundle.model_id}: epoch {best['epoch']:.0f} of {len(result.history)}, validation loss"
         f" {best['validation_loss']:.4f}, accuracy {best['validation_accuracy']:.4f}, temperature"
@@ -162,6 +184,9 @@ def print_overview(overview: Overview) -> None:
 def print_evaluation(found: Evaluation) -> None:
     """Print the most important figures for each source; metrics.json has all of them."""
     metrics = found.metrics
+    if log.is_json():
+        _print_finished(f"{metrics['model_id']} is measured", {"out": masked(found.out), **metrics, "exit_code": 0})
+        return
     if "views" in metrics:
         _print_photos(metrics)
         print(f"metrics and photographs: {masked(found.out)}")

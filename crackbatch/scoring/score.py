@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from crackbatch import log
 from crackbatch.cluster import Cluster, is_at_hand
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
@@ -150,6 +151,7 @@ def score(
     atomic.check_output(request.out)
     run = _choose_run(request, date, run_id)
     made = atomic.missing_folders(run.folder)
+    log.tell_about(run_id=run.run_id)
     broken_off = giving_up(lambda why: RunError(f"the run stopped ({why}); run the same command to continue"))
     try:
         with broken_off, Holding(run.folder, f"run {run.run_id}") as holding:

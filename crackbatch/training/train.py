@@ -12,7 +12,6 @@ The same command continues an interrupted training from its last checkpoint. It 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +38,7 @@ from crackbatch.models.bundle import DESCRIPTION, Bundle, absolute, read_bundle,
 from crackbatch.models.card import write_card
 from crackbatch.models.model import Model, default_device, runs_bfloat16
 from crackbatch.models.seen import splits_of, write_seen
-from crackbatch.progress import duration
+from crackbatch.progress import duration, say
 from crackbatch.sources.listing import check_sources
 from crackbatch.sources.plan import local_roots
 from crackbatch.storage import atomic, locations, objects
@@ -195,7 +194,7 @@ def _train(
     _begin(folder, {"fingerprint": fingerprint, **request})
     write_seen(folder, images, splits, before)
     for line in [*dataset.report.lines(), *_describe(dataset), *_describe_learnt(dataset, before, recipe.init)]:
-        _say(line)
+        say(line)
     rows, train_rows = (number_rows(dataset.part(split)) for split in ("validation", "train"))
     roots = local_roots(dataset.table, sources)
     validation: Callable[[], Iterable[Pixels]] = partial(stream_pixels, rows, recipe.image_size)
@@ -220,7 +219,7 @@ def _train(
     groups = np.asarray(rows.column("group").to_pylist(), dtype=object).astype(str)
     bundle = validated(bundle, weights, bundle_before(recipe.init), score, marks_of(rows).labels, groups)
     for line in verdict(bundle):
-        _say(line)
+        say(line)
     write_seen(out, images, splits, before)
     write_split(dataset.table, locations.join(out, "split.parquet"))
     _write_history(out, history)
@@ -290,11 +289,11 @@ def _fit_here(
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    _say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
+    say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
     stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], stored_size(recipe))
     batches = make_batches(recipe, [marks_of(rows)], 0, 1, stream, device)
     if isinstance(batches, StreamedBatches):
-        _say("the images do not fit in memory, so they are read and decoded again in every epoch")
+        say("the images do not fit in memory, so they are read and decoded again in every epoch")
     learner = Learner(built.network, built.head, recipe, batches.num_steps, device)
     job = Fit(learner, batches, validation, checkpoints, recipe.epochs, workers=1)
     return fit(job, _Reporter(recipe.epochs))
@@ -307,7 +306,7 @@ def _fit_on_ray(
     if len(history := _history(folder)) < recipe.epochs:
         fit_on_ray(
             recipe, folder, train, validation, roots, where.workers, where.max_failures, where.address,
-            _Reporter(recipe.epochs), _say,
+            _Reporter(recipe.epochs), say,
         )  # fmt: skip
         history = _history(folder)
     return history
@@ -330,10 +329,13 @@ class _Reporter:
         self._first = self._first or figures["epoch"]
         done = figures["epoch"] - self._first + 1
         left = (time.monotonic() - self._began) / done * (self._epochs - figures["epoch"])
-        _say(
+        say(
             f"epoch {figures['epoch']:.0f} of {self._epochs}: train loss {figures['train_loss']:.4f}, validation loss"
             f" {figures['validation_loss']:.4f}, accuracy {figures['validation_accuracy']:.4f},"
-            f" {figures['images_per_s']:.1f} images/s, {duration(left)} left"
+            f" {figures['images_per_s']:.1f} images/s, {duration(left)} left",
+            "epoch",
+            figures=figures,
+            epochs=self._epochs,
         )
 
 
@@ -378,7 +380,3 @@ def _write_history(out: str, history: list[Figures]) -> None:
 def _read_history(out: str) -> list[Figures]:
     rows: list[Figures] = read_table(locations.join(out, "metrics.parquet")).to_pylist()
     return rows
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

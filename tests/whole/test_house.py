@@ -15,7 +15,7 @@ from builders.places import ROOT, TESTS
 PACKAGE = ROOT / "crackbatch"
 # From the ground up: a room imports those before it and itself. The others are files beside the rooms.
 STOREYS = (
-    "errors", "machine", "progress", "storage", "cluster", "images", "decoding", "archives", "sources", "models",
+    "errors", "machine", "log", "progress", "storage", "cluster", "images", "decoding", "archives", "sources", "models",
     "results", "datasets", "evaluation", "reports", "scoring", "augmentation", "training", "cli",
 )  # fmt: skip
 NEIGHBOURS = ("scoring", "training")  # which do not know each other
