@@ -2,6 +2,7 @@
 # make test           set up .venv and run the tests
 # make test-slow      run the slow tests: trainings with several workers or with workers that die, and long runs
 # make test-faults    run the fault tests: kills, crashes, full disks, failing storage; print the effect on the rows
+# make test-cluster   run the cluster tests: jobs, nights, metrics and lost nodes on a Ray cluster of three nodes
 # make check          run the linter and the type checker
 # make format         format the code
 # make emulators      install Azurite from npm, for the tests of Azure
@@ -20,7 +21,7 @@ PHOTOS ?= ../shared/data/photos/cells.csv
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow test-faults check format model bench setup emulators browser clean
+.PHONY: demo test test-slow test-faults test-cluster check format model bench setup emulators browser clean
 setup: .venv/dev
 
 # What crackbatch itself needs.
@@ -63,6 +64,9 @@ test-slow: setup
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults
+
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster
 
 check: setup
 	$(BIN)/ruff check .

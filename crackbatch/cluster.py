@@ -14,7 +14,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -25,7 +24,6 @@ from typing import Any
 
 from crackbatch.errors import Interrupted, OptionError, RunError
 from crackbatch.machine import num_cores
-from crackbatch.progress import Step, duration
 from crackbatch.storage.redaction import masked, redact
 
 # Reading and writing mostly wait, so they need less than one CPU.
@@ -50,9 +48,6 @@ _MAX_ACTOR_STARTS = 3
 _ANSWER_S = 10.0
 # After Ctrl-C while Ray starts: by then its first process has answered.
 _STARTING_S = 1.0
-# A cluster that grows by itself may begin without workers. Starting a machine and its image takes minutes.
-_NODE_S = 900.0
-_POLL_S = 1.0
 
 
 def check_address(address: str | None) -> None:
@@ -87,12 +82,13 @@ def is_at_hand(address: str | None) -> bool:
 class Cluster:
     """The Ray that a run uses: one that this process already uses, one at an address, or a new one.
 
-    If `start` connected to Ray or started it, the end of the block disconnects from it or stops it.
+    If `start` connected to Ray or started it, the end of the block disconnects from it or stops it. `is_own` says that
+    it started it.
     """
 
     def __init__(self, address: str | None) -> None:
         self._address = address
-        self._is_ours = self._is_own = False
+        self._is_ours = self.is_own = False
         self._ending = ExitStack()
         self._folder = ""
         self.is_started = False
@@ -134,9 +130,9 @@ class Cluster:
 
         if ray.is_initialized():
             return
-        self._is_own = not is_at_hand(self._address)
+        self.is_own = not is_at_hand(self._address)
         options: dict[str, Any] = {"address": self._address}
-        if self._is_own:
+        if self.is_own:
             self._ending.enter_context(_on_this_machine_only())
             self._folder = _private_folder()
             options = {"address": "local", "_temp_dir": self._folder}
@@ -167,53 +163,6 @@ class Cluster:
 
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return [node["Resources"] for node in nodes if node["Alive"]]
-
-    @contextmanager
-    def asked_for(self, num_cpus: int) -> Iterator[None]:
-        """Wait for a node that can work, and ask a cluster that grows by itself for this many CPUs inside.
-
-        Raises RunError if no node joins in time.
-        """
-        from ray.autoscaler.sdk import request_resources
-
-        if self._is_own:  # it cannot grow
-            yield
-            return
-        request_resources(num_cpus=max(1, num_cpus))
-        try:
-            self._wait_for_node()
-            yield
-        finally:
-            with suppress(Exception):  # Ray may be gone
-                request_resources(num_cpus=0)
-
-    def _wait_for_node(self) -> None:
-        if any(map(_can_work, self.node_resources())):
-            return
-        end = time.monotonic() + _NODE_S
-        waiting = f"waiting up to {duration(_NODE_S)} for a node with CPUs or GPUs to join the Ray cluster"
-        with Step(waiting):
-            while not any(map(_can_work, self.node_resources())):
-                if time.monotonic() > end:
-                    raise RunError(
-                        f"no node with CPUs or GPUs joined the Ray cluster in {duration(_NODE_S)}; start a worker node"
-                        " and run again"
-                    )
-                time.sleep(_POLL_S)
-
-    def has_gpus(self, workers: int) -> bool:
-        """Return whether there is a GPU for each worker; RunError if there are not enough CPUs either."""
-        import ray
-
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        if there.get("GPU", 0) >= workers:
-            return True
-        if there.get("CPU", 0) < workers + IO_CPUS:
-            raise RunError(
-                f"--workers {workers} needs a CPU for each worker and part of one for reading, but the cluster has"
-                f" {there.get('CPU', 0):g} CPUs; give fewer --workers, or 0 to train in this process"
-            )
-        return False
 
     def free_resources(self) -> dict[str, float]:
         """Return the resources of the cluster that no job holds."""
@@ -270,10 +219,6 @@ def gpus_of_this_node() -> int:
     here = _this_node()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return max(1, *(int(node["Resources"].get("GPU", 0)) for node in nodes if node["NodeID"] == here))
-
-
-def _can_work(resources: dict[str, float]) -> bool:
-    return max(resources.get("CPU", 0), resources.get("GPU", 0)) >= 1
 
 
 @contextmanager

@@ -45,6 +45,8 @@ def train(
     workers: options.Workers = 1,
     max_failures: options.MaxFailures = 3,
     address: options.Address = None,
+    gpus: options.Gpus = None,
+    max_wait: options.MaxWait = 30.0,
     log_format: options.LogFormat = "text",
 ) -> None:
     """Train a network on labelled images. Run the same command again to continue an interrupted training."""
@@ -177,6 +179,8 @@ def compare(
     workers: options.Workers = 1,
     max_failures: options.MaxFailures = 3,
     address: options.Address = None,
+    gpus: options.Gpus = None,
+    max_wait: options.MaxWait = 30.0,
 ) -> None:
     """Train several networks on the same split and compare them."""
     from crackbatch.training import compare as comparison

@@ -86,6 +86,11 @@ Augmentation = Annotated[
         " lines that are no cracks."
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(help="GPUs to work on; 0 works on CPUs only [default: the GPUs that are there, else CPUs]."),
+]
+MaxWait = Annotated[float, typer.Option(help="Wait so many minutes for nodes or GPUs that other jobs use.")]
 LogFormat = Annotated[
     str,
     typer.Option(

@@ -71,6 +71,8 @@ def score(
     csv: Annotated[str | None, typer.Option(help="Also write the run's rows to this .csv file.")] = None,
     xlsx: Annotated[str | None, typer.Option(help="Also write the run's rows to this .xlsx file, for Excel.")] = None,
     exit_zero_when_published: options.ExitZero = False,
+    gpus: options.Gpus = None,
+    max_wait: options.MaxWait = 30.0,
     log_format: options.LogFormat = "text",
 ) -> None:
     """Score every image in the sources. Run the same command again to continue an interrupted run."""
@@ -104,6 +106,8 @@ def nightly(
     engine: options.Engine = "auto",
     maps: options.Maps = False,
     exit_zero_when_published: options.ExitZero = False,
+    gpus: options.Gpus = None,
+    max_wait: options.MaxWait = 30.0,
     log_format: options.LogFormat = "text",
 ) -> None:
     """Score what a night brought. Compare it with the nights before."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from crackbatch import cluster
+from crackbatch.capacity import Capacity
 from crackbatch.cluster import IO_CPUS, Cluster, Seen, cause_of
 from crackbatch.datasets.pixels import Pixels, stream_pixels
 from crackbatch.errors import RunError
@@ -44,7 +45,7 @@ def logits_on_ray(
 
     with Cluster(address) as ours:
         ours.start()
-        with ours.asked_for(1):
+        with Capacity().asked_of(ours, 1):
             nodes = ours.node_resources()
             num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
             num_tasks = num_gpus or sum(node.get("CPU", 0) >= 1 for node in nodes)

@@ -81,7 +81,7 @@ class _Stages:
 
     def __init__(self, request: Request, run: Run, todo: pa.Table) -> None:
         self._request, self._run, self._todo = request, run, todo
-        device = default_device()
+        device = "cpu" if request.capacity.gpus == 0 else default_device()
         lanes = _CUDA_THREADS if device == "cuda" else num_cores()
         self._decoders = Decoders(
             request.bundle.input_size,

@@ -7,7 +7,7 @@
     ray_crackbatch_retries_total{run_id}                    repeated storage requests
     ray_crackbatch_decoder_deaths_total{run_id}             decoder processes that images have ended
     ray_crackbatch_images_left{run_id}                      images that still wait for a row
-    ray_crackbatch_runs_total{exit_code}                    runs that ended, by exit code
+    ray_crackbatch_runs_total{run_id, exit_code}            1 when the run has ended
 
 The driver counts, because it alone sees every part once; a repeated task would count twice. Its node keeps the counts
 after the run has ended.
@@ -61,7 +61,7 @@ class Meters:
         self._count_retries(summary.retries - self._retries)
         self._num_left = 0
         self._show_left()
-        self._meter("Counter", "runs", "exit_code").inc(1, {"exit_code": str(summary.exit_code)})
+        self._count("runs", 1, exit_code=str(summary.exit_code))
 
     def _count_retries(self, num: float) -> None:
         self._retries += num

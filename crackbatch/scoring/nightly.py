@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from crackbatch.capacity import DEFAULT_MAX_WAIT
 from crackbatch.errors import HeldError, OptionError, OutputError, SourceError
 from crackbatch.models.bundle import DEFAULT_MODEL
 from crackbatch.results.predictions import read_predictions
@@ -57,12 +58,15 @@ def nightly(
     engine: str = "auto",
     maps: bool = False,
     exit_zero_when_published: bool = False,
+    gpus: int | None = None,
+    max_wait: float = DEFAULT_MAX_WAIT,
 ) -> Nights:
     """Score what is new in the inbox of a night, and write `OUT/nights/<date>.json`.
 
     `{date}` in `inbox` becomes the date; `{date:%Y/%m/%d}` writes it in another way. `date` is YYYY-MM-DD, or
     `yesterday` (UTC). With `since`, nights from then on that were missed are scored first. A night that is done is not
-    done again; one that another process works on is left alone. Raises RequestError and RunError.
+    done again; one that another process works on is left alone. `gpus` and `max_wait` are as for `score`. Raises
+    RequestError and RunError.
     """
     last, first = _parse(date), _parse(since or date)
     if first > last:
@@ -74,6 +78,7 @@ def nightly(
     options = {
         "model": model, "threshold": threshold, "operating_point": operating_point, "max_error_rate": max_error_rate,
         "max_errors": max_errors, "extensions": extensions, "address": address, "engine": engine, "maps": maps,
+        "gpus": gpus, "max_wait": max_wait,
     }  # fmt: skip
     location = atomic.check_output(os.fspath(out))
     done, running = list[Night](), list[str]()

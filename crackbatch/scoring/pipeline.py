@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from crackbatch.capacity import Capacity
 from crackbatch.cluster import Cluster, Seen, cause_of, data_context, gpus_of_this_node, on_all_nodes
 from crackbatch.decoding.decoders import Decoders
 from crackbatch.errors import BundleError, CrackbatchError, RunError
@@ -49,10 +50,11 @@ def score_on_ray(request: Request, run: Run, todo: pa.Table, cluster: Cluster) -
     from ray.exceptions import RayError
 
     seen = Seen.from_here(local_roots(todo, request.sources))
-    with cluster.asked_for(todo.num_rows // _IMAGES_PER_CPU):
+    capacity = request.capacity
+    with capacity.asked_of(cluster, todo.num_rows // _IMAGES_PER_CPU):
         while todo.num_rows:
-            devices = lay_out(cluster.node_resources())
-            growth = _Growth(cluster, devices)
+            devices = lay_out(capacity.usable(cluster.node_resources()))
+            growth = _Growth(cluster, capacity, devices)
             with data_context(read_ahead(devices)):
                 dataset = _dataset(request, run, todo, devices, seen)
             try:
@@ -73,15 +75,15 @@ class _Growth:
     That costs what the actors are just scoring, so it is done seldom.
     """
 
-    def __init__(self, cluster: Cluster, devices: Devices) -> None:
-        self._cluster, self._size = cluster, devices.size
+    def __init__(self, cluster: Cluster, capacity: Capacity, devices: Devices) -> None:
+        self._cluster, self._capacity, self._size = cluster, capacity, devices.size
         self._looked = time.monotonic()
 
     def is_large(self) -> bool:
         if time.monotonic() - self._looked < _SETTLE_S:
             return False
         self._looked = time.monotonic()
-        now = lay_out(self._cluster.node_resources())
+        now = lay_out(self._capacity.usable(self._cluster.node_resources()))
         if now.size < _MUCH * self._size:
             return False
         say(f"the cluster has grown: going on with {now.num_actors} actors for {now.size} batches at a time")

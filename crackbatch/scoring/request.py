@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from crackbatch import __version__
+from crackbatch.capacity import Capacity
 from crackbatch.cluster import check_address
 from crackbatch.errors import OptionError
 from crackbatch.images.formats import EXTENSIONS
@@ -60,6 +61,7 @@ class Request:
     ground_resolution: float | None = None
     maps: bool = False
     exif: str = "basic"
+    capacity: Capacity = field(default_factory=Capacity)
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_rate <= 1:
@@ -83,6 +85,10 @@ class Request:
             raise OptionError(f"--engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.engine == "local" and self.address:
             raise OptionError("--engine local scores in this process and needs no --address; remove one of them")
+        if self.engine == "local" and self.capacity.gpus:
+            raise OptionError(
+                "--engine local uses the GPU of this machine if it has one; remove --gpus, or --engine local"
+            )
         check_address(self.address)
         self._check_view()
 

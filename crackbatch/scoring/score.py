@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crackbatch import log
+from crackbatch.capacity import DEFAULT_MAX_WAIT, Capacity
 from crackbatch.cluster import Cluster, is_at_hand
 from crackbatch.errors import HeldError, LeaseLostError, OutputError, RequestError, RunError
 from crackbatch.images.picture import DEFAULT_MAX_MEGAPIXELS
@@ -103,6 +104,8 @@ def score(
     csv: locations.Location | None = None,
     xlsx: locations.Location | None = None,
     exit_zero_when_published: bool = False,
+    gpus: int | None = None,
+    max_wait: float = DEFAULT_MAX_WAIT,
 ) -> RunSummary:
     """Score every image in the sources and publish one row for each below `out`.
 
@@ -115,7 +118,8 @@ def score(
     many millimetres of the surface a pixel shows. With `maps`, the probabilities of all windows are published too. With
     `exif` "full", the table also has what drones write: the camera's angles and the altitude. The rows of the run are
     also written to the files `csv` and `xlsx`, as `export` writes them. With `exit_zero_when_published`, the exit code
-    is 0 instead of 3, for schedulers that would try again.
+    is 0 instead of 3, for schedulers that would try again. The run works on `gpus` GPUs (0: CPUs only; None: the GPUs
+    that are there, else CPUs), and waits for a free one for at most `max_wait` minutes.
     Raises RequestError if the request is wrong, RunError if the run failed.
     """
     start = Start()
@@ -143,6 +147,7 @@ def score(
         ground_resolution=ground_resolution,
         maps=maps,
         exif=exif,
+        capacity=Capacity(gpus, max_wait),
     )
     objects.follow_redirects(not request.only_below)
     if dry_run:
@@ -230,7 +235,9 @@ def _score(request: Request, run: Run, holding: Holding, start: Start) -> RunSum
 
 def _wants_ray(request: Request) -> bool:
     """Whether Ray scores also the smallest work."""
-    return request.engine == "ray" or (request.engine == "auto" and is_at_hand(request.address))
+    return request.engine == "ray" or (
+        request.engine == "auto" and (bool(request.capacity.gpus) or is_at_hand(request.address))
+    )
 
 
 def _may_use_ray(request: Request) -> bool:

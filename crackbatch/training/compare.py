@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from crackbatch.archives.members import Listing
+from crackbatch.capacity import DEFAULT_MAX_WAIT, Capacity
 from crackbatch.cluster import Cluster, cause_of
 from crackbatch.errors import OptionError, RunError, SourceError
 from crackbatch.evaluation.evaluate import evaluate
@@ -68,6 +69,8 @@ def compare(
     init: locations.Location = "imagenet",
     workers: int = 1,
     address: str | None = None,
+    gpus: int | None = None,
+    max_wait: float = DEFAULT_MAX_WAIT,
     **training: Any,
 ) -> Comparison:
     """Train each network on the same split (options as for `train`) and measure it on the test split.
@@ -104,11 +107,12 @@ def compare(
         for name in names
     ]  # fmt: skip
     if workers and len(names) > 1:  # a cluster may have room for several at once
-        train_side_by_side(trainings, location, address)
+        train_side_by_side(trainings, location, address, Capacity(gpus, max_wait))
     rows = []
     for name, arguments in zip(names, trainings, strict=True):
         folder = arguments["out"]
-        result = train(**arguments, workers=workers, address=address)  # returns the finished training, or trains now
+        # Returns the finished training, or trains now.
+        result = train(**arguments, workers=workers, address=address, gpus=gpus, max_wait=max_wait)
         if not result.bundle.training["images"]["test"]:
             raise SourceError(
                 "the test split is empty, so the networks cannot be compared: the data have too few groups (see"
@@ -162,14 +166,16 @@ def find_room(nodes: Sequence[dict[str, float]]) -> Room:
     return Room(len(sizes), min(sizes, default=1.0), 0)
 
 
-def train_side_by_side(trainings: Sequence[dict[str, Any]], folder: str, address: str | None) -> bool:
+def train_side_by_side(
+    trainings: Sequence[dict[str, Any]], folder: str, address: str | None, capacity: Capacity
+) -> bool:
     """Run trainings (the arguments of `train`) at the same time if the cluster has room for two; return whether it had.
 
     Each writes its results to its own `out`. Raises RunError if one failed, after the others are done.
     """
     with Cluster(address) as cluster:
         cluster.start()
-        room = find_room(cluster.node_resources())
+        room = find_room(capacity.usable(cluster.node_resources()))
         if room.trainings < 2:
             return False
         _run(trainings, folder, room)

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from crackbatch import __version__
+from crackbatch.capacity import DEFAULT_MAX_WAIT, Capacity
 from crackbatch.cluster import check_address
 from crackbatch.datasets.dataset import Dataset, read_listed, with_given_split, with_split
 from crackbatch.datasets.labels import LabelRules
@@ -67,17 +68,20 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Where:
-    """Where to train: the number of Ray Train workers (0: this process), the failures allowed, the Ray address."""
+    """Where to train: the number of Ray Train workers (0: this process), failures allowed, Ray address and capacity."""
 
     workers: int
     max_failures: int
     address: str | None
+    capacity: Capacity
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise OptionError(f"--workers must be 0 or more, got {self.workers}")
         if self.max_failures < 0:
             raise OptionError(f"--max-failures must be 0 or more, got {self.max_failures}")
+        if (gpus := self.capacity.gpus) and gpus != self.workers:
+            raise OptionError(f"--gpus {gpus} needs --workers {gpus}, because each worker trains on one GPU")
         check_address(self.address)
 
 
@@ -105,12 +109,15 @@ def train(
     workers: int = 1,
     max_failures: int = 3,
     address: str | None = None,
+    gpus: int | None = None,
+    max_wait: float = DEFAULT_MAX_WAIT,
 ) -> TrainResult:
     """Train a network on labelled sources and write its bundle to `out`.
 
     The same call again continues an interrupted training. With 0 workers it trains in this process, else on that many
-    workers of Ray Train, on GPUs if the cluster has one for each. Raises RequestError if the request is wrong, RunError
-    if the training failed.
+    workers of Ray Train, on GPUs if the cluster has one for each. With `gpus`, it needs them (0: it works on CPUs
+    only), and waits for at most `max_wait` minutes until they are free. Raises RequestError if the request is wrong,
+    RunError if the training failed.
     """
     recipe = Recipe(
         network, absolute(os.fspath(init), WORDS), freeze, epochs, batch_size, learning_rate, image_size, seed, balance,
@@ -118,7 +125,7 @@ def train(
     )  # fmt: skip
     rules = LabelRules(tuple(positive), tuple(negative), group_pattern, group_column)
     names, given = check_sources(sources), os.fspath(split) if split else None
-    where = Where(workers, max_failures, address)
+    where = Where(workers, max_failures, address, Capacity(gpus, max_wait))
     out = os.fspath(out)
     location = atomic.check_output(out)
     folder = locations.join(location, "training")
@@ -202,7 +209,7 @@ def _train(
         history = _fit_on_ray(recipe, train_rows, rows, roots, folder, where)
     else:
         validation = held_or_streamed(validation, marks_of(rows), recipe.image_size, neighbours=1)
-        history = _fit_here(recipe, train_rows, validation, built, Checkpoints(folder))
+        history = _fit_here(recipe, train_rows, validation, built, Checkpoints(folder), where.capacity.gpus)
     data = [_short(source) for source in sources]
     about = {"fingerprint": fingerprint, "recipe": described, "data": data, "split": split}
     bundle = _bundle(out, name, recipe, dataset, history, about)
@@ -284,11 +291,12 @@ def _fit_here(
     validation: Callable[[], Iterable[Pixels]],
     built: Initial,
     checkpoints: Checkpoints,
+    gpus: int | None,
 ) -> list[Figures]:
     """Train in this process."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and gpus != 0 else "cpu"
     say(f"training on {device} in {'bfloat16' if runs_bfloat16(device) else 'float32'}")
     stream = partial(stream_pixels, deal(rows, 1, recipe.seed)[0], stored_size(recipe))
     batches = make_batches(recipe, [marks_of(rows)], 0, 1, stream, device)
@@ -305,8 +313,8 @@ def _fit_on_ray(
     """Train on workers of Ray Train, unless the checkpoints hold all epochs already."""
     if len(history := _history(folder)) < recipe.epochs:
         fit_on_ray(
-            recipe, folder, train, validation, roots, where.workers, where.max_failures, where.address,
-            _Reporter(recipe.epochs), say,
+            recipe, folder, train, validation, roots, where.workers, where.max_failures, where.address, where.capacity,
+            _Reporter(recipe.epochs),
         )  # fmt: skip
         history = _history(folder)
     return history

@@ -19,10 +19,12 @@ from typing import Any
 import pyarrow as pa
 
 from crackbatch import cluster
-from crackbatch.cluster import Cluster, Seen, cause_of, on_all_nodes
+from crackbatch.capacity import Capacity
+from crackbatch.cluster import IO_CPUS, Cluster, Seen, cause_of, on_all_nodes
 from crackbatch.datasets.pixels import Marks, Pixels, held_or_streamed, marks_of, stream_pixels
 from crackbatch.errors import RunError
 from crackbatch.machine import num_cores
+from crackbatch.progress import counted, say
 from crackbatch.sources.shards import Shard, read_shard, write_shards
 from crackbatch.storage import atomic, locations, objects
 from crackbatch.storage.documents import read_json, write_json
@@ -69,8 +71,8 @@ def fit_on_ray(
     workers: int,
     max_failures: int,
     address: str | None,
+    capacity: Capacity,
     on_epoch: Callable[[Figures], None],
-    say: Callable[[str], None],
 ) -> None:
     """Train all epochs that the checkpoints below `folder` do not hold yet; raises RunError if the training fails.
 
@@ -82,31 +84,34 @@ def fit_on_ray(
     with Cluster(address) as ours:
         ours.start()
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        on_gpus = ours.has_gpus(workers)
-        for line in describe_device(on_gpus, workers, ours.node_resources(), ours.free_resources()):
-            say(line)
-        data = locations.join(folder, "data")
-        objects.remove(data)
-        parts = [
-            _write_part(part, locations.join(data, f"train-{rank}"))
-            for rank, part in enumerate(deal(train, workers, recipe.seed))
-        ]
-        held_out = _write_part(validation, locations.join(data, "validation"))
-        device = cluster.GPU_DEVICE if on_gpus else "cpu"
-        job = Job(recipe, folder, parts, held_out, device, Seen.from_here(roots))
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=_WAIT_S),
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=on_gpus),
-            run_config=_run_config(folder, max_failures),
-        )
-        with _Watch(folder, on_epoch):
-            try:
-                trainer.fit()
-            except Exception as error:  # Ray Train wraps a worker's error in its own types
-                _raise_failure(folder)
-                raise RunError(f"the training stopped ({cause_of(error)}); run the same command to continue") from None
+        with capacity.asked_of(ours, workers + 1, {"GPU": workers, "CPU": workers + IO_CPUS}):
+            nodes = capacity.usable(ours.node_resources())
+            on_gpus = has_gpus(nodes, workers)
+            say(describe_device(on_gpus, workers, nodes))
+            data = locations.join(folder, "data")
+            objects.remove(data)
+            parts = [
+                _write_part(part, locations.join(data, f"train-{rank}"))
+                for rank, part in enumerate(deal(train, workers, recipe.seed))
+            ]
+            held_out = _write_part(validation, locations.join(data, "validation"))
+            device = cluster.GPU_DEVICE if on_gpus else "cpu"
+            job = Job(recipe, folder, parts, held_out, device, Seen.from_here(roots))
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"job": job},
+                torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo", timeout_s=_WAIT_S),
+                scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=on_gpus),
+                run_config=_run_config(folder, max_failures),
+            )
+            with _Watch(folder, on_epoch):
+                try:
+                    trainer.fit()
+                except Exception as error:  # Ray Train wraps a worker's error in its own types
+                    _raise_failure(folder)
+                    raise RunError(
+                        f"the training stopped ({cause_of(error)}); run the same command to continue"
+                    ) from None
     _raise_failure(folder)
 
 
@@ -115,21 +120,26 @@ def _raise_failure(folder: str) -> None:
         raise RunError(failure["error"])
 
 
-def describe_device(
-    on_gpus: bool, workers: int, nodes: Sequence[dict[str, float]], free: dict[str, float]
-) -> Iterator[str]:
-    """Yield what the workers train on, why not on the GPUs, and what they wait for, given the nodes' resources."""
-    kind = "GPU" if on_gpus else "CPU"
-    said = f"training on Ray Train with {workers} {kind} worker{'s' if workers > 1 else ''}"
+def has_gpus(nodes: Sequence[dict[str, float]], workers: int) -> bool:
+    """Return whether nodes have a GPU for each worker; raises RunError if there are not enough CPUs either."""
     there = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    if not on_gpus and there["GPU"]:
-        said += (
-            f": {workers} workers need a GPU each, the cluster has {there['GPU']:g}; give fewer --workers to use GPUs"
+    if there["GPU"] >= workers:
+        return True
+    if there["CPU"] < workers + IO_CPUS:
+        raise RunError(
+            f"--workers {workers} needs a CPU for each worker and part of one for reading, but there are"
+            f" {there['CPU']:g} CPUs; give fewer --workers, or 0 to train in this process"
         )
-    yield said
-    if free.get(kind, 0) < workers:
-        held = there[kind] - free.get(kind, 0)
-        yield f"waiting: other jobs hold {held:g} of the cluster's {there[kind]:g} {kind}s, and {workers} are needed"
+    return False
+
+
+def describe_device(on_gpus: bool, workers: int, nodes: Sequence[dict[str, float]]) -> str:
+    """Return what the workers train on, and why not on the GPUs, given the nodes' resources."""
+    said = f"training on Ray Train with {counted(workers, 'GPU worker' if on_gpus else 'CPU worker')}"
+    num_gpus = sum(node.get("GPU", 0) for node in nodes)
+    if on_gpus or not num_gpus:
+        return said
+    return f"{said}: {workers} workers need a GPU each, the cluster has {num_gpus:g}; give fewer --workers to use GPUs"
 
 
 def _write_part(rows: pa.Table, folder: str) -> Part:

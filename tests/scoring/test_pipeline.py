@@ -75,7 +75,7 @@ def test_a_cluster_that_begins_without_workers_is_waited_for_and_nodes_that_join
         )
         assert run.stderr is not None
         said = next(line for line in run.stderr if line.startswith("waiting up to"))
-        assert "for a node with CPUs or GPUs to join the Ray cluster" in said
+        assert "for a node with CPUs in the Ray cluster, which has none" in said
         add_node()
         wait_for(lambda: list((tmp_path / "out").glob("runs/*/parts/*.part")), run)
         add_node()

@@ -15,11 +15,19 @@ from builders.places import ROOT, TESTS
 PACKAGE = ROOT / "crackbatch"
 # From the ground up: a room imports those before it and itself. The others are files beside the rooms.
 STOREYS = (
-    "errors", "machine", "log", "progress", "storage", "cluster", "images", "decoding", "archives", "sources", "models",
-    "results", "datasets", "evaluation", "reports", "scoring", "augmentation", "training", "cli",
+    "errors", "machine", "log", "progress", "storage", "cluster", "capacity", "images", "decoding", "archives",
+    "sources", "models", "results", "datasets", "evaluation", "reports", "scoring", "augmentation", "training", "cli",
 )  # fmt: skip
 NEIGHBOURS = ("scoring", "training")  # which do not know each other
-RAY = ("cluster", "evaluation.inference", "scoring.meters", "scoring.pipeline", "training.workers", "training.compare")
+RAY = (
+    "cluster",
+    "capacity",
+    "evaluation.inference",
+    "scoring.meters",
+    "scoring.pipeline",
+    "training.workers",
+    "training.compare",
+)
 TORCH = ("models", "augmentation", "training", "scoring.pipeline")
 MOST_FILES = 10
 
